@@ -1,0 +1,55 @@
+"""The exceptions, and the few helpers that word them.
+
+    FedLightningError
+    ├── ConfigurationError   what was asked for cannot be; raised before the first round (also a ValueError)
+    ├── MethodError          a hook of a method broke the contract: it mutates, draws global random numbers, branches
+    └── ClientError          a client failed during a round: its id, the round, the slot and the hook are named
+
+Each message says what must hold, what was given, who gave it and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class FedLightningError(Exception):
+    """Base of everything that fedlightning raises on purpose."""
+
+
+class ConfigurationError(FedLightningError, ValueError):
+    """What was asked for cannot be. Raised before the first round."""
+
+
+class MethodError(FedLightningError):
+    """A hook of a `FedMethod` broke its contract."""
+
+
+class ClientError(FedLightningError):
+    """A client failed during a round."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"Did you mean 'fedprox'? Known: …"` for a name that is not among `known`."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}Known: {', '.join(names)}."
+
+
+def require_within(value: float | None, interval: str, name: str, remedy: str = "") -> None:
+    """Check a number against an interval in the notation of papers, e.g. `"[0, 1)"` or `"(0, inf)"`.
+
+    Raises:
+        ConfigurationError: `value` is a NaN, not a number or outside `interval`. None passes: it switches a field off.
+    """
+    if value is None:
+        return
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    inside = isinstance(value, (int, float)) and not math.isnan(value)
+    inside = inside and (value > low or (interval[0] == "[" and value == low))
+    inside = inside and (value < high or (interval[-1] == "]" and value == high))
+    if not inside:
+        raise ConfigurationError(f"{name} must be in {interval}, but is {value!r}{'; ' + remedy if remedy else ''}.")

@@ -1,0 +1,43 @@
+"""Which Python this is, whether its global interpreter lock (GIL) is on, and who switched it on."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SWITCHED_ON_BY: list[str] = []
+
+
+@contextmanager
+def watch_imports() -> Iterator[None]:
+    """Note which of the imports inside switches the GIL on; the start line of a run names it, with the remedy."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        found = re.search(r"GIL\) has been enabled to load module '([^']+)'", str(warning.message))
+        if found:
+            _SWITCHED_ON_BY.append(found.group(1))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def gil_enabled() -> bool:
+    """Whether only one thread at a time runs Python."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
+def description() -> str:
+    """E.g. "CPython 3.14.0 free-threaded, GIL off", with the remedy where an import switched the GIL on."""
+    name = f"{platform.python_implementation()} {platform.python_version()}"
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return f"{name}, GIL on"
+    if not gil_enabled():
+        return f"{name} free-threaded, GIL off"
+    culprit = f"importing {_SWITCHED_ON_BY[0]!r}" if _SWITCHED_ON_BY else "an import before fedlightning's"
+    return f"{name} free-threaded, but GIL on: {culprit} switched it on; start it as `python -Xgil=0 …` to keep it off"

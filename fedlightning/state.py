@@ -1,0 +1,99 @@
+"""`State`: immutable named tensors, the only thing that methods, clients and servers exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from fedlightning.errors import MethodError
+
+
+class State(Mapping[str, Tensor]):
+    """Named tensors that cannot be changed, only replaced: `state.replace(w=state.w - client.lr * g)`.
+
+    Read an entry as an attribute (`state.w`) or as an item (`state["w"]`). A `State` is a pytree, so it passes through
+    `torch.func.vmap` and tracing; a cohort of clients is one `State` whose entries have a leading dimension [C].
+
+    Args:
+        **tensors: the entries. Names of `State`'s own attributes are refused.
+
+    Raises:
+        MethodError: an entry is no tensor, is assigned to, or does not exist.
+    """
+
+    __slots__ = ("_tensors",)
+    _tensors: dict[str, Tensor]
+
+    def __init__(self, **tensors: Tensor) -> None:
+        for name in tensors:
+            if hasattr(type(self), name):
+                raise MethodError(f"A State entry must not be called {name!r}: it is an attribute of State. Rename it.")
+        object.__setattr__(self, "_tensors", tensors)
+
+    def replace(self, **tensors: Tensor) -> State:
+        """A new `State` with these entries added or exchanged; the others are shared, not copied."""
+        return State(**{**self._tensors, **tensors})
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> State:
+        """A new `State` with `function` applied to each entry."""
+        return State(**{name: function(tensor) for name, tensor in self._tensors.items()})
+
+    def select(self, *names: str) -> State:
+        """A new `State` of these entries alone."""
+        return State(**{name: self[name] for name in names})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all entries together."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            held = ", ".join(self._tensors) or "nothing"
+            raise AttributeError(f"This State has no entry {name!r}; it holds {held}.") from None
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise MethodError(
+            f"A State cannot be changed, but {name!r} was assigned to; return `state.replace({name}=…)` instead."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._tensors,)
+
+    def __repr__(self) -> str:
+        entries = (f"{name}: {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in self.items())
+        return f"State({', '.join(entries)})"
+
+
+def stack(states: list[State]) -> State:
+    """States of single clients as one `State` of a cohort, entries [C, …]."""
+    return State(**{name: torch.stack([state[name] for state in states]) for name in states[0]})
+
+
+def _rebuild(tensors: dict[str, Tensor]) -> State:
+    return State(**tensors)
+
+
+_pytree.register_pytree_node(
+    State,
+    lambda state: (list(state.values()), tuple(state)),
+    lambda tensors, names: State(**dict(zip(names, tensors, strict=True))),
+    serialized_type_name="fedlightning.State",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+)

@@ -1,0 +1,73 @@
+"""Randomness with an address instead of a history.
+
+Every random number of a run comes from `stream(seed, purpose, *where)` or from a key made the same way. Nothing depends
+on what was drawn before, so a run gives the same bits for any number of slots, after a resume, and whether or not one
+evaluates; a checkpoint needs no generator state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer: the step of SplitMix64
+_MIX = ((30, -4658895280553007687), (27, -7723592293110705685))  # its two shifts, each with the multiplier after it
+
+
+def _digest(seed: int, purpose: str, where: tuple[int, ...], size: int) -> int:
+    address = "/".join([str(int(seed)), purpose, *(str(int(part)) for part in where)])
+    return int.from_bytes(hashlib.blake2b(address.encode(), digest_size=size).digest(), "little")
+
+
+def stream(seed: int, purpose: str, *where: int) -> np.random.Generator:
+    """The generator at an address, e.g. `stream(seed, "shuffle", round, client)`.
+
+    The address is hashed (BLAKE2b) to the 128-bit key of a counter-based generator (Philox), so neighbouring seeds,
+    rounds and clients give unrelated streams that never collide.
+    """
+    return np.random.Generator(np.random.Philox(key=_digest(seed, purpose, where, 16)))
+
+
+def torch_stream(seed: int, purpose: str, *where: int) -> torch.Generator:
+    """The same as a `torch.Generator` on the CPU; use it for a handful of addresses, it has 32 bits of them."""
+    return torch.Generator().manual_seed(_digest(seed, purpose, where, 7))
+
+
+def keys(count: int, seed: int, purpose: str, *where: int) -> Tensor:
+    """`count` keys [count] (int64) for `keyed_uniform`, one for each step of the client at this address."""
+    base = _digest(seed, purpose, where, 8) - 2**63
+    return _mix(base + torch.arange(1, count + 1) * _GOLDEN)
+
+
+def keyed_uniform(key: Tensor, shape: Sequence[int], salt: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1) that are a pure function of `key`, for hooks and modules.
+
+    Plain tensor arithmetic (SplitMix64), so the bits are the same one client at a time, under `vmap`, traced, and on
+    every device.
+
+    Args:
+        key: one key [] (int64), as `keys` makes them.
+        shape: the shape of the result.
+        salt: tells several draws from the same key apart.
+
+    Returns:
+        float32 numbers of `shape`, multiples of 2⁻²⁴.
+    """
+    count = torch.arange(1, math.prod(shape) + 1, device=key.device)
+    bits = _mix(_mix(key ^ _digest(salt, "salt", (), 7)) + count * _GOLDEN)
+    return (_shift(bits, 40).to(torch.float32) * 2.0**-24).reshape(tuple(shape))
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    for shift, multiplier in _MIX:
+        bits = (bits ^ _shift(bits, shift)) * multiplier
+    return bits ^ _shift(bits, 31)
