@@ -1,0 +1,178 @@
+"""What is learned: a model with a per-example loss and its metrics."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.regression import MeanAbsoluteError
+
+from fedlightning.errors import ConfigurationError
+from fedlightning.method import Batch
+from fedlightning.vector import Layout
+
+
+class FederatedTask(LightningModule):
+    """A model, its per-example loss and its metrics; also a `LightningModule` that a plain `Trainer` trains centrally.
+
+    Subclass it and define `criterion`. The loss is per example because clients of different sizes run side by side and
+    unfilled places of a batch are masked.
+
+    Args:
+        model: any `nn.Module`; its trainable parameters are the vector w that methods see.
+        metrics: torchmetrics by name, updated with (outputs, targets) over the pooled test set.
+        lr: learning rate of centralised training alone; a federated run takes the method's.
+    """
+
+    def __init__(self, model: nn.Module, metrics: dict[str, Metric] | None = None, lr: float = 0.1) -> None:
+        super().__init__()
+        self.model = model
+        self.metrics = MetricCollection(cast(Any, metrics or {}))
+        self.lr = lr
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Per-example losses [B]."""
+        raise NotImplementedError(f"{type(self).__name__} must define `criterion(outputs, targets)` -> losses [B].")
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Per-example numbers [B] by name that are averaged over each client's examples, the loss among them."""
+        return {"loss": self.criterion(outputs, targets)}
+
+    def update_metrics(self, metrics: MetricCollection, outputs: Tensor, targets: Tensor) -> None:
+        """Feed a batch to the metrics."""
+        for metric in metrics.values():
+            metric.update(outputs, targets)
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """Check the data against the task before the first round; raise `ConfigurationError` if they do not fit."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        """The model's outputs [B, …]."""
+        return self.model(inputs)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Per-example losses [B] of a batch (inputs, targets)."""
+        inputs, targets = batch
+        return self.criterion(self(inputs), targets)
+
+    def with_parameters(self, x: Tensor) -> FederatedTask:
+        """A copy of the task whose trainable parameters are x [P], e.g. `task.with_parameters(state.server.x)`."""
+        task = copy.deepcopy(self)
+        layout = Layout.of(task)
+        with torch.no_grad():
+            for name, value in layout.unflatten(x).items():
+                task.get_parameter(name).copy_(value)
+        return task
+
+    # -- centralised training under lightning.Trainer -----------------------------------------------------------------
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean loss of a batch."""
+        loss = self.loss(batch).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the mean loss and the metrics."""
+        inputs, targets = batch
+        outputs = self(inputs)
+        self.log("val/loss", self.criterion(outputs, targets).mean(), batch_size=len(targets))
+        self.update_metrics(self.metrics, outputs, targets)
+        self.log_dict({f"val/{name}": metric for name, metric in self.metrics.items()})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain SGD, which is what the clients run."""
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def _check_labels(targets: Tensor, classes: int, owner: str) -> None:
+    low, high = int(targets.min()), int(targets.max())
+    if targets.is_floating_point() or low < 0 or high >= classes:
+        raise ConfigurationError(
+            f"Labels must be integers in 0…{classes - 1} for {owner}(classes={classes}), but the data hold "
+            f"{str(targets.dtype).removeprefix('torch.')} values in {low}…{high}; set `classes={high + 1}` or relabel."
+        )
+
+
+class Classification(FederatedTask):
+    """Softmax cross-entropy over classes.
+
+    Args:
+        model: gives logits [B, classes].
+        classes: number of classes; None reads it from the model's last layer.
+        metrics: torchmetrics by name, beside `accuracy`.
+        lr: learning rate of centralised training alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, classes: int | None = None, metrics: dict[str, Metric] | None = None, lr: float = 0.1
+    ) -> None:
+        classes = classes or _last_width(model)
+        super().__init__(model, {"accuracy": MulticlassAccuracy(classes, average="micro"), **(metrics or {})}, lr)
+        self.classes = classes
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy [B]."""
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss and correctness [B]."""
+        return {**super().scores(outputs, targets), "accuracy": (outputs.argmax(1) == targets).to(torch.float32)}
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """Refuse labels outside the classes."""
+        _check_labels(targets, self.classes, type(self).__name__)
+
+
+class NextToken(Classification):
+    """Next-token prediction: logits [B, V] with targets [B], or logits [B, T, V] with targets [B, T].
+
+    The loss of an example is the mean over its tokens.
+    """
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy [B]."""
+        losses = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+        return losses.view(targets.shape).flatten(1).mean(1) if targets.dim() > 1 else losses
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss and share of correct tokens [B]."""
+        correct = (outputs.argmax(-1) == targets).to(torch.float32)
+        accuracy = correct.flatten(1).mean(1) if targets.dim() > 1 else correct
+        return {"loss": self.criterion(outputs, targets), "accuracy": accuracy}
+
+    def update_metrics(self, metrics: MetricCollection, outputs: Tensor, targets: Tensor) -> None:
+        """Feed all tokens of a batch to the metrics."""
+        super().update_metrics(metrics, outputs.flatten(0, -2), targets.flatten())
+
+
+class Regression(FederatedTask):
+    """Mean squared error, the mean over an example's outputs."""
+
+    def __init__(self, model: nn.Module, metrics: dict[str, Metric] | None = None, lr: float = 0.1) -> None:
+        super().__init__(model, {"mae": MeanAbsoluteError(), **(metrics or {})}, lr)
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Squared error [B]."""
+        return (outputs - targets).square().flatten(1).mean(1)
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """Refuse targets without an output dimension, which would broadcast against the outputs."""
+        if targets.dim() < 2:
+            raise ConfigurationError(
+                f"Targets of Regression must be [n, outputs], but are {list(targets.shape)}; use `targets[:, None]`."
+            )
+
+
+def _last_width(model: nn.Module) -> int:
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ConfigurationError(
+            f"`classes` must be given, since {type(model).__name__} has no linear layer to read it from."
+        )
+    return linear[-1].out_features
