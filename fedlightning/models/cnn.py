@@ -1,0 +1,92 @@
+"""Small convolutional networks for square images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fedlightning.errors import require_within
+
+
+class _Convolutional(nn.Module):
+    """Convolutions and a head of linear layers on the flattened maps."""
+
+    def __init__(self, features: nn.Sequential, head: nn.Sequential) -> None:
+        super().__init__()
+        self.features = features
+        self.head = head
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, channels, size, size]."""
+        logits: Tensor = self.head(self.features(inputs).flatten(1))
+        return logits
+
+
+class CNN(_Convolutional):
+    """Two 3×3 convolutions with group norm, a good default: 421,834 parameters for 28×28×1 and 10 classes.
+
+    Args:
+        channels: channels of an image.
+        classes: number of outputs.
+        size: pixels along each side, at least 4.
+    """
+
+    def __init__(self, channels: int, classes: int, size: int = 28) -> None:
+        require_within(size, "[4, inf)", "`size` of CNN")
+        features = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.GroupNorm(8, 32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.GroupNorm(16, 64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        super().__init__(
+            features, nn.Sequential(nn.Linear(64 * (size // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, classes))
+        )
+
+
+class FedAvgCNN(_Convolutional):
+    """The CNN of McMahan et al., AISTATS 2017: 1,663,370 parameters for 28×28×1 and 10 classes.
+
+    Args:
+        channels: channels of an image.
+        classes: number of outputs.
+        size: pixels along each side, at least 4.
+    """
+
+    def __init__(self, channels: int, classes: int, size: int = 28) -> None:
+        require_within(size, "[4, inf)", "`size` of FedAvgCNN")
+        features = nn.Sequential(
+            nn.Conv2d(channels, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        super().__init__(
+            features, nn.Sequential(nn.Linear(64 * (size // 4) ** 2, 512), nn.ReLU(), nn.Linear(512, classes))
+        )
+
+
+class LeNet(_Convolutional):
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max-pooling: 62,006 parameters for 32×32×3 and 10 classes.
+
+    Args:
+        channels: channels of an image.
+        classes: number of outputs.
+        size: pixels along each side, at least 16.
+    """
+
+    def __init__(self, channels: int, classes: int, size: int = 32) -> None:
+        require_within(size, "[16, inf)", "`size` of LeNet")
+        features = nn.Sequential(
+            nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        side = ((size - 4) // 2 - 4) // 2
+        head = nn.Sequential(
+            nn.Linear(16 * side**2, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)
+        )
+        super().__init__(features, head)

@@ -1,0 +1,68 @@
+"""Models of flat features: logistic regression and the multilayer perceptron."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class LogisticRegression(nn.Module):
+    """One linear layer on the flattened input: Glorot-uniform weights and zero biases, as in the FedProx paper's code.
+
+    Args:
+        features: entries of one example.
+        classes: number of outputs.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    @classmethod
+    def glorot(cls, features: int, classes: int, seed: int) -> LogisticRegression:
+        """The model at which the FedProx reference curves of a seed start.
+
+        The kernel [features, classes] is drawn row by row by numpy's legacy `RandomState(123 + seed)`, uniformly in
+        ±√(6 / (features + classes)), and rounded to float32. The global generators are left alone.
+        """
+        limit = math.sqrt(6 / (features + classes))
+        kernel = np.random.RandomState(123 + seed).uniform(-limit, limit, (features, classes))
+        with torch.random.fork_rng(devices=[]):
+            model = cls(features, classes)
+        with torch.no_grad():
+            model.linear.weight.copy_(torch.from_numpy(kernel.astype(np.float32).T))
+        return model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [B, classes] of inputs [B, …]."""
+        logits: Tensor = self.linear(inputs.flatten(1))
+        return logits
+
+
+class MLP(nn.Module):
+    """A perceptron on the flattened input; by default the "2NN" of McMahan et al., AISTATS 2017.
+
+    Args:
+        features: entries of one example.
+        classes: number of outputs.
+        hidden: widths of the hidden layers, each followed by a ReLU.
+    """
+
+    def __init__(self, features: int, classes: int, hidden: Sequence[int] = (200, 200)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width, following in itertools.pairwise((features, *hidden)):
+            layers += [nn.Linear(width, following), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], classes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [B, classes] of inputs [B, …]."""
+        logits: Tensor = self.layers(inputs)
+        return logits
