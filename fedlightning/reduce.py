@@ -1,0 +1,34 @@
+"""Weighted means whose bits do not depend on who finished first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlightning.state import State
+
+
+class OrderedMean:
+    """The weighted mean of states that arrive in a fixed order, summed one client after another in float64.
+
+    Only the sum is held, so memory does not grow with the number of clients.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._weight = 0.0
+
+    def add(self, states: State, weights: Tensor) -> None:
+        """Add the states of a cohort, entries [C, …], with their weights [C]."""
+        for name, rows in states.items():
+            if name not in self._sums:
+                self._dtypes[name] = rows.dtype
+                self._sums[name] = torch.zeros(rows.shape[1:], dtype=torch.float64, device=rows.device)
+            for row, weight in zip(rows.to(self._sums[name].device), weights.tolist(), strict=True):
+                self._sums[name].add_(row, alpha=weight)
+        self._weight += sum(weights.tolist())
+
+    def result(self) -> State:
+        """The mean, each entry in its own dtype."""
+        return State(**{name: (total / self._weight).to(self._dtypes[name]) for name, total in self._sums.items()})
