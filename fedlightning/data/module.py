@@ -1,0 +1,177 @@
+"""The contract of federated data: resident examples, who owns them, and how they are batched."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from fedlightning.data.partition import Partition
+from fedlightning.errors import ConfigurationError
+from fedlightning.method import Batch
+from fedlightning.streams import stream
+
+
+class Examples(NamedTuple):
+    """A data set in memory: inputs [n, …] (uint8 pixels, tokens or floats) and targets [n, …]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> Examples:
+        """The same on a device."""
+        return Examples(self.inputs.to(device), self.targets.to(device))
+
+
+class Augmentation(Protocol):
+    """A random change of a batch of inputs, made of integers drawn before, so that it is the same on every device."""
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Random integers [*shape, D] (int64): D for each example."""
+
+    def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
+        """The changed inputs [B, …], from inputs [B, …] and draws [B, D]."""
+
+
+class Schedule(NamedTuple):
+    """A client's batches in a round.
+
+    Attributes:
+        index: positions of the examples in the training set [K, B] (int64); -1 where a batch is not full.
+        draws: the augmentation's integers [K, B, D], or None.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a schedule
+    draws: Tensor | None
+
+
+class FederatedDataModule(LightningDataModule):
+    """Examples in memory, who owns them, and how they are batched. Subclass it and define `load`.
+
+    A pooled `train_dataloader()` and `val_dataloader()` feed the centralised baseline under a plain `Trainer`.
+
+    Args:
+        batch_size: B, examples of a local step; None for the client's whole data. A last batch may be smaller.
+        epochs: E, passes over the client's data in a round, unless `steps` is given.
+        steps: K, local steps of every client in a round, instead of `epochs`.
+        augmentation: a random change of each training batch.
+        evaluate_on: what evaluation looks at: "test" (logged as `val/…`), "train" (all clients' training data, logged
+            as `train_all/…`), or both.
+
+    Attributes:
+        train, test: the examples, after `setup()`.
+        clients, test_clients: who owns them, after `setup()`.
+
+    Raises:
+        ConfigurationError: a number is not positive, or both `epochs` and `steps` are given.
+    """
+
+    train: Examples
+    test: Examples
+    clients: Partition
+    test_clients: Partition
+
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = 32,
+        epochs: int | None = None,
+        steps: int | None = None,
+        augmentation: Augmentation | None = None,
+        evaluate_on: tuple[str, ...] = ("test",),
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("epochs", epochs), ("steps", steps)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"`{name}` of {type(self).__name__} must be at least 1, but is {value}.")
+        if epochs is not None and steps is not None:
+            raise ConfigurationError(
+                f"Either `epochs` or `steps` may be given, but both are ({epochs} and {steps}); leave one out."
+            )
+        if not set(evaluate_on) <= {"test", "train"}:
+            raise ConfigurationError(f"`evaluate_on` may hold 'test' and 'train', but is {evaluate_on!r}.")
+        self.batch_size, self.steps, self.augmentation, self.evaluate_on = batch_size, steps, augmentation, evaluate_on
+        self.epochs = epochs if epochs or steps else 1
+        self._is_set_up = False
+
+    # -- to define ----------------------------------------------------------------------------------------------------
+    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+        """Training examples and their owners, test examples and theirs."""
+        raise NotImplementedError(f"{type(self).__name__} must define `load()`.")
+
+    def preprocess(self, inputs: Tensor) -> Tensor:
+        """From inputs as they lie in memory [B, …] to what the model takes, e.g. uint8 pixels to normalised floats."""
+        return inputs
+
+    # -- what the engine asks for -------------------------------------------------------------------------------------
+    def setup(self, stage: str | None = None) -> None:
+        """Load the examples and check the partition; a second call does nothing."""
+        if self._is_set_up:
+            return
+        self.train, self.clients, self.test, self.test_clients = self.load()
+        self.clients.check(len(self.train.targets))
+        self._is_set_up = True
+
+    def num_steps(self, client: int, steps: int | None = None) -> int:
+        """K, the local steps of a client in a round; `steps` is the method's wish."""
+        size = int(self.clients.offsets[client + 1] - self.clients.offsets[client])
+        per_epoch = -(-size // (self.batch_size or size))
+        return steps or self.steps or (self.epochs or 1) * per_epoch
+
+    def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
+        """The batches [K, B] of a client in a round: each epoch visits its examples once, in a new order."""
+        owned = self.clients.client(client).numpy()
+        size, batch = len(owned), self.batch_size or len(owned)
+        per_epoch = -(-size // batch)
+        epochs = -(-num_steps // per_epoch)
+        rng = stream(seed, "shuffle", round, client)
+        index = np.full((epochs, per_epoch * batch), -1, dtype=np.int64)
+        index[:, :size] = rng.permuted(np.tile(owned, (epochs, 1)), axis=1)
+        index = index.reshape(epochs * per_epoch, batch)[:num_steps]
+        if self.augmentation is None:
+            return Schedule(torch.from_numpy(index), None)
+        draws = self.augmentation.draw(stream(seed, "augment", round, client), index.shape)
+        return Schedule(torch.from_numpy(index), torch.from_numpy(draws))
+
+    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
+        """The examples at `index` [B], augmented by `draws` [B, D] and ready for the model."""
+        inputs, targets = examples.inputs[index], examples.targets[index]
+        if draws is not None and self.augmentation is not None:
+            inputs = self.augmentation.apply(inputs, draws)
+        return self.preprocess(inputs), targets
+
+    # -- the centralised baseline -------------------------------------------------------------------------------------
+    def train_dataloader(self) -> DataLoader[Any]:
+        """All clients' training examples, shuffled, in batches."""
+        pooled = _Pooled(self, self.train, self.clients.indices, augment=True)
+        return _loader(pooled, BatchSampler(RandomSampler(pooled), self.batch_size or len(pooled), drop_last=False))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The test set, in large batches."""
+        pooled = _Pooled(self, self.test, torch.arange(len(self.test.targets)), augment=False)
+        return _loader(pooled, BatchSampler(SequentialSampler(pooled), 1024, drop_last=False))
+
+
+class _Pooled(Dataset[Batch]):
+    """Batches by lists of positions: one gather and one augmentation each, no Python per sample."""
+
+    def __init__(self, data: FederatedDataModule, examples: Examples, positions: Tensor, augment: bool) -> None:
+        self.data, self.examples, self.positions, self.augment = data, examples, positions, augment
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: list[int]) -> Batch:
+        draws = None
+        if self.augment and self.data.augmentation is not None:
+            rng = np.random.default_rng(int(torch.randint(2**62, ())))
+            draws = torch.from_numpy(self.data.augmentation.draw(rng, (len(index),)))
+        return self.data.batch(self.examples, self.positions[index], draws)
+
+
+def _loader(pooled: _Pooled, sampler: BatchSampler) -> DataLoader[Any]:
+    return DataLoader(pooled, sampler=sampler, batch_size=None)

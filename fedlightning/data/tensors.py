@@ -1,0 +1,70 @@
+"""Federated data from one's own tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
+from fedlightning.data.partition import Partition
+from fedlightning.errors import ConfigurationError
+
+
+class TensorData(FederatedDataModule):
+    """One's own tensors: `TensorData(Examples(x, y), Dirichlet(0.1, 10).split(y, seed=0))`.
+
+    Args:
+        train: training examples.
+        clients: who owns them.
+        test: test examples; the training examples if there are none.
+        test_clients: who owns those; by default each class is shared out in the same proportions as in training, or,
+            where targets are no labels, the test set in proportion to the clients' sizes.
+        batch_size: B, examples of a local step; None for the client's whole data.
+        epochs: E, passes over the client's data in a round, unless `steps` is given.
+        steps: K, local steps of every client in a round, instead of `epochs`.
+        augmentation: a random change of each training batch.
+        evaluate_on: what evaluation looks at, "test", "train" or both.
+
+    Raises:
+        ConfigurationError: inputs and targets differ in number, or `test_clients` is given without `test`.
+    """
+
+    def __init__(
+        self,
+        train: Examples,
+        clients: Partition,
+        test: Examples | None = None,
+        test_clients: Partition | None = None,
+        *,
+        batch_size: int | None = 32,
+        epochs: int | None = None,
+        steps: int | None = None,
+        augmentation: Augmentation | None = None,
+        evaluate_on: tuple[str, ...] = ("test",),
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size, epochs=epochs, steps=steps, augmentation=augmentation, evaluate_on=evaluate_on
+        )
+        if test is None and test_clients is not None:
+            raise ConfigurationError("`test_clients` of TensorData must come with `test`, but `test` is None.")
+        for name, examples in (("train", train), ("test", test)):
+            if examples is not None and len(examples.inputs) != len(examples.targets):
+                raise ConfigurationError(
+                    f"`{name}` of TensorData must hold as many inputs as targets, but holds {len(examples.inputs)} "
+                    f"inputs and {len(examples.targets)} targets."
+                )
+        self.name = f"tensorsC{clients.num_clients}"
+        self._given = train, clients, test, test_clients
+
+    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+        """Return the tensors, and share out the test set if nobody owns it."""
+        train, clients, test, test_clients = self._given
+        clients.check(len(train.targets))
+        if test is None:
+            return train, clients, train, clients
+        return train, clients, test, test_clients or clients.mirror(_labels(train.targets), _labels(test.targets))
+
+
+def _labels(targets: Tensor) -> Tensor:
+    is_label = targets.dim() == 1 and not targets.is_floating_point()
+    return targets if is_label else torch.zeros(len(targets), dtype=torch.int64)
