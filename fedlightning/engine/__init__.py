@@ -1,0 +1,1 @@
+"""The only local training loop, its executors, and evaluation."""

@@ -1,0 +1,111 @@
+"""How hooks and local steps are executed: one client at a time, or a cohort at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_map
+
+from fedlightning.engine.hooks import Hooks
+from fedlightning.engine.job import Clients
+from fedlightning.engine.replica import Replica
+from fedlightning.method import Batch, FedMethod
+from fedlightning.state import State
+
+
+class Executor(Protocol):
+    """Runs hooks over the tensors of C clients, entries [C, …]."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a hook once for each client, on arguments whose tensors have a leading [C]."""
+
+    def step(
+        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
+    ) -> tuple[State, Tensor]:
+        """One local step of each client: local states and losses [C], from batches [C, B, …] with masks [C, B]."""
+
+
+class LoopExecutor:
+    """One client, C = 1, on a native autograd module; serves any model."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the hook on the one client's tensors."""
+        return tree_map(_add_dim, function(*tree_map(_drop_dim, arguments)))
+
+    def step(
+        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
+    ) -> tuple[State, Tensor]:
+        """One local step; the batch has only filled places, since there is but one client."""
+        client = hooks.context(tree_map(_drop_dim, clients), first)
+        one = tuple(tensor[0] for tensor in batch)
+        losses: list[Tensor] = []
+
+        def grad(w: Tensor) -> Tensor:
+            if type(hooks.method).objective is FedMethod.objective:
+                gradient, loss = self._replica.gradient(w, one, client.key)
+            else:
+                leaf = w.detach().requires_grad_()
+                with torch.enable_grad():
+                    loss = hooks.method.objective(self._replica.at(client.key), leaf, one, client).mean()
+                    (gradient,) = torch.autograd.grad(loss, leaf)
+            losses.append(loss.detach())
+            return gradient
+
+        after = hooks.method.on_local_step(local.apply(_drop_dim), grad, client)
+        return after.apply(_add_dim), _first(losses, hooks).unsqueeze(0)
+
+
+class CohortExecutor:
+    """C clients at once under `torch.func.vmap`; serves models whose operations have batching rules."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the hook on all clients at once."""
+        return vmap(function, randomness="error")(*arguments)
+
+    def step(
+        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
+    ) -> tuple[State, Tensor]:
+        """One local step of all clients; the mean loss is over the filled places of each batch."""
+
+        def one(local: State, clients: Clients, mask: Tensor, *batch: Tensor) -> tuple[State, Tensor]:
+            client = hooks.context(clients, first)
+            model = self._replica.at(client.key)
+            losses: list[Tensor] = []
+
+            def mean(w: Tensor) -> Tensor:
+                each = hooks.method.objective(model, w, batch, client) * mask
+                return each.sum() / mask.sum().clamp(min=1)
+
+            def grad(w: Tensor) -> Tensor:
+                gradient: Tensor
+                gradient, loss = grad_and_value(mean)(w)
+                losses.append(loss)
+                return gradient
+
+            return hooks.method.on_local_step(local, grad, client), _first(losses, hooks)
+
+        result: tuple[State, Tensor] = vmap(one, randomness="error")(local, clients, mask, *batch)
+        return result
+
+
+def _first(losses: list[Tensor], hooks: Hooks) -> Tensor:
+    """The loss at the first point that a step asked the gradient of."""
+    return losses[0] if losses else torch.zeros((), dtype=hooks.server.x.dtype, device=hooks.server.x.device)
+
+
+def _drop_dim(tensor: Tensor) -> Tensor:
+    return tensor[0]
+
+
+def _add_dim(tensor: Tensor) -> Tensor:
+    return tensor.unsqueeze(0)

@@ -1,0 +1,101 @@
+"""Calling a method's hooks: the contexts they get, and errors that name the method, the hook, the line and the remedy."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import torch
+
+from fedlightning.engine.job import Clients
+from fedlightning.errors import FedLightningError, MethodError
+from fedlightning.method import ClientContext, FedMethod
+from fedlightning.state import State
+from fedlightning.vector import Layout
+
+_REMEDIES = (
+    (
+        ("data-dependent control flow", "vmap: It looks like you're calling .item()", "aten::_local_scalar_dense"),
+        "lets the program's path depend on a tensor's value; use `torch.where`, or run it with `cohort_size=1`",
+    ),
+    (
+        ("random operation", "randomness"),
+        "draws global random numbers; use `keyed_uniform(client.key, shape)`, which are the client's own",
+    ),
+    (
+        ("inplace arithmetic", "in-place", "more than one element of the written-to tensor"),
+        "writes in place to a tensor that the clients share; return `state.replace(…)` with a new tensor",
+    ),
+)
+
+
+class Hooks:
+    """The hooks of one method in one round, over the tensors of one client (or, lifted by vmap, of a cohort).
+
+    Args:
+        method: whose hooks they are.
+        server: what the server sent; shared by all clients.
+        layout: where each layer lies in w.
+    """
+
+    def __init__(self, method: FedMethod, server: State, layout: Layout) -> None:
+        self.method, self.server, self.layout = method, server, layout
+        self._versions = [tensor._version for tensor in server.values()]
+
+    def context(self, client: Clients, first: bool) -> ClientContext:
+        """What the hooks may know of a client."""
+        return ClientContext(
+            self.server.x,
+            self.server,
+            client.state,
+            **client.numbers,
+            key=client.key,
+            first_step=first,
+            layout=self.layout,
+        )
+
+    @contextmanager
+    def calling(self, hook: str) -> Iterator[None]:
+        """Reword what a hook raises, and detect a write to what the clients share."""
+        try:
+            yield
+        except FedLightningError:
+            raise
+        except (RuntimeError, TypeError, AttributeError, NameError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._explain(error)
+        if [tensor._version for tensor in self.server.values()] != self._versions:
+            raise MethodError(
+                f"`{type(self.method).__name__}.{hook}` writes in place to the server's tensors, which every client shares; "
+                "return `state.replace(…)` with a new tensor."
+            )
+
+    def _explain(self, error: Exception) -> NoReturn:
+        found = _place_in(error, self.method)
+        if found is None:
+            raise error
+        where, text = f"`{type(self.method).__name__}.{found[0]}` ({found[1]})", str(error)
+        for signs, remedy in _REMEDIES:
+            if any(sign in text for sign in signs):
+                raise MethodError(f"{where} {remedy}. ({text.splitlines()[0][:200]})") from error
+        raise MethodError(f"{where} failed: {type(error).__name__}: {text}") from error
+
+
+def _place_in(error: Exception, method: FedMethod) -> tuple[str, str] | None:
+    """The innermost of the method's own functions in the traceback, and its line; None if the model or data raised it."""
+    codes = {
+        value.__code__
+        for cls in type(method).__mro__
+        if cls not in FedMethod.__mro__
+        for value in vars(cls).values()
+        if hasattr(value, "__code__")
+    }
+    frames = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+    own = [i for i, (code, _) in enumerate(frames) if code in codes]
+    if not own or any(code.co_name == "grad" for code, _ in frames[own[-1] + 1 :]):
+        return None
+    code, number = frames[own[-1]]
+    return code.co_name, f"{code.co_filename}:{number}"

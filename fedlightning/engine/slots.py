@@ -1,0 +1,167 @@
+"""Slots: threads that each own a device, a stream and a replica of the model for the whole run."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from fedlightning.engine.replica import Replica
+from fedlightning.errors import ClientError, ConfigurationError
+
+Result = TypeVar("Result")
+Work = Callable[["Worker"], Result]
+
+
+@dataclass(frozen=True, order=True)
+class Slot:
+    """A virtual device: `cuda:0/1` is slot 1 of the device cuda:0, `cuda:0` its slot 0, `cpu/2` slot 2 of the CPU.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        index: of the device; 0 for the CPU.
+        number: of the slot on its device.
+    """
+
+    kind: str
+    index: int
+    number: int
+
+    @classmethod
+    def parse(cls, text: str) -> Slot:
+        """Read a slot's name.
+
+        Raises:
+            ConfigurationError: it is no slot's name, or the device is not there.
+        """
+        match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?(?:/(\d+))?", text.strip())
+        if match is None or (match[1] == "cpu" and int(match[2] or 0) > 0):
+            raise ConfigurationError(
+                f"A slot must be written like 'cuda:0/1' (slot 1 of device cuda:0), 'cuda:0' or 'cpu/0', but is {text!r}."
+            )
+        slot = cls(match[1], int(match[2] or 0), int(match[3] or 0))
+        if slot.kind == "cuda" and slot.index >= torch.cuda.device_count():
+            raise ConfigurationError(
+                f"Slot {text!r} needs device cuda:{slot.index}, but this machine has "
+                f"{torch.cuda.device_count() or 'no'} CUDA devices; use 'auto' or 'cpu/0'."
+            )
+        return slot
+
+    @property
+    def device(self) -> torch.device:
+        """The device it is on."""
+        return torch.device("cpu") if self.kind == "cpu" else torch.device("cuda", self.index)
+
+    def __str__(self) -> str:
+        return f"cpu/{self.number}" if self.kind == "cpu" else f"cuda:{self.index}/{self.number}"
+
+
+class Worker:
+    """A slot at work: its thread takes work from the pool's queue until the pool closes.
+
+    Args:
+        slot: which slot it is.
+        replica: its own copy of the model; no other thread touches it.
+        threads: intra-operator threads, set by the worker for itself, since a setting of the main thread does not bind it.
+    """
+
+    def __init__(self, slot: Slot, replica: Replica, threads: int) -> None:
+        self.slot, self.replica, self.threads = slot, replica, threads
+        self._stream = torch.cuda.Stream(slot.device) if slot.kind == "cuda" else None
+
+    def prepare(self) -> AbstractContextManager[Any]:
+        """Set the calling thread up as this slot's; enter the result to run on its stream."""
+        torch.set_num_threads(self.threads)
+        torch.autograd.set_multithreading_enabled(False)
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
+
+    def finish(self) -> None:
+        """Wait until what was queued on the slot's stream is done."""
+        if self._stream:
+            self._stream.synchronize()
+
+
+class WorkerPool(Generic[Result]):
+    """Runs work on whichever slot is free, and gives the results in the order in which the work was given.
+
+    A slot that runs out of memory is retired and its work is done again, whole, on another; the first other error stops
+    what has not begun and is raised.
+
+    Args:
+        workers: the slots.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._todo: queue.SimpleQueue[tuple[int, Work[Any]] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+        self._alive = len(workers)
+        self.cancelled = threading.Event()
+        self.retired: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker,), name=f"slot {worker.slot}", daemon=True)
+            for worker in workers
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def map(self, work: Sequence[Work[Result]]) -> Iterator[Result]:
+        """Do the work; yield each result as soon as it and all before it are there."""
+        for item in enumerate(work):
+            self._todo.put(item)
+        ready: dict[int, Result] = {}
+        for position in range(len(work)):
+            while position not in ready:
+                index, result, error = self._done.get()
+                if error is not None:
+                    raise error
+                ready[index] = result
+            yield ready.pop(position)
+
+    def close(self) -> None:
+        """Cancel what runs and wait for the threads to end."""
+        self.cancelled.set()
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, worker: Worker) -> None:
+        with worker.prepare():
+            while (item := self._todo.get()) is not None:
+                if self.cancelled.is_set():
+                    continue
+                position, work = item
+                try:
+                    result = work(worker)
+                    worker.finish()
+                except torch.OutOfMemoryError as error:
+                    self._retire(worker, item, error)
+                    return
+                except BaseException as error:  # noqa: BLE001 - raised again in the trainer's thread
+                    self._done.put((position, None, error))
+                else:
+                    self._done.put((position, result, None))
+
+    def _retire(self, worker: Worker, item: tuple[int, Work[Any]], error: torch.OutOfMemoryError) -> None:
+        self.retired.append(str(worker.slot))
+        if len(self.retired) < self._alive:
+            self._todo.put(item)
+            return
+        failure = ClientError(
+            f"At least one slot must have memory for a cohort, but all ran out of it ({', '.join(self.retired)}): {error} "
+            "Use fewer slots on a device, a smaller `cohort_size` or a smaller batch; the batch is never shrunk by itself."
+        )
+        failure.__cause__ = error
+        self._done.put((item[0], None, failure))
+
+
+def cpu_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
