@@ -1,0 +1,187 @@
+"""Checkpoints of the best rounds and of the last one."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlightning.callbacks.monitor import Mode, Monitored
+from fedlightning.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedlightning.trainer import FederatedTrainer
+
+
+class ModelCheckpoint(Monitored):
+    """Keeps the checkpoints of the k best rounds, and of the last one as `last.ckpt`.
+
+    A file is written before an older one is deleted, and only files that this callback wrote are deleted. A round in
+    which the monitored metric was not logged, or is a NaN, cannot be among the best. Of equal rounds the older stays.
+    However the run ends, `last.ckpt` holds its last finished round.
+
+    Args:
+        dirpath: the folder; None for `checkpoints` in the run's folder.
+        filename: name of a file, without a folder and with `{round}` in it; the monitored metric is added to it, as in
+            `round=12-val_accuracy=0.4312.ckpt`.
+        monitor: the metric by which rounds are ranked; None ranks the latest first.
+        mode: whether a smaller ("min") or a larger ("max") metric is better.
+        save_top_k: k; -1 keeps every round, 0 none.
+        save_last: whether to write `last.ckpt`.
+        every_n_rounds: save after each n-th round only.
+
+    Attributes:
+        last_model_path: the newest `last.ckpt` of this run, or "".
+
+    Raises:
+        ConfigurationError: a number is out of range, `filename` lacks `{round}`, the folder cannot be made, or the
+            monitored metric does not exist.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str = "round={round}",
+        monitor: str | None = None,
+        mode: Mode = "max",
+        save_top_k: int = 1,
+        save_last: bool = True,
+        every_n_rounds: int = 1,
+    ) -> None:
+        super().__init__(monitor, mode)
+        for name, value, least in (("save_top_k", save_top_k, -1), ("every_n_rounds", every_n_rounds, 1)):
+            if value < least:
+                raise ConfigurationError(f"`{name}` of ModelCheckpoint must be at least {least}, but is {value}.")
+        _check_filename(filename)
+        self.dirpath, self.filename = dirpath, filename
+        self.save_top_k, self.save_last, self.every_n_rounds = save_top_k, save_last, every_n_rounds
+        self.last_model_path = ""
+        self._folder: Path | None = None
+        self._scores: dict[str, float] = {}  # by file name, best first
+        self._last_round: int | None = None
+
+    # -- what was kept ------------------------------------------------------------------------------------------------
+    @property
+    def best_k_models(self) -> dict[str, float]:
+        """The kept files that are still there, by path, best first, with their metric (or round, without `monitor`)."""
+        return {str(path): self._scores[path.name] for path in self._present()}
+
+    @property
+    def best_model_path(self) -> str:
+        """The best of them, or ""."""
+        return next(iter(self.best_k_models), "")
+
+    @property
+    def best_model_score(self) -> float | None:
+        """Its metric; None without `monitor`."""
+        return None if self.monitor is None else next(iter(self.best_k_models.values()), None)
+
+    # -- protocol -----------------------------------------------------------------------------------------------------
+    @property
+    def state_key(self) -> str:
+        """The class with what it watches and how often."""
+        return f"{super().state_key[:-1]}, every_n_rounds={self.every_n_rounds}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names of the kept files, relative to the folder, so that a run's folder may be moved."""
+        return {"scores": dict(self._scores)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the kept files; those that are not in this run's folder are forgotten."""
+        self._scores = dict(state.get("scores", {}))
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Make the folder."""
+        super().on_fit_start(trainer)
+        folder = Path(self.dirpath) if self.dirpath is not None else trainer.log_dir / "checkpoints"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The folder of ModelCheckpoint must be writable, but {folder} cannot be made "
+                f"({error.strerror}); give another `dirpath`."
+            ) from error
+        self._folder, self._last_round = folder, None
+
+    def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """Save the round if it is one of the best, and as the last."""
+        score = self.score(trainer, metrics) if self.monitor is not None else float(trainer.round)
+        if self._folder is None or trainer.round % self.every_n_rounds:
+            return
+        written = self._save_if_best(trainer, self._folder, score)
+        if self.save_last:
+            self._write_last(trainer, self._folder, written)
+
+    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+        """See to it that `last.ckpt` holds the last finished round."""
+        if self._folder is None or not self.save_last:
+            return
+        unsaved = trainer.round > trainer.start_round and trainer.round != self._last_round
+        if unsaved or not (self._folder / "last.ckpt").exists():
+            self._write_last(trainer, self._folder, None)
+
+    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+        """Do the same."""
+        self.on_fit_end(trainer)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+    def _present(self) -> list[Path]:
+        if self._folder is None:
+            return []
+        return [path for path in (self._folder / name for name in self._scores) if path.exists()]
+
+    def _save_if_best(self, trainer: FederatedTrainer, folder: Path, score: float | None) -> Path | None:
+        if score is None or math.isnan(score):
+            return None
+        before, name = self._scores, self._name(trainer.round, score)
+        scores = {path.name: before[path.name] for path in self._present() if path.name != name} | {name: score}
+        largest_first = self.monitor is None or self.mode == "max"
+        ranked = sorted(scores, key=scores.__getitem__, reverse=largest_first)
+        kept = ranked if self.save_top_k == -1 else ranked[: self.save_top_k]
+        if name not in kept:
+            return None
+        self._scores = {n: scores[n] for n in kept}  # before saving, since the file holds this callback's state
+        try:
+            trainer.save_checkpoint(folder / name)
+        except BaseException:
+            self._scores = before
+            raise
+        for old in scores.keys() - self._scores.keys():
+            (folder / old).unlink(missing_ok=True)
+        return folder / name
+
+    def _name(self, round: int, score: float) -> str:
+        metric = "" if self.monitor is None else f"-{self.monitor.replace('/', '_')}={score:.4f}"
+        return f"{self.filename.format(round=round)}{metric}.ckpt"
+
+    def _write_last(self, trainer: FederatedTrainer, folder: Path, written: Path | None) -> None:
+        """Write `last.ckpt`, as a second name of the file just written where the file system has such."""
+        last = folder / "last.ckpt"
+        if written is None or not _link(written, last):
+            trainer.save_checkpoint(last)
+        self.last_model_path, self._last_round = str(last), trainer.round
+
+
+def _link(file: Path, name: Path) -> bool:
+    beside = name.with_name(f".{name.name}.link")
+    try:
+        beside.unlink(missing_ok=True)
+        os.link(file, beside)
+    except OSError:
+        return False
+    os.replace(beside, name)
+    return True
+
+
+def _check_filename(filename: str) -> None:
+    try:
+        varies = filename.format(round=1) != filename.format(round=2)
+    except (LookupError, ValueError):
+        varies = False
+    if not varies or Path(filename).name != filename:
+        raise ConfigurationError(
+            f"`filename` of ModelCheckpoint must hold the field '{{round}}', no other, and no folder, but is "
+            f"{filename!r}; give e.g. 'round={{round}}' or 'r{{round:04d}}'."
+        )

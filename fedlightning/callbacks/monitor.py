@@ -1,0 +1,66 @@
+"""Watching one logged metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from fedlightning.callback import Callback
+from fedlightning.errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    from fedlightning.trainer import FederatedTrainer
+
+Mode = Literal["min", "max"]
+
+
+class Monitored(Callback):
+    """A callback that watches one logged metric; the base of `ModelCheckpoint` and `EarlyStopping`.
+
+    Args:
+        monitor: the metric's name, e.g. "val/accuracy"; None watches nothing.
+        mode: whether smaller ("min") or larger ("max") is better.
+
+    Raises:
+        ConfigurationError: `mode` is neither.
+    """
+
+    def __init__(self, monitor: str | None, mode: Mode) -> None:
+        if mode not in ("min", "max"):
+            raise ConfigurationError(f"`mode` of {type(self).__name__} must be 'min' or 'max', but is {mode!r}.")
+        self.monitor, self.mode = monitor, mode
+        self._evaluated = False
+
+    @property
+    def state_key(self) -> str:
+        """The class with what it watches, so that several can be used side by side."""
+        return f"{type(self).__name__}[monitor={self.monitor}, mode={self.mode}]"
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Forget the last fit, unless this one goes on from it."""
+        self._evaluated = False
+        if trainer.start_round == 0:
+            self.load_state_dict({})
+
+    def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """From now on a metric that was never logged is a mistake."""
+        self._evaluated = True
+
+    def score(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> float | None:
+        """Return the metric of the round that has just ended, or None where it was not logged in this round.
+
+        Raises:
+            ConfigurationError: an evaluation and a round have ended and the metric was not logged in either.
+        """
+        if self.monitor is None:
+            return None
+        if self._evaluated and self.monitor not in metrics and self.monitor not in trainer.metrics:
+            raise ConfigurationError(
+                f"`monitor` of {type(self).__name__} must be a logged metric, but {self.monitor!r} was not logged by "
+                f"the end of round {trainer.round}, evaluation included. {nearest(self.monitor, trainer.metrics)}"
+            )
+        return metrics.get(self.monitor)
+
+    def is_better(self, score: float, than: float) -> bool:
+        """Whether a score beats another; a NaN beats nothing."""
+        return score < than if self.mode == "min" else score > than

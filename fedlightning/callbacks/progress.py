@@ -1,0 +1,204 @@
+"""What a run looks like while it goes on: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from fedlightning.callback import Callback, CohortResult
+from fedlightning.errors import require_within
+from fedlightning.method import Round
+
+if TYPE_CHECKING:
+    from fedlightning.trainer import FederatedTrainer
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class RoundProgress(Callback):
+    """Rounds, time left, clients per second and the latest metrics.
+
+    A bar in a terminal. Elsewhere plain lines: one for each evaluation and for the last round, and otherwise one each
+    five seconds at most, e.g. `round 12/50  train/loss 1.234  val/accuracy 0.4312  83 clients/s  ETA 0:42`.
+
+    Args:
+        refresh_rate: how often the bar is drawn, in 1/s.
+        metrics: names of the metrics to show, where they are logged.
+        console: where to show it; None for the standard output.
+
+    Raises:
+        ConfigurationError: `refresh_rate` is not positive.
+    """
+
+    def __init__(
+        self,
+        refresh_rate: float = 4.0,
+        metrics: Sequence[str] = ("train/loss", "val/loss", "val/accuracy"),
+        console: Console | None = None,
+    ) -> None:
+        require_within(refresh_rate, "(0, inf)", "`refresh_rate` of RoundProgress")
+        self.refresh_rate, self.metrics, self.console = refresh_rate, tuple(metrics), console
+        self._pace = _Pace()
+        self._display: _Bar | _Lines | None = None
+        self._participants = 1
+        self._evaluated = False
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Choose the display and open it."""
+        console = self.console or Console()
+        self._pace = _Pace()
+        self._display = _Bar(console, trainer, self.refresh_rate) if console.is_interactive else _Lines(console)
+
+    def on_round_start(self, trainer: FederatedTrainer, round: Round) -> None:
+        """Note how many clients there are to come."""
+        self._participants = round.num_participants
+        self._pace.on_round_start()
+
+    def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
+        """Advance by the cohort's clients."""
+        self._pace.clients += len(cohort.clients)
+        if isinstance(self._display, _Bar):
+            self._display.advance(len(cohort.clients) / self._participants)
+
+    def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """Show an evaluation before the first round now, any other with its round."""
+        self._evaluated = True
+        if trainer.round == trainer.start_round:
+            self._show(trainer)
+
+    def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """Show the round."""
+        self._pace.on_round_end()
+        self._show(trainer)
+
+    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+        """Close the display, and say why the run was stopped, if it was."""
+        if self._display is None:
+            return
+        self._display.close(trainer, self._text(trainer))
+        if trainer.should_stop and trainer.stop_reason:
+            _print(self._display.console, f"stopped after round {trainer.round}: {trainer.stop_reason}")
+        self._display = None
+
+    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+        """Close the display."""
+        if self._display is not None:
+            self._display.close(trainer, self._text(trainer))
+            self._display = None
+
+    def _show(self, trainer: FederatedTrainer) -> None:
+        if self._display is not None:
+            self._display.show(trainer, self._text(trainer), self._evaluated)
+        self._evaluated = False
+
+    def _text(self, trainer: FederatedTrainer) -> list[str]:
+        """Latest metrics, clients per second and time left, as far as they are known."""
+        values = trainer.metrics
+        shown = [f"{name} {values[name]:.4g}" for name in self.metrics if name in values]
+        if self._pace.rounds:
+            rate = self._pace.clients_per_second
+            shown.append(f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.2g} clients/s")
+            shown.append(f"ETA {_clock((trainer.max_rounds - trainer.round) * self._pace.seconds_per_round)}")
+        return shown
+
+
+class _Pace:
+    """The time and the clients of the latest 32 rounds, from the end of one to the end of the next."""
+
+    def __init__(self) -> None:
+        self.rounds: deque[tuple[float, int]] = deque(maxlen=32)
+        self.clients = 0
+        self._mark: float | None = None
+
+    def on_round_start(self) -> None:
+        self.clients = 0
+        if self._mark is None:
+            self._mark = perf_counter()
+
+    def on_round_end(self) -> None:
+        now = perf_counter()
+        self.rounds.append((now - (self._mark or now), self.clients))
+        self._mark = now
+
+    @property
+    def seconds_per_round(self) -> float:
+        """The mean, each round counted as ten times the median at most, so that one hiccup does not spoil it."""
+        seconds = [duration for duration, _ in self.rounds]
+        most = 10 * statistics.median(seconds)
+        return statistics.fmean(min(duration, most) for duration in seconds)
+
+    @property
+    def clients_per_second(self) -> float:
+        return statistics.fmean(clients for _, clients in self.rounds) / max(self.seconds_per_round, 1e-9)
+
+
+class _Bar:
+    """A bar in a terminal, advanced within a round too."""
+
+    def __init__(self, console: Console, trainer: FederatedTrainer, refresh_rate: float) -> None:
+        self.console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+            console=console,
+            refresh_per_second=refresh_rate,
+            expand=True,
+        )
+        label = _label(trainer)
+        self._task: TaskID = self._bar.add_task(label, total=trainer.max_rounds, completed=trainer.round, text="")
+        self._bar.start()
+
+    def advance(self, rounds: float) -> None:
+        self._bar.advance(self._task, rounds)
+
+    def show(self, trainer: FederatedTrainer, text: list[str], evaluated: bool = False) -> None:
+        # The time left comes first, so that a narrow terminal cuts the metrics and not it.
+        line = "  ".join(reversed(text))
+        self._bar.update(self._task, completed=trainer.round, description=_label(trainer), text=line)
+
+    def close(self, trainer: FederatedTrainer, text: list[str]) -> None:
+        self.show(trainer, text)
+        self._bar.stop()
+
+
+class _Lines:
+    """Plain lines, not too many."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._round, self._time = -1, perf_counter()
+
+    def show(self, trainer: FederatedTrainer, text: list[str], evaluated: bool = False) -> None:
+        last = trainer.round >= trainer.max_rounds or trainer.should_stop
+        if last or evaluated or perf_counter() - self._time >= _SECONDS_BETWEEN_LINES:
+            self._write(trainer, text)
+
+    def close(self, trainer: FederatedTrainer, text: list[str]) -> None:
+        if self._round != trainer.round and trainer.round > trainer.start_round:
+            self._write(trainer, text)
+
+    def _write(self, trainer: FederatedTrainer, text: list[str]) -> None:
+        _print(self.console, "  ".join([_label(trainer), *text]))
+        self._round, self._time = trainer.round, perf_counter()
+
+
+def _label(trainer: FederatedTrainer) -> str:
+    return f"round {trainer.round}/{trainer.max_rounds}"
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

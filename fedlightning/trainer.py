@@ -1,0 +1,303 @@
+"""`FederatedTrainer`: orchestrates the rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info
+
+from fedlightning.callback import Callback, CohortResult
+from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
+from fedlightning.checkpoint import RoundState, check_identity, load_checkpoint, save_checkpoint
+from fedlightning.data.module import FederatedDataModule
+from fedlightning.data.sampling import ClientSampler, UniformSampling
+from fedlightning.engine.job import RoundJob
+from fedlightning.engine.replica import flatten_buffers, persistent_buffers
+from fedlightning.errors import ConfigurationError
+from fedlightning.loggers import check_writable, log_hyperparameters, run_loggers
+from fedlightning.memory import ClientMemory
+from fedlightning.method import FedMethod, Round, hyperparameters, weights
+from fedlightning.reduce import OrderedMean
+from fedlightning.state import State
+from fedlightning.strategy import SlotStrategy
+from fedlightning.task import FederatedTask
+from fedlightning.vector import Layout
+
+
+class FederatedTrainer:
+    """Runs a method on a task and its data, round after round.
+
+    Same seed, same result, bit for bit: for any number of slots, after a kill and resume, whether or not one evaluates.
+
+    Args:
+        max_rounds: T, rounds in all; a resumed run ends there too.
+        clients_per_round: an int is a number of clients (1 is one client), a float a fraction of them (1.0 is all).
+        strategy: where clients are trained.
+        callbacks: None for progress, throughput and checkpoints; a sequence is taken as it is.
+        logger: Lightning's loggers; True for TensorBoard and CSV in `logs/<method>/version_N`, False for none.
+        evaluate_every: rounds between evaluations, which also come before the first round and after the last; 0 for none.
+        sampler: who takes part in a round.
+        seed: of everything random in the run.
+
+    Attributes:
+        round: finished rounds.
+        start_round: finished rounds when this fit began.
+        state: the `RoundState` of the last finished round.
+        metrics: the latest value of everything logged.
+        num_clients, clients_per_round: N and m, resolved in `fit`.
+        should_stop, stop_reason: set by a callback to end the run after the round.
+
+    Raises:
+        ConfigurationError: an argument is impossible.
+    """
+
+    def __init__(
+        self,
+        max_rounds: int = 100,
+        clients_per_round: int | float = 1.0,
+        strategy: SlotStrategy | None = None,
+        callbacks: Sequence[Callback] | None = None,
+        logger: bool | Logger | Sequence[Logger] = True,
+        evaluate_every: int = 1,
+        sampler: ClientSampler | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (("max_rounds", max_rounds, 1), ("evaluate_every", evaluate_every, 0)):
+            if value < least:
+                raise ConfigurationError(f"`{name}` of FederatedTrainer must be at least {least}, but is {value}.")
+        self.max_rounds, self.evaluate_every, self.seed = max_rounds, evaluate_every, seed
+        self._participation = clients_per_round
+        self.strategy = strategy or SlotStrategy()
+        self.sampler = sampler or UniformSampling()
+        chosen = [RoundProgress(), Throughput(), ModelCheckpoint()] if callbacks is None else list(callbacks)
+        self.callbacks: list[Callback] = sorted(chosen, key=lambda callback: isinstance(callback, ModelCheckpoint))
+        self._logger = logger
+        self.round = self.start_round = self.num_clients = self.clients_per_round = 0
+        self.metrics: dict[str, float] = {}
+        self.should_stop, self.stop_reason = False, ""
+
+    def fit(
+        self,
+        method: FedMethod,
+        task: FederatedTask,
+        data: FederatedDataModule,
+        state: RoundState | None = None,
+        ckpt_path: str | Path | Literal["last"] | None = None,
+    ) -> RoundState:
+        """Run to `max_rounds`. The task is not changed; `task.with_parameters(state.server.x)` is the trained one.
+
+        Args:
+            method: the federated method.
+            task: the model, its loss and metrics; its parameters are the first global model.
+            data: the clients' data.
+            state: go on from the state that a `fit` returned.
+            ckpt_path: go on from a checkpoint; "last" is `checkpoints/last.ckpt` in the run's folder.
+
+        Raises:
+            ConfigurationError: something does not fit; raised before the first round.
+            ClientError, MethodError: a client failed, or a hook broke its contract; the last finished round was saved.
+        """
+        self._setup(method, task, data, state, ckpt_path)
+        try:
+            self._run()
+        except BaseException as error:
+            self._call("on_exception", error)
+            raise
+        finally:
+            self.strategy.teardown()
+            for logger in self.loggers:
+                logger.finalize("success" if self.round == self.max_rounds else "stopped")
+        return self.state
+
+    @property
+    def log_dir(self) -> Path:
+        """The run's folder."""
+        folders = [str(logger.log_dir) for logger in self.loggers if logger.log_dir]
+        return Path(folders[0]) if folders else Path("logs")
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Add numbers to what is logged for this round; for callbacks, in `on_round_end`."""
+        self.metrics.update(metrics)
+        self._current.update(metrics)
+
+    def save_checkpoint(self, path: Path) -> None:
+        """Write the state of the last finished round and what the callbacks remember, atomically."""
+        remembered = {callback.state_key: callback.state_dict() for callback in self.callbacks}
+        save_checkpoint(path, self.state, self._identity, remembered)
+
+    # -- before the first round -----------------------------------------------------------------------------------------
+    def _setup(
+        self,
+        method: FedMethod,
+        task: FederatedTask,
+        data: FederatedDataModule,
+        state: RoundState | None,
+        ckpt_path: Any,
+    ) -> None:
+        data.prepare_data()
+        data.setup("fit")
+        for examples in (data.train, data.test):
+            task.check(*examples)
+        self.num_clients = data.clients.num_clients
+        self.clients_per_round = _resolve_participation(self._participation, self.num_clients)
+        self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
+        self._current: dict[str, float] = {}
+        self.should_stop, self.stop_reason = False, ""
+        self._identity = self._identify()
+        self.loggers = self._make_loggers()
+        check_writable(self.log_dir)
+        self.strategy.setup(task, self._layout, data, self.clients_per_round)
+        try:
+            self.state = self._start_state(state, ckpt_path)
+        except BaseException:
+            self.strategy.teardown()
+            raise
+        self.round = self.start_round = self.state.round
+
+    def _start_state(self, state: RoundState | None, ckpt_path: str | Path | None) -> RoundState:
+        device, folder = self.strategy.root_device, self.strategy.memory_dir
+        memory = ClientMemory(None, folder, self.num_clients)
+        if ckpt_path is not None:
+            path = self.log_dir / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+            state, meta = load_checkpoint(path, memory)
+            check_identity(path, meta["identity"], self._identity)
+            for callback in self.callbacks:
+                if callback.state_key in meta["callbacks"]:
+                    callback.load_state_dict(meta["callbacks"][callback.state_key])
+        if state is None:
+            x = self._layout.read(self._task).to(device)
+            buffers = flatten_buffers(persistent_buffers(self._task), device)
+            return RoundState(0, self.method.configure_server(x), memory, buffers)
+        if state.server.x.shape != (self._layout.size,):
+            raise ConfigurationError(
+                f"The state must hold a model of {self._layout.size} parameters, but holds {state.server.x.numel()}; "
+                "it belongs to another task."
+            )
+        server = state.server.apply(lambda tensor: tensor.to(device))
+        return RoundState(state.round, server, state.memory, state.buffers.to(device))
+
+    def _identify(self) -> dict[str, Any]:
+        layout = self._layout
+        return {
+            "method": type(self.method).__name__,
+            "hyperparameters": hyperparameters(self.method),
+            "layout": [[name, list(shape)] for name, shape in zip(layout.names, layout.shapes, strict=True)],
+            "dtype": str(layout.dtype),
+            "seed": self.seed,
+            "clients_per_round": self.clients_per_round,
+            "sampler": repr(self.sampler),
+            "partition": self.data.clients.fingerprint,
+            "batches": [self.data.batch_size, self.data.epochs, self.data.steps],
+        }
+
+    def _make_loggers(self) -> list[Logger]:
+        if isinstance(self._logger, bool):
+            root = Path("logs") / type(self.method).__name__.lower()
+            return run_loggers(root) if self._logger else []
+        return [self._logger] if isinstance(self._logger, Logger) else list(self._logger)
+
+    def _announce(self) -> None:
+        if self.callbacks or self.loggers:
+            each = self.method.configure_client(self.state.server.x).nbytes
+            where = f"files in {self.strategy.memory_dir}" if self.strategy.memory_dir else "the host's memory"
+            bill = f"{_bytes(each)} a client, at most {_bytes(each * self.num_clients)} in {where}"
+            rank_zero_info(f"{self.strategy.describe()}; client state: {bill if each else 'none'}")
+        flat = {f"method/{name}": value for name, value in hyperparameters(self.method).items()}
+        trainer = {"clients_per_round": self.clients_per_round, "num_clients": self.num_clients, "seed": self.seed}
+        log_hyperparameters(self.loggers, {"method": type(self.method).__name__, **flat, **trainer})
+
+    def _run(self) -> None:
+        self._announce()
+        self._call("on_fit_start")
+        if self.round == 0 and self.evaluate_every:
+            self._log(self._evaluate())
+        while self.round < self.max_rounds and not self.should_stop:
+            self._run_round()
+        self._call("on_fit_end")
+
+    # -- every round ----------------------------------------------------------------------------------------------------
+    def _run_round(self) -> None:
+        t = self.round
+        self._current = {}
+        round = Round(t, self.num_clients, self.clients_per_round, self.method.client_lr(t))
+        self._call("on_round_start", round)
+        clients = self.sampler.sample(t, self.num_clients, self.clients_per_round, self.seed)
+        self.state = self._aggregate(round, clients)
+        self.round = t + 1
+        if self.evaluate_every and (self.round % self.evaluate_every == 0 or self.round == self.max_rounds):
+            self.log(self._evaluate())
+        self._call("on_round_end", self._current)
+
+    def _aggregate(self, round: Round, clients: Sequence[int]) -> RoundState:
+        job = RoundJob(
+            self.method, round, self.seed, self._layout, self.state.server.select(*self.method.downlink),
+            self.state.memory, self.state.buffers, self.data, self.strategy.examples, self.strategy.cancelled,
+        )  # fmt: skip
+        mean, buffers, losses = OrderedMean(), OrderedMean(), OrderedMean()
+        rows: dict[int, State] = {}
+        up = 0
+        for cohort in self.strategy.run_round(job, clients):
+            weight = weights(self.method, cohort.num_examples.to(torch.float64))
+            mean.add(cohort.upload, weight)
+            buffers.add(State(all=cohort.buffers), weight)
+            losses.add(State(loss=cohort.loss), cohort.num_examples)
+            if len(cohort.state):
+                rows.update(_rows(cohort))
+            up += cohort.upload.nbytes + cohort.buffers.numel() * cohort.buffers.element_size()
+            self._call("on_cohort_end", cohort)
+        down = job.server.nbytes + self.state.buffers.numel() * self.state.buffers.element_size()
+        self.log({"train/loss": float(losses.result().loss)})
+        self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
+        server = self.method.on_aggregate(self.state.server, mean.result(), round)
+        return RoundState(round.index + 1, server, self.state.memory.updated(rows), buffers.result().all)
+
+    def _evaluate(self) -> dict[str, float]:
+        metrics = self.strategy.evaluate(self.state.server.x, self.state.buffers)
+        self.metrics.update(metrics)
+        self._call("on_evaluation_end", metrics)
+        return metrics
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=self.round)
+            logger.save()
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of every callback; at the end of a round what was logged is written before checkpoints are."""
+        logged = hook != "on_round_end"
+        for callback in self.callbacks:
+            if not logged and isinstance(callback, ModelCheckpoint):
+                self._log(self._current)
+                logged = True
+            getattr(callback, hook)(self, *arguments)
+        if not logged:
+            self._log(self._current)
+
+
+def _rows(cohort: CohortResult) -> dict[int, State]:
+    return {c: cohort.state.apply(lambda tensor: tensor[i]) for i, c in enumerate(cohort.clients)}  # noqa: B023 - applied at once
+
+
+def _bytes(count: int) -> str:
+    """E.g. "3.2 MiB"."""
+    power = min(int(math.log2(max(count, 1)) // 10), 4)
+    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def _resolve_participation(wish: int | float, num_clients: int) -> int:
+    count = wish * num_clients if isinstance(wish, float) else wish
+    resolved = math.floor(count + 1e-9)
+    if not 1 <= resolved <= num_clients:
+        given = f"{wish} ({count:g} of {num_clients} clients)" if isinstance(wish, float) else f"{wish}"
+        remedy = (
+            f"at least {1 / num_clients:g}"
+            if isinstance(wish, float) and count < 1
+            else f"a number from 1 to {num_clients}"
+        )
+        raise ConfigurationError(f"`clients_per_round` must be in 1…{num_clients}, but is {given}; use {remedy}.")
+    return resolved
