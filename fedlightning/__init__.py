@@ -1,0 +1,73 @@
+"""fedlightning: federated optimization, from the paper's algorithm in five lines to a run on every core and GPU.
+
+`FederatedTrainer` orchestrates rounds, a `FedMethod` is the algorithm, a `FederatedTask` is what is learned, a
+`FederatedDataModule` is whose data it is learned from, a `SlotStrategy` is where, and `Callback`s look on.
+"""
+
+from fedlightning import interpreter
+
+with interpreter.watch_imports():
+    from fedlightning.callback import Callback
+    from fedlightning.callbacks import EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
+    from fedlightning.checkpoint import RoundState
+    from fedlightning.data import (
+        IID,
+        Dirichlet,
+        Examples,
+        FederatedDataModule,
+        Natural,
+        Partition,
+        Partitioner,
+        QuantitySkew,
+        Shards,
+        TensorData,
+    )
+    from fedlightning.errors import ClientError, ConfigurationError, FedLightningError, MethodError
+    from fedlightning.method import ClientContext, FedMethod, Round, hyper
+    from fedlightning.methods import FedAvg, FedProx, Scaffold
+    from fedlightning.state import State
+    from fedlightning.strategy import SlotStrategy
+    from fedlightning.streams import keyed_uniform, stream
+    from fedlightning.task import Classification, FederatedTask, NextToken, Regression
+    from fedlightning.trainer import FederatedTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IID",
+    "Callback",
+    "Classification",
+    "ClientContext",
+    "ClientError",
+    "ConfigurationError",
+    "Dirichlet",
+    "EarlyStopping",
+    "Examples",
+    "FedAvg",
+    "FedLightningError",
+    "FedMethod",
+    "FedProx",
+    "FederatedDataModule",
+    "FederatedTask",
+    "FederatedTrainer",
+    "MethodError",
+    "ModelCheckpoint",
+    "Natural",
+    "NextToken",
+    "Partition",
+    "Partitioner",
+    "QuantitySkew",
+    "Regression",
+    "Round",
+    "RoundProgress",
+    "RoundState",
+    "Scaffold",
+    "Shards",
+    "SlotStrategy",
+    "State",
+    "TensorData",
+    "Throughput",
+    "hyper",
+    "keyed_uniform",
+    "stream",
+]

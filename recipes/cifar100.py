@@ -1,0 +1,82 @@
+"""CIFAR-100 over Dirichlet clients.
+
+python recipes/cifar100.py --method fedprox --mu 0.01
+"""
+
+from typing import Literal
+
+from fedlightning import (
+    Classification,
+    FederatedTrainer,
+    FedMethod,
+    ModelCheckpoint,
+    RoundProgress,
+    SlotStrategy,
+    Throughput,
+)
+from fedlightning.cli import Run, run_recipe
+from fedlightning.data import CIFAR100, FakeImages
+from fedlightning.models import build_model
+
+
+def main(
+    method: FedMethod,
+    run: Run,
+    *,
+    partition: str = "A0d10C100",
+    model: str = "lenet",
+    rounds: int = 100,
+    clients_per_round: int | float = 10,
+    batch_size: int = 50,
+    local_epochs: int | None = None,
+    local_steps: int | None = None,
+    augment: bool = True,
+    slots: str = "auto",
+    cohort_size: int | str = "auto",
+    evaluate_every: int = 5,
+    seed: int = 0,
+    data: Literal["real", "fake"] = "real",
+    data_dir: str = "data",
+) -> None:
+    """CIFAR-100 over clients whose classes follow a Dirichlet distribution.
+
+    Args:
+        partition: who owns what; A0d10C100 is Dirichlet(0.10) over 100 clients.
+        model: lenet, cnn, fedavg-cnn, mlp, logistic, resnet18, resnet34 or resnet50.
+        rounds: rounds in all.
+        clients_per_round: a number of clients, or with a decimal point a fraction of them.
+        batch_size: examples of a local step.
+        local_epochs: passes over a client's data in a round; 1 unless local_steps is given.
+        local_steps: local steps of every client in a round, instead of local_epochs.
+        augment: random crops and flips.
+        slots: auto, a number, or names such as cuda:0/0,cuda:0/1.
+        cohort_size: clients trained at once, or auto.
+        evaluate_every: rounds between evaluations.
+        seed: of the partition, the start model, the clients and the batches.
+        data: real, or fake for images made on the spot; fake is named in the run's folder.
+        data_dir: where CIFAR-100 is, or is downloaded to.
+    """
+    batching = {
+        "batch_size": batch_size,
+        "epochs": local_epochs,
+        "steps": local_steps,
+        "augment": augment,
+        "seed": seed,
+    }
+    clients = FakeImages(partition, **batching) if data == "fake" else CIFAR100(partition, root=data_dir, **batching)
+    task = Classification(build_model(model, clients.shape, clients.classes, seed=seed), clients.classes)
+    logger, checkpoint = run.open(partition if data == "real" else f"fake-{partition}")
+    trainer = FederatedTrainer(
+        max_rounds=rounds,
+        clients_per_round=clients_per_round,
+        strategy=SlotStrategy(slots, cohort_size=cohort_size),
+        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
+        logger=logger,
+        evaluate_every=evaluate_every,
+        seed=seed,
+    )
+    trainer.fit(method, task, clients, ckpt_path=checkpoint)
+
+
+if __name__ == "__main__":
+    run_recipe(main, lr=0.1)

@@ -1,0 +1,78 @@
+"""The layers, the public names and the sizes that the design promises."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import fedlightning
+
+PACKAGE = Path(fedlightning.__file__).parent
+LAYERS = {
+    0: ["interpreter", "errors", "state", "streams"],
+    1: ["method", "task", "vector", "callback"],
+    2: ["methods", "data", "models", "memory", "reduce"],
+    3: ["engine", "strategy", "checkpoint"],
+    4: ["trainer", "callbacks", "loggers"],
+    5: ["cli", "testing", "__init__"],
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
+
+
+def modules() -> Iterator[tuple[Path, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path, path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and part of the package of every import that runs; those under `if TYPE_CHECKING` do not."""
+    skipped = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}  # fmt: skip
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "fedlightning":
+            names = [f"fedlightning.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        yield from ((node.lineno, name.split(".")[1]) for name in names if name.startswith("fedlightning."))
+
+
+def test_imports_go_only_downward() -> None:
+    broken = []
+    for path, part in modules():
+        for line, imported in imports(ast.parse(path.read_text())):
+            if part != imported and LAYER[imported] > LAYER[part]:
+                broken.append(
+                    f"{path.relative_to(PACKAGE)}:{line} (layer {LAYER[part]}) imports {imported} ({LAYER[imported]})"
+                )
+    assert not broken, "\n".join(broken)
+
+
+def test_every_part_of_the_package_has_a_layer() -> None:
+    assert {part for _, part in modules()} == set(LAYER)
+
+
+def test_functions_are_short_and_methods_fit_on_a_page() -> None:
+    long = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"
+        for path, _ in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 40 and node.name != "__init__"
+    ]
+    assert not long
+    assert not [path.name for path in (PACKAGE / "methods").glob("*.py") if len(path.read_text().splitlines()) > 70]
+
+
+def test_public_names_are_pinned() -> None:
+    names = """
+    Callback Classification ClientContext ClientError ConfigurationError Dirichlet EarlyStopping Examples FedAvg
+    FedLightningError FedMethod FedProx FederatedDataModule FederatedTask FederatedTrainer IID MethodError ModelCheckpoint
+    Natural NextToken Partition Partitioner QuantitySkew Regression Round RoundProgress RoundState Scaffold Shards
+    SlotStrategy State TensorData Throughput hyper keyed_uniform stream
+    """
+    assert sorted(fedlightning.__all__) == sorted(names.split())
+    assert all(hasattr(fedlightning, name) for name in fedlightning.__all__)
+
+
+def test_every_public_name_is_documented() -> None:
+    assert [name for name in fedlightning.__all__ if not (getattr(fedlightning, name).__doc__ or "").strip()] == []
