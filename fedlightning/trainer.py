@@ -145,6 +145,7 @@ class FederatedTrainer:
             task.check(*examples)
         self.num_clients = data.clients.num_clients
         self.clients_per_round = _resolve_participation(self._participation, self.num_clients)
+        self.sampler.check(self.num_clients, self.clients_per_round)
         self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
         self._current: dict[str, float] = {}
         self.should_stop, self.stop_reason = False, ""

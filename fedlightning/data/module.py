@@ -139,7 +139,7 @@ class FederatedDataModule(LightningDataModule):
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
         """The examples at `index` [B], augmented by `draws` [B, D] and ready for the model."""
-        inputs, targets = examples.inputs[index], examples.targets[index]
+        inputs, targets = examples.inputs.index_select(0, index), examples.targets.index_select(0, index)
         if draws is not None and self.augmentation is not None:
             inputs = self.augmentation.apply(inputs, draws)
         return self.preprocess(inputs), targets

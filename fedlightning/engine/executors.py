@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica
-from fedlightning.method import Batch, FedMethod
+from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State
 
 
@@ -30,10 +31,11 @@ class Executor(Protocol):
 
 
 class LoopExecutor:
-    """One client, C = 1, on a native autograd module; serves any model."""
+    """One client, C = 1, on a native autograd module; serves any model. Made anew for each client and round."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._contexts: dict[bool, ClientContext] = {}
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the hook on the one client's tensors."""
@@ -43,7 +45,9 @@ class LoopExecutor:
         self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
     ) -> tuple[State, Tensor]:
         """One local step; the batch has only filled places, since there is but one client."""
-        client = hooks.context(tree_map(_drop_dim, clients), first)
+        if first not in self._contexts:
+            self._contexts[first] = hooks.context(tree_map(_drop_dim, clients), first)
+        client = replace(self._contexts[first], key=clients.key[0])
         one = tuple(tensor[0] for tensor in batch)
         losses: list[Tensor] = []
 

@@ -57,6 +57,8 @@ class Clients(NamedTuple):
 
     def first(self, count: int) -> Clients:
         """The first `count` of them."""
+        if count == len(self.key):
+            return self
         return Clients(self.state.apply(lambda t: t[:count]), self.numbers.apply(lambda t: t[:count]), self.key[:count])
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -101,6 +103,7 @@ class WorkerPool(Generic[Result]):
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._todo: queue.SimpleQueue[tuple[int, Work[Any]] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+        keep_freed_memory()
         self._alive = len(workers)
         self.cancelled = threading.Event()
         self.retired: list[str] = []
@@ -160,6 +163,18 @@ class WorkerPool(Generic[Result]):
         )
         failure.__cause__ = error
         self._done.put((item[0], None, failure))
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what threads free instead of returning it to the system after every layer.
+
+    A thread's blocks above 128 KiB are otherwise mapped anew each time, and the page faults cost a small convolutional
+    network a sixth of its time. Elsewhere than on glibc nothing is done.
+    """
+    mmap_threshold, trim_threshold = (-3, 32 * 2**20), (-1, 256 * 2**20)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, size in (mmap_threshold, trim_threshold):
+            libc.mallopt(option, size)
 
 
 def cpu_count() -> int:
