@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from lightning.pytorch.loggers import Logger
 
 from fedlightning.errors import ConfigurationError, FedLightningError
 from fedlightning.loggers import check_writable, latest_run, run_loggers
-from fedlightning.method import FedMethod
+from fedlightning.method import FedMethod, field_names
 from fedlightning.methods import method_named, method_names
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """Where a run is kept: `logs/<recipe>/<partition>/<method>/version_N`.
 
@@ -40,6 +41,7 @@ class Run:
     name: str | None = None
     resume: str | None = None
     root: Path = Path("logs")
+    _made: Path | None = None
 
     def open(self, partition: str) -> tuple[list[Logger], Path | None]:
         """The loggers of this run, and the checkpoint that it goes on from, if any.
@@ -50,6 +52,10 @@ class Run:
         parent = self.root / self.recipe / partition / self.method
         check_writable(parent)
         checkpoint, name = None, self.name
+        if name and not self.resume and (parent / name / "config.yaml").is_file():
+            raise ConfigurationError(
+                f"`--name` must be new or resumed, but {parent / name} holds a run; choose another name, or add `--resume last`."
+            )
         if self.resume == "last":
             folder = parent / name if name else latest_run(parent)
             if folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
@@ -63,8 +69,14 @@ class Run:
         loggers = run_loggers(parent, name)
         folder = Path(str(loggers[0].log_dir))
         folder.mkdir(parents=True, exist_ok=True)
+        self._made = None if self.resume == "last" else folder
         (folder / "config.yaml").write_text(self.config, encoding="utf-8")
         return loggers, checkpoint
+
+    def discard(self) -> None:
+        """Remove the folder of a run that was refused before its first round."""
+        if self._made:
+            shutil.rmtree(self._made)
 
 
 def run_recipe(
@@ -83,17 +95,19 @@ def run_recipe(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     recipe = Path(main.__code__.co_filename).stem
+    run = Run(recipe, "", "")
     try:
         chosen = method_named(_method_name(arguments, method))
         parser = _parser(main, chosen, recipe, defaults)
         config = parser.parse_args(arguments)
-        text = parser.dump(config, skip_none=False)
-        fields = {name: config.pop(name) for name in chosen.__dataclass_fields__}
-        run = Run(recipe, chosen.__name__.lower(), text, config.pop("name"), config.pop("resume"))
-        for name in ("config", "method", "print_config"):
-            config.pop(name, None)
+        name, resume, _ = config.pop("name"), config.pop("resume"), config.pop("config")
+        run = Run(recipe, chosen.__name__.lower(), yaml.safe_dump(config.as_dict(), sort_keys=False), name, resume)
+        del config["method"]
+        fields = {field: config.pop(field) for field in field_names(chosen)}
         main(chosen(**fields), run, **config.as_dict())
     except FedLightningError as error:
+        if isinstance(error, ConfigurationError):
+            run.discard()
         print(f"{recipe}: error: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     except KeyboardInterrupt:
@@ -109,15 +123,19 @@ class _Parser(ArgumentParser):
         for action in self._actions:
             action.option_strings = [flag.replace("_", "-") for flag in action.option_strings]
             self._option_string_actions.update(dict.fromkeys(action.option_strings, action))
+            if getattr(action, "_typehint", None) is bool:
+                action.nargs, action.const = "?", True
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line and status 2."""
         unknown = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown:
             flag = unknown.group(1).split("=")[0]
-            near = difflib.get_close_matches(flag, self._option_string_actions, n=2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; `--help` lists them."
-            message = f"there is no flag {flag} here{hint}"
+            elsewhere = {f"--{field}": name for name in method_names() for field in field_names(method_named(name))}
+            near = difflib.get_close_matches(flag, [*self._option_string_actions, *elsewhere], n=2)
+            known = [n if n in self._option_string_actions else f"{n} (of --method {elsewhere[n]})" for n in near]
+            hint = f"did you mean {' or '.join(known)}?" if near else "`--help` lists them."
+            message = f"there is no flag {flag} here; {hint}"
         raise ConfigurationError(message)
 
 
@@ -141,6 +159,6 @@ def _parser(main: Callable[..., Any], method: type[FedMethod], recipe: str, defa
     parser.add_argument("--resume", type=str, default=None, help="'last', or the path of a checkpoint")
     parser.add_function_arguments(main, skip={"method", "run"})
     parser.add_class_arguments(method, nested_key=None)
-    parser.set_defaults({name: value for name, value in defaults.items() if name in method.__dataclass_fields__})
+    parser.set_defaults({name: value for name, value in defaults.items() if name in field_names(method)})
     parser.dash()
     return parser

@@ -198,9 +198,14 @@ class FedMethod:
         return server.replace(x=server.x + self.server_lr * mean.delta)
 
 
+def field_names(method: FedMethod | type[FedMethod]) -> list[str]:
+    """The names of the method's hyperparameters."""
+    return [field.name for field in dataclasses.fields(method)]
+
+
 def hyperparameters(method: FedMethod) -> dict[str, Any]:
-    """The method's fields by name, as they are logged and written to checkpoints."""
-    return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    """The method's hyperparameters by name, as they are logged and written to checkpoints."""
+    return {name: getattr(method, name) for name in field_names(method)}
 
 
 def weights(method: FedMethod, num_examples: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class SlotStrategy:
         self,
         slots: str | int | Sequence[str] = "auto",
         *,
-        cohort_size: Literal["auto"] | int = "auto",
+        cohort_size: str | int = "auto",
         threads_per_slot: int = 1,
         memory_dir: str | Path | None = None,
     ) -> None:
@@ -62,8 +62,8 @@ class SlotStrategy:
             ("cohort_size", cohort_size),
             ("threads_per_slot", threads_per_slot),
         ):
-            if isinstance(value, int) and value < 1:
-                raise ConfigurationError(f"`{name}` of SlotStrategy must be at least 1, but is {value}.")
+            if (isinstance(value, int) and value < 1) or (isinstance(value, str) and value != "auto"):
+                raise ConfigurationError(f"`{name}` of SlotStrategy must be 'auto' or at least 1, but is {value!r}.")
         self._cohort_wish, self._threads = cohort_size, threads_per_slot
         self.memory_dir = Path(memory_dir) if memory_dir else None
         self.slots: list[Slot] = []
@@ -141,7 +141,7 @@ class SlotStrategy:
     def _choose_cohort(self, task: nn.Module, layout: Layout, data: FederatedDataModule, participants: int) -> int:
         normalised = [n for n, m in task.named_modules() if getattr(m, "track_running_stats", False)]
         recurrent = [n for n, m in task.named_modules() if isinstance(m, nn.RNNBase)]
-        if self._cohort_wish != "auto":
+        if isinstance(self._cohort_wish, int):
             if self._cohort_wish > 1 and (normalised or recurrent):
                 raise ConfigurationError(
                     f"`cohort_size` must be 1 for a model with running statistics or recurrent layers, but is "

@@ -53,8 +53,7 @@ def main(
         evaluate_every: rounds between evaluations.
         seed: of the data, the start model and the batches.
     """
-    epochs = None if local_steps else local_epochs or 20
-    data = Synthetic(alpha, beta, iid, seed=seed, batch_size=batch_size, epochs=epochs, steps=local_steps)
+    data = Synthetic(alpha, beta, iid, seed=seed, batch_size=batch_size, epochs=local_epochs, steps=local_steps)
     model = LogisticRegression.glorot(60, 10, seed=seed)
     logger, checkpoint = run.open(data.name)
     trainer = FederatedTrainer(

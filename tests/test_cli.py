@@ -1,0 +1,218 @@
+"""The recipes' command line: flags from the classes, one clear error for each mistake, and runs that can be taken up."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from recipe_runner import RECIPES, load
+
+from fedlightning.checkpoint import load_checkpoint
+from fedlightning.cli import run_recipe
+
+QUICK = ["--local-steps", "2", "--rounds", "3"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def synthetic(*argv: str) -> None:
+    run_recipe(load("synthetic").main, argv=argv, lr=0.01)
+
+
+def folder(method: str = "fedavg", name: str = "version_0") -> Path:
+    return Path("logs/synthetic/synthetic_1_1") / method / name
+
+
+def test_help_lists_the_chosen_methods_own_flags_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        synthetic("--method", "fedprox", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    assert (
+        "--mu MU weight μ of the proximal term; the paper tries 0.001, 0.01, 0.1, 1. (type: float, default: 0.01)"
+        in text
+    )
+    assert "--lr LR learning rate η of the clients. (type: float, default: 0.01)" in text
+    assert "--clients-per-round" in text
+    assert "_per_round" not in text
+
+
+def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        synthetic("--help")
+    assert "--mu" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--method", "fedprx"], "`method` must be the name of a method, but is 'fedprx'. Did you mean 'fedprox'"),
+        (["--method", "fedprox", "--mue", "3"], "there is no flag --mue here; did you mean --mu"),
+        (["--mu", "3"], "there is no flag --mu here; did you mean --mu (of --method fedprox)"),
+        (["--method", "fedprox", "--mu", "-1"], "`mu` of FedProx must be in [0, inf), but is -1.0."),
+        (["--lr", "0"], "`lr` of FedAvg must be in (0, inf), but is 0.0."),
+        (["--lr", "fast"], "Got value: fast"),
+        (["--clients-per-round", "0"], "`clients_per_round` must be in 1…30, but is 0; use a number from 1 to 30."),
+        (["--clients-per-round", "31"], "`clients_per_round` must be in 1…30, but is 31"),
+        (["--clients-per-round", "0.01"], "but is 0.01 (0.3 of 30 clients); use at least 0.0333333."),
+        (["--slots", "cuda:77/0"], "Slot 'cuda:77/0' needs device cuda:77"),
+        (["--slots", "both"], "A slot must be written like 'cuda:0/1'"),
+        (["--cohort-size", "many"], "`cohort_size` of SlotStrategy must be 'auto' or at least 1, but is 'many'."),
+        (
+            ["--local-steps", "2", "--local-epochs", "2"],
+            "Either `epochs` or `steps` may be given, but both are (2 and 2)",
+        ),
+        (["--batch-size", "0"], "`batch_size` of Synthetic must be at least 1, but is 0."),
+        (["--resume", "last"], "`--resume last` needs a run with checkpoints/last.ckpt"),
+        (["--resume", "no.ckpt"], "there is no file no.ckpt"),
+        (["--config", "no.yaml"], "File does not exist"),
+    ],
+)
+def test_each_mistake_gets_one_clear_error_and_leaves_nothing_behind(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        synthetic(*argv)
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in " ".join(lines)
+    assert not list(Path().rglob("version_*"))
+
+
+@pytest.mark.parametrize(
+    ("partition", "message"),
+    [
+        ("A0d1", "A0d01C100"),
+        ("C100A0d1", "A0d01C100"),
+        ("A0d00C100", "`alpha` of Dirichlet must be in (0, inf)"),
+        ("A0d10C0", "num_clients"),
+        ("A0d10C99999", "99999"),
+    ],
+)
+def test_a_partition_that_cannot_be_is_refused(
+    partition: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(load("cifar100").main, argv=["--data", "fake", "--partition", partition])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_data_are_named_with_two_ways_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(SystemExit):
+        run_recipe(load("cifar100").main, argv=["--data-dir", "nowhere"])
+    text = capsys.readouterr().err
+    assert "nowhere" in text
+    assert "cifar-100-python" in text
+    assert "--data fake" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_log_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("logs").mkdir(mode=0o500)
+    with pytest.raises(SystemExit):
+        synthetic(*QUICK)
+    assert "logs" in capsys.readouterr().err
+
+
+def test_a_log_folder_that_is_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("logs").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        synthetic(*QUICK)
+    assert caught.value.code == 2
+    assert "logs" in capsys.readouterr().err
+
+
+def test_a_run_is_one_folder_and_its_config_reruns_it() -> None:
+    synthetic("--method", "fedprox", "--mu", "0.5", "--seed", "3", *QUICK)
+    first = folder("fedprox")
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in first.iterdir()}
+    assert list(first.glob("events.out.tfevents.*"))
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    assert config["mu"] == 0.5
+    assert config["method"] == "fedprox"
+    synthetic("--config", str(first / "config.yaml"))
+    one, _ = load_checkpoint(first / "checkpoints" / "last.ckpt")
+    other, _ = load_checkpoint(folder("fedprox", "version_1") / "checkpoints" / "last.ckpt")
+    assert torch.equal(one.server.x, other.server.x)
+    synthetic("--config", str(first / "config.yaml"), "--rounds", "1", "--mu", "0.1")
+    later, meta = load_checkpoint(folder("fedprox", "version_2") / "checkpoints" / "last.ckpt")
+    assert later.round == 1
+    assert meta["identity"]["hyperparameters"]["mu"] == 0.1
+
+
+def test_a_run_is_resumed_to_the_same_bits_in_the_same_folder() -> None:
+    synthetic("--name", "whole", *QUICK)
+    synthetic("--name", "halves", "--local-steps", "2", "--rounds", "1")
+    synthetic("--name", "halves", "--resume", "last", *QUICK)
+    one, _ = load_checkpoint(folder(name="whole") / "checkpoints" / "last.ckpt")
+    other, _ = load_checkpoint(folder(name="halves") / "checkpoints" / "last.ckpt")
+    assert torch.equal(one.server.x, other.server.x)
+    steps = [line.split(",")[2] for line in (folder(name="halves") / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "0", "1", "2", "3"]
+    synthetic(
+        "--resume", str(folder(name="halves") / "checkpoints" / "last.ckpt"), "--local-steps", "2", "--rounds", "4"
+    )
+    assert load_checkpoint(folder() / "checkpoints" / "last.ckpt")[0].round == 4
+
+
+def test_the_name_of_another_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic("--name", "mine", *QUICK)
+    with pytest.raises(SystemExit):
+        synthetic("--name", "mine", *QUICK)
+    assert "holds a run; choose another name, or add `--resume last`" in capsys.readouterr().err
+
+
+def test_fake_data_are_named_in_the_folder() -> None:
+    argv = [
+        "--data",
+        "fake",
+        "--rounds",
+        "1",
+        "--local-steps",
+        "1",
+        "--clients-per-round",
+        "2",
+        "--partition",
+        "A0d30C10",
+    ]
+    run_recipe(load("cifar100").main, argv=argv)
+    assert next(Path("logs/cifar100").iterdir()).name.startswith("fake")
+
+
+def test_ctrl_c_saves_the_last_finished_round_and_exits_cleanly() -> None:
+    command = [
+        sys.executable,
+        str(RECIPES / "synthetic.py"),
+        "--local-steps",
+        "20",
+        "--rounds",
+        "100000",
+        "--name",
+        "long",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    last = folder(name="long") / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with `--resume last`" in errors
+    assert "Traceback" not in errors
+    assert load_checkpoint(last)[0].round >= 1
