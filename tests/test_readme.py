@@ -1,0 +1,78 @@
+"""Each code block of the README runs."""
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.strip().splitlines()]
+
+
+def test_every_block_is_of_a_kind_that_is_run() -> None:
+    assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
+
+
+def test_python_blocks(tmp_path: Path) -> None:
+    """One after another, as a reader would type them into one file; in a fresh interpreter, for `typing` needs a module."""
+    (tmp_path / "readme.py").write_text("\n".join(block for kind, block in BLOCKS if kind == "python"))
+    subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, check=True, timeout=300, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    return folder
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python")])
+def test_commands(command: str, workplace: Path) -> None:
+    """With fewer steps and, where CIFAR-100 is not there, made-up images; the flags that come last win."""
+    words = [sys.executable, *shlex.split(command)[1:]]
+    if "recipes/synthetic.py" in words:
+        words += ["--local-steps", "1"]
+    if "recipes/cifar100.py" in words:
+        real = Path(os.environ.get("FEDLIGHTNING_DATA", "data"), "cifar-100-python").is_dir()
+        words += ["--data-dir", os.environ["FEDLIGHTNING_DATA"]] if real else ["--data", "fake"]
+        words += ["--local-steps", "1", "--rounds", "1"]
+    done = subprocess.run(words, cwd=workplace, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("pip")])
+def test_the_commands_that_set_up_are_those_of_continuous_integration(command: str) -> None:
+    """They made the environment that this test runs in, or would make it."""
+    assert command.startswith("pip install -e ")
+    assert 'pip install -e ".[test]" && pytest' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_tensorboard_shows_the_runs(workplace: Path) -> None:
+    pytest.importorskip("tensorboard", reason="from Python 3.14 on tensorboard is an extra")
+    assert "tensorboard --logdir logs" in COMMANDS
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "logs", "--host", "127.0.0.1", "--port", str(port)]
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, cwd=workplace, stderr=subprocess.PIPE, text=True))
+        stack.callback(process.terminate)
+        assert process.stderr
+        while "http://" not in (line := process.stderr.readline()):
+            assert line, "tensorboard ended"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/environment", timeout=30) as answer:
+            assert answer.status == 200
+
+
+def test_no_other_command_is_shown() -> None:
+    assert [
+        line for line in COMMANDS if not line.startswith(("python", "pip install -e ", "tensorboard --logdir"))
+    ] == []
