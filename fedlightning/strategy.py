@@ -57,13 +57,14 @@ class SlotStrategy:
         memory_dir: str | Path | None = None,
     ) -> None:
         self._wish = _read_slots(slots)
-        for name, value in (
-            ("slots", self._wish),
-            ("cohort_size", cohort_size),
-            ("threads_per_slot", threads_per_slot),
-        ):
+        numbers = (
+            ("slots", self._wish, "'auto' or "),
+            ("cohort_size", cohort_size, "'auto' or "),
+            ("threads_per_slot", threads_per_slot, ""),
+        )
+        for name, value, auto in numbers:
             if (isinstance(value, int) and value < 1) or (isinstance(value, str) and value != "auto"):
-                raise ConfigurationError(f"`{name}` of SlotStrategy must be 'auto' or at least 1, but is {value!r}.")
+                raise ConfigurationError(f"`{name}` of SlotStrategy must be {auto}at least 1, but is {value!r}.")
         self._cohort_wish, self._threads = cohort_size, threads_per_slot
         self.memory_dir = Path(memory_dir) if memory_dir else None
         self.slots: list[Slot] = []

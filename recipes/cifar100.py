@@ -25,7 +25,7 @@ def main(
     *,
     partition: str = "A0d10C100",
     model: str = "lenet",
-    rounds: int = 100,
+    rounds: int = 200,
     clients_per_round: int | float = 10,
     batch_size: int = 50,
     local_epochs: int | None = None,
