@@ -35,7 +35,7 @@ def check(tmp_path: Path, kind: str, method: str, seed: int, rounds: int) -> Non
         load("synthetic").main, argv=["--method", method, *argv, *(["--mu", "1"] * (method == "fedprox"))], lr=0.01
     )
     (table,) = tmp_path.rglob("metrics.csv")
-    rows = {int(row["step"]): row for row in csv.DictReader(table.open())}
+    rows = {int(row["step"]): row for row in csv.DictReader(table.read_text().splitlines())}
     for place, round_ in enumerate(ROUNDS):
         if round_ <= rounds:
             loss, accuracy = LOSS[kind, method][seed][place], ACCURACY[kind, method][seed][place]
