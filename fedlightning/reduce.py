@@ -12,9 +12,13 @@ class OrderedMean:
     """The weighted mean of states that arrive in a fixed order, summed one client after another in float64.
 
     Only the sum is held, so memory does not grow with the number of clients.
+
+    Args:
+        device: where the sum is held, wherever the states come from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
@@ -24,9 +28,11 @@ class OrderedMean:
         for name, rows in states.items():
             if name not in self._sums:
                 self._dtypes[name] = rows.dtype
-                self._sums[name] = torch.zeros(rows.shape[1:], dtype=torch.float64, device=rows.device)
-            for row, weight in zip(rows.to(self._sums[name].device), weights.tolist(), strict=True):
+                self._sums[name] = torch.zeros(rows.shape[1:], dtype=torch.float64, device=self._device)
+            for row, weight in zip(rows.to(self._device), weights.tolist(), strict=True):
                 self._sums[name].add_(row, alpha=weight)
+            if rows.is_cuda:  # they were made on a slot's stream and are read on this one
+                rows.record_stream(torch.cuda.current_stream(rows.device))
         self._weight += sum(weights.tolist())
 
     def result(self) -> State:

@@ -239,7 +239,7 @@ class FederatedTrainer:
             self.method, round, self.seed, self._layout, self.state.server.select(*self.method.downlink),
             self.state.memory, self.state.buffers, self.data, self.strategy.examples, self.strategy.cancelled,
         )  # fmt: skip
-        mean, buffers, losses = OrderedMean(), OrderedMean(), OrderedMean()
+        mean, buffers, losses = (OrderedMean(self.strategy.root_device) for _ in range(3))
         rows: dict[int, State] = {}
         up = 0
         for cohort in self.strategy.run_round(job, clients):

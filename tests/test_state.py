@@ -61,7 +61,7 @@ def test_a_layout_round_trips_and_is_differentiable() -> None:
 
 def test_the_mean_is_weighted_and_summed_in_order() -> None:
     rows, weights = torch.randn(5, 4), torch.tensor([1.0, 2, 3, 4, 5])
-    mean = OrderedMean()
+    mean = OrderedMean(torch.device("cpu"))
     mean.add(State(d=rows[:2], s=rows[:2, 0]), weights[:2])
     mean.add(State(d=rows[2:], s=rows[2:, 0]), weights[2:])
     expected = torch.zeros(4, dtype=torch.float64)

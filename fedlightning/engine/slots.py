@@ -84,6 +84,11 @@ class Worker:
         torch.autograd.set_multithreading_enabled(False)
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
+    def begin(self) -> None:
+        """Let the slot's stream wait for what the trainer's thread has queued: the aggregate, the data."""
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.default_stream(self.slot.device))
+
     def finish(self) -> None:
         """Wait until what was queued on the slot's stream is done."""
         if self._stream:
@@ -142,6 +147,7 @@ class WorkerPool(Generic[Result]):
                     continue
                 position, work = item
                 try:
+                    worker.begin()
                     result = work(worker)
                     worker.finish()
                 except torch.OutOfMemoryError as error:
