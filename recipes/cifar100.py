@@ -79,4 +79,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_recipe(main, lr=0.1)
+    run_recipe(main, lr=0.1, clip_norm=10.0)
