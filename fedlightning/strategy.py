@@ -40,7 +40,7 @@ class SlotStrategy:
             slow each other down.
         cohort_size: clients trained at once under vmap; 1 trains them one after another, which serves any model; "auto"
             chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
-            similar sizes: there a quarter of the clients, at most 32.
+            similar sizes: there half of the clients, at most 64.
         threads_per_slot: intra-operator threads of each slot.
         memory_dir: where the clients' memory lies as memory-mapped files; None keeps it in the host's memory.
 
@@ -109,8 +109,7 @@ class SlotStrategy:
 
     def run_round(self, job: RoundJob, clients: Sequence[int]) -> Iterator[CohortResult]:
         """Train the clients; yield the cohorts in packing order, which is most local steps first."""
-        wish = job.method.local_steps(job.round.index)
-        order = sorted(clients, key=lambda client: (-job.data.num_steps(client, wish), client))
+        order = sorted(clients, key=lambda client: (-job.num_steps(client), client))
         cohorts = [tuple(order[i : i + self.cohort_size]) for i in range(0, len(order), self.cohort_size)]
         vectorized = self.cohort_size > 1
 
@@ -155,7 +154,7 @@ class SlotStrategy:
         steps = torch.tensor([data.num_steps(client) for client in range(min(data.clients.num_clients, 1000))])
         balanced = bool(steps.to(torch.float64).mean() >= 0.5 * steps.max())
         on_cpu = all(slot.kind == "cpu" for slot in self.slots)
-        return min(32, participants // 4) if dense and balanced and on_cpu and participants >= 16 else 1
+        return min(64, participants // 2) if dense and balanced and on_cpu and participants >= 16 else 1
 
 
 def _read_slots(wish: str | int | Sequence[str]) -> list[Slot] | int | None:

@@ -41,7 +41,7 @@ def torch_stream(seed: int, purpose: str, *where: int) -> torch.Generator:
 def keys(count: int, seed: int, purpose: str, *where: int) -> Tensor:
     """`count` keys [count] (int64) for `keyed_uniform`, one for each step of the client at this address."""
     base = _digest(seed, purpose, where, 8) - 2**63
-    return _mix(base + torch.arange(1, count + 1) * _GOLDEN)
+    return base + torch.arange(1, count + 1) * _GOLDEN
 
 
 def keyed_uniform(key: Tensor, shape: Sequence[int], salt: int = 0) -> Tensor:

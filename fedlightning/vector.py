@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,12 @@ class Layout:
             )
         return cls(tuple(n for n, _ in named), tuple(tuple(p.shape) for _, p in named), dtypes.pop())
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each parameter."""
         return [math.prod(shape) for shape in self.shapes]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """P, the number of entries of w."""
         return sum(self.sizes)

@@ -76,7 +76,7 @@ def test_auto_takes_every_core_without_the_gil_and_one_with_it() -> None:
         FedAvg(), Quadratics.task([0.0, 0.0]), clients
     )
     assert len(strategy.slots) == (1 if gil_enabled() else min(64, cpu_count()))
-    assert strategy.cohort_size == 16
+    assert strategy.cohort_size == 32
     assert ("GIL on" in strategy.describe()) == gil_enabled()
 
 

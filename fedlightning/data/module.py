@@ -118,7 +118,7 @@ class FederatedDataModule(LightningDataModule):
 
     def num_steps(self, client: int, steps: int | None = None) -> int:
         """K, the local steps of a client in a round; `steps` is the method's wish."""
-        size = int(self.clients.offsets[client + 1] - self.clients.offsets[client])
+        size = self.clients.size(client)
         per_epoch = -(-size // (self.batch_size or size))
         return steps or self.steps or (self.epochs or 1) * per_epoch
 
@@ -130,7 +130,8 @@ class FederatedDataModule(LightningDataModule):
         epochs = -(-num_steps // per_epoch)
         rng = stream(seed, "shuffle", round, client)
         index = np.full((epochs, per_epoch * batch), -1, dtype=np.int64)
-        index[:, :size] = rng.permuted(np.tile(owned, (epochs, 1)), axis=1)
+        for epoch in range(epochs):
+            index[epoch, :size] = rng.permutation(owned)
         index = index.reshape(epochs * per_epoch, batch)[:num_steps]
         if self.augmentation is None:
             return Schedule(torch.from_numpy(index), None)

@@ -50,6 +50,11 @@ class Partition:
         """Examples of each client [N]."""
         return self.offsets.diff()
 
+    def size(self, client: int) -> int:
+        """Examples of one client."""
+        start, end = self.offsets[client : client + 2].tolist()
+        return int(end - start)
+
     def client(self, client: int) -> Tensor:
         """The positions that a client owns."""
         return self.indices[int(self.offsets[client]) : int(self.offsets[client + 1])]

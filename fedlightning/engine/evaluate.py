@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.engine.replica import Replica
+from fedlightning.engine.replica import Replica, channels_last
 from fedlightning.errors import ConfigurationError
 
 CHUNK = 1000
@@ -55,7 +55,7 @@ def evaluate_chunk(
     index = split.clients.indices[slice(*chunk)]
     inputs, targets = data.batch(split.examples, index)
     inputs, targets = inputs.to(replica.device), targets.to(replica.device)
-    outputs = replica.task(inputs)
+    outputs = replica.task(channels_last(inputs))
     scores = replica.task.scores(outputs, targets)
     replica.task.train()
     return {name: values.cpu() for name, values in scores.items()}, outputs.cpu(), targets.cpu()

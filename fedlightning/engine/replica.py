@@ -41,14 +41,11 @@ class Replica:
         self._keys = dropout_key_names(self.task)
         self._apply = _Apply(self.task)
         self._buffers = persistent_buffers(self.task)
-        self._flat = layout.read(self.task)
         self._params = [p for p in self.task.parameters() if p.requires_grad]
-        for parameter, view in zip(self._params, layout.unflatten(self._flat).values(), strict=True):
-            parameter.data = view
 
     def load(self, w: Tensor, buffers: Tensor) -> None:
         """Set the module's parameters and buffers."""
-        self._flat.copy_(w)
+        self._point_to(w)
         start = 0
         for buffer in self._buffers:
             values = buffers[start : start + buffer.numel()].view(buffer.shape)
@@ -61,13 +58,18 @@ class Replica:
 
     def gradient(self, w: Tensor, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient [P] and value [] of the mean loss at w, by plain backward through the module."""
-        self._flat.copy_(w)
+        self._point_to(w)
         if self._keys:
             set_dropout_key(self.task, key)
         with torch.enable_grad():
-            loss = self.task.loss(batch).mean()
+            loss = self.task.loss(tuple(channels_last(tensor) for tensor in batch)).mean()
             gradients = torch.autograd.grad(loss, self._params, materialize_grads=True, allow_unused=True)
         return self.layout.flatten(gradients), loss.detach()
+
+    def _point_to(self, w: Tensor) -> None:
+        """Make the module's parameters views of w; nothing is copied, and the module only reads them."""
+        for parameter, view in zip(self._params, self.layout.unflatten(w).values(), strict=True):
+            parameter.data = view
 
     def at(self, key: Tensor) -> FunctionalModel:
         """The model as a pure function of w, with its dropout at `key`."""
@@ -92,6 +94,13 @@ class FunctionalModel:
         parameters = {f"task.{name}": value for name, value in self._layout.unflatten(w).items()}
         result: Tensor = functional_call(self._module, {**parameters, **self._keys}, (name, argument))
         return result
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images [B, C, H, W] on a CPU in the layout that its convolutions are a quarter faster in; others as they are."""
+    if tensor.dim() != 4 or not tensor.is_floating_point() or tensor.device.type != "cpu":
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def persistent_buffers(module: nn.Module) -> list[Tensor]:
