@@ -106,6 +106,7 @@ def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
     Raises:
         ConfigurationError: it does not; both sides are named.
     """
+    current = json.loads(json.dumps(current))  # tuples are lists on disk
     for name in sorted(set(saved) | set(current)):
         if saved.get(name) != current.get(name):
             raise ConfigurationError(

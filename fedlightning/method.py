@@ -6,7 +6,9 @@ client at a time, as a cohort of clients under `torch.func.vmap`, and traced.
 
 One round:
 
-    Callback.on_round_start                                              trainer's thread
+    FedMethod.check, once, before the first round                        trainer's thread
+    Callback.on_round_start
+    [FedMethod.gradient_pass: ∇f_i(x) of each client, over all its data; no hook is called]
     for each cohort, on whichever slot is free:                          slot's thread; pure; may be vmapped and traced
         FedMethod.on_client_start(client)
         K times:  FedMethod.on_local_step -> direction -> grad(w) as often as needed
@@ -24,7 +26,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, dataclass_transform
 
 import torch
@@ -38,8 +42,11 @@ Grad = Callable[[Tensor], Tensor]
 Batch = tuple[Tensor, ...]
 
 
-def hyper(default: Any, within: str | None = None) -> Any:
-    """A hyperparameter with the interval it must lie in: `mu: float = hyper(0.01, "[0, inf)")`."""
+def hyper(default: Any, within: str | tuple[str, ...] | None = None) -> Any:
+    """A hyperparameter with the interval it must lie in, or the words it may be: `mu: float = hyper(0.01, "[0, inf)")`.
+
+    A subclass that only changes the default, `mu: float = 1.0`, keeps the interval.
+    """
     return dataclasses.field(default=default, metadata={"within": within})
 
 
@@ -75,6 +82,7 @@ class ClientContext:
         key: this client's randomness in this step (int64 []), for `keyed_uniform(client.key, shape)`.
         first_step: whether this is the first local step; a plain bool, so that one traced graph serves the others.
         layout: where each layer lies in w.
+        gradient: ∇f_i(x) over all the client's data [P], if the method's `gradient_pass` asks for it; else empty [0].
     """
 
     x: Tensor
@@ -87,6 +95,7 @@ class ClientContext:
     key: Tensor
     first_step: bool
     layout: Layout
+    gradient: Tensor
 
 
 class FlatModel(Protocol):
@@ -127,28 +136,41 @@ class FedMethod:
     lr: float = hyper(0.1, "(0, inf)")
     lr_decay: float = hyper(1.0, "(0, inf)")
     server_lr: float = hyper(1.0, "(0, inf)")
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Literal["examples", "uniform"] = hyper("examples", ("examples", "uniform"))
     weight_decay: float = hyper(0.0, "[0, inf)")
     clip_norm: float | None = hyper(None, "(0, inf)")
 
     downlink: ClassVar[tuple[str, ...]] = ("x",)
-    """Entries of the server's state that travel to the clients; no hook of a client sees the others."""
+    """Entries of the server's state that travel to the clients, besides those of the base classes; no hook of a client
+    sees the others. A name that `configure_server` does not set is passed over."""
+
+    preshared: ClassVar[tuple[str, ...]] = ()
+    """Entries of the server's state that never change, which every client has from the beginning: not in the bill."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls.downlink, cls.preshared = _declared(cls, "downlink"), _declared(cls, "preshared")
         dataclass(frozen=True, kw_only=True)(cls)
+        _inherit_defaults(cls)
 
     def __post_init__(self) -> None:
         name = type(self).__name__
         for field in dataclasses.fields(self):
-            if field.metadata.get("within"):
-                require_within(getattr(self, field.name), field.metadata["within"], f"`{field.name}` of {name}")
-        if self.weighting not in ("examples", "uniform"):
-            raise ConfigurationError(
-                f"`weighting` of {name} must be 'examples' or 'uniform', but is {self.weighting!r}."
-            )
+            within, value = field.metadata.get("within"), getattr(self, field.name)
+            if isinstance(within, str):
+                require_within(value, within, f"`{field.name}` of {name}")
+            elif within and value not in within:
+                words = " or ".join(map(repr, within))
+                raise ConfigurationError(f"`{field.name}` of {name} must be {words}, but is {value!r}.")
 
     # -- the server, before the first round ---------------------------------------------------------------------------
+    def check(self, round: Round) -> None:
+        """Refuse, or warn of, a run that the method is not made for; called once, with the shape of the first round.
+
+        Raises:
+            ConfigurationError: the run does not meet a condition of the paper.
+        """
+
     def configure_server(self, x: Tensor) -> State:
         """What the server remembers; its entry `x` is the global model [P]."""
         return State(x=x)
@@ -156,6 +178,10 @@ class FedMethod:
     def configure_client(self, x: Tensor) -> State:
         """What a client remembers when it first meets the server, whose model was then x [P]. Default: nothing."""
         return State()
+
+    def evaluation_point(self, server: State) -> Tensor:
+        """The model that is evaluated [P], from the server's state."""
+        return server.x
 
     # -- every round ------------------------------------------------------------------------------------------------
     def client_lr(self, round: int) -> float:
@@ -166,10 +192,21 @@ class FedMethod:
         """K for every client in this round; None leaves it to the data module's epochs or steps."""
         return None
 
+    def gradient_pass(self) -> Literal["none", "local", "mean"]:
+        """Whether a client first computes ∇f_i(x) over all its data, at the x of this round: a pass with w held at x.
+
+        "local" gives `client.gradient`; "mean" sends it up too, and its weighted mean down as `client.server.gradient`.
+        """
+        return "none"
+
     # -- a client, in a round ---------------------------------------------------------------------------------------
+    def start(self, client: ClientContext) -> Tensor:
+        """Where the local steps begin [P]: the global model."""
+        return client.x
+
     def on_client_start(self, client: ClientContext) -> State:
         """The local state at the first step; its entry `w` is the local model [P]."""
-        return State(w=client.x)
+        return State(w=self.start(client))
 
     def objective(self, model: FlatModel, w: Tensor, batch: Batch, client: ClientContext) -> Tensor:
         """Per-example losses [B] whose mean `grad` differentiates. May call `model(v, inputs)` for any vector v."""
@@ -181,12 +218,13 @@ class FedMethod:
 
     def on_local_step(self, local: State, grad: Grad, client: ClientContext) -> State:
         """One local step, from a local state to the next."""
-        d = self.direction(local, grad, client)
-        if self.clip_norm is not None:
-            d = d * (self.clip_norm / (d.norm() + 1e-6)).clamp(max=1.0)
-        if self.weight_decay:
-            d = d + self.weight_decay * local.w
+        d = self.clip_and_decay(self.direction(local, grad, client), local.w, client)
         return local.replace(w=local.w - client.lr * d)
+
+    def clip_and_decay(self, d: Tensor, w: Tensor, client: ClientContext) -> Tensor:
+        """What is subtracted for a direction d at w: clip(d) + u w."""
+        d = clip(d, self.clip_norm)
+        return d + self.weight_decay * w if self.weight_decay else d
 
     def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
         """What the client uploads and what it remembers. Upload anything whose weighted mean the server needs."""
@@ -198,6 +236,32 @@ class FedMethod:
         return server.replace(x=server.x + self.server_lr * mean.delta)
 
 
+def clip(d: Tensor, norm: float | None) -> Tensor:
+    """The vector d, scaled down to an L2 norm if it is longer; None leaves it."""
+    return d if norm is None else d * (norm / (d.norm() + 1e-6)).clamp(max=1.0)
+
+
+def _declared(cls: type[FedMethod], attribute: str) -> tuple[str, ...]:
+    """The names in a tuple that each class of the MRO declares for itself, the bases' first."""
+    return tuple(dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base).get(attribute, ())))
+
+
+def _inherit_defaults(cls: type[FedMethod]) -> None:
+    """Give each field the default of the first class in the MRO that declares it, and the first interval declared.
+
+    A dataclass takes a field from the first base that has it at all: a mix-in, which inherits every field of `FedMethod`,
+    would put those defaults in the place of its neighbour's own.
+    """
+    fields, defaults = cls.__dataclass_fields__, cls.__init__.__kwdefaults__ or {}
+    for name in fields:
+        own = [base.__dataclass_fields__[name] for base in cls.__mro__ if name in vars(base)]  # type: ignore[attr-defined]
+        if own:
+            within = next((f.metadata["within"] for f in own if f.metadata.get("within")), None)
+            fields[name] = copy(own[0])
+            fields[name].metadata = MappingProxyType({**own[0].metadata, "within": within})
+            defaults[name] = own[0].default
+
+
 def field_names(method: FedMethod | type[FedMethod]) -> list[str]:
     """The names of the method's hyperparameters."""
     return [field.name for field in dataclasses.fields(method)]
@@ -206,6 +270,11 @@ def field_names(method: FedMethod | type[FedMethod]) -> list[str]:
 def hyperparameters(method: FedMethod) -> dict[str, Any]:
     """The method's hyperparameters by name, as they are logged and written to checkpoints."""
     return {name: getattr(method, name) for name in field_names(method)}
+
+
+def visible(method: FedMethod, server: State) -> State:
+    """What a client sees of the server's state: the entries that `downlink` and `preshared` name."""
+    return server.select(*(name for name in (*method.downlink, *method.preshared) if name in server))
 
 
 def weights(method: FedMethod, num_examples: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import FedLightningError, MethodError
-from fedlightning.method import ClientContext, FedMethod
+from fedlightning.method import ClientContext, FedMethod, visible
 from fedlightning.state import State
 from fedlightning.strategy import SlotStrategy
 from fedlightning.task import FederatedTask, Regression
@@ -127,11 +127,12 @@ def _check_purity(method: FedMethod) -> None:
     """Call each hook of a client once, on the loop's plain tensors, and look at what it did to them."""
     x = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
     layout = Layout.of(Quadratics.task([0.0] * 3))
-    server = method.configure_server(x).select(*method.downlink)
+    server = visible(method, method.configure_server(x)).replace(gradient=-x)
     number = torch.tensor(2.0, dtype=torch.float64)
     client = ClientContext(
-        server.x, server, method.configure_client(x), number / 20, number, number, number, torch.tensor(7), True, layout
-    )
+        server.x, server, method.configure_client(x), number / 20, number, number, number, torch.tensor(7), True, layout,
+        gradient=x / 2,
+    )  # fmt: skip
 
     def grad(w: Tensor) -> Tensor:
         return 0.5 * w + 1

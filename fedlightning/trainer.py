@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from fedlightning.callback import Callback, CohortResult
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
@@ -21,7 +23,7 @@ from fedlightning.engine.replica import flatten_buffers, persistent_buffers
 from fedlightning.errors import ConfigurationError
 from fedlightning.loggers import check_writable, log_hyperparameters, run_loggers
 from fedlightning.memory import ClientMemory
-from fedlightning.method import FedMethod, Round, hyperparameters, weights
+from fedlightning.method import FedMethod, Round, hyperparameters, visible, weights
 from fedlightning.reduce import OrderedMean
 from fedlightning.state import State
 from fedlightning.strategy import SlotStrategy
@@ -146,6 +148,8 @@ class FederatedTrainer:
         self.num_clients = data.clients.num_clients
         self.clients_per_round = _resolve_participation(self._participation, self.num_clients)
         self.sampler.check(self.num_clients, self.clients_per_round)
+        first = self.sampler.sample(0, self.num_clients, self.clients_per_round, self.seed)
+        method.check(Round(0, self.num_clients, len(first), method.client_lr(0)))
         self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
         self._current: dict[str, float] = {}
         self.should_stop, self.stop_reason = False, ""
@@ -225,9 +229,9 @@ class FederatedTrainer:
     def _run_round(self) -> None:
         t = self.round
         self._current = {}
-        round = Round(t, self.num_clients, self.clients_per_round, self.method.client_lr(t))
-        self._call("on_round_start", round)
         clients = self.sampler.sample(t, self.num_clients, self.clients_per_round, self.seed)
+        round = Round(t, self.num_clients, len(clients), self.method.client_lr(t))
+        self._call("on_round_start", round)
         self.state = self._aggregate(round, clients)
         self.round = t + 1
         if self.evaluate_every and (self.round % self.evaluate_every == 0 or self.round == self.max_rounds):
@@ -236,12 +240,12 @@ class FederatedTrainer:
 
     def _aggregate(self, round: Round, clients: Sequence[int]) -> RoundState:
         job = RoundJob(
-            self.method, round, self.seed, self._layout, self.state.server.select(*self.method.downlink),
+            self.method, round, self.seed, self._layout, visible(self.method, self.state.server),
             self.state.memory, self.state.buffers, self.data, self.strategy.examples, self.strategy.cancelled,
         )  # fmt: skip
+        job, up = self._with_gradients(job, clients)
         mean, buffers, losses = (OrderedMean(self.strategy.root_device) for _ in range(3))
         rows: dict[int, State] = {}
-        up = 0
         for cohort in self.strategy.run_round(job, clients):
             weight = weights(self.method, cohort.num_examples.to(torch.float64))
             mean.add(cohort.upload, weight)
@@ -251,14 +255,30 @@ class FederatedTrainer:
                 rows.update(_rows(cohort))
             up += cohort.upload.nbytes + cohort.buffers.numel() * cohort.buffers.element_size()
             self._call("on_cohort_end", cohort)
-        down = job.server.nbytes + self.state.buffers.numel() * self.state.buffers.element_size()
+        down = sum(tensor.nbytes for name, tensor in job.server.items() if name not in self.method.preshared)
+        down += self.state.buffers.numel() * self.state.buffers.element_size()
         self.log({"train/loss": float(losses.result().loss)})
         self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
         server = self.method.on_aggregate(self.state.server, mean.result(), round)
         return RoundState(round.index + 1, server, self.state.memory.updated(rows), buffers.result().all)
 
+    def _with_gradients(self, job: RoundJob, clients: Sequence[int]) -> tuple[RoundJob, int]:
+        """The job of the local steps with what `gradient_pass` asks for, and the bytes that went up for it."""
+        wanted = self.method.gradient_pass()
+        if wanted == "none":
+            return job, 0
+        gradients: dict[int, Tensor] = {}
+        mean = OrderedMean(self.strategy.root_device)
+        for cohort in self.strategy.run_round(replace(job, gradient_pass=True), clients):
+            gradients.update(zip(cohort.clients, cohort.upload.gradient, strict=True))
+            mean.add(cohort.upload, weights(self.method, cohort.num_examples.to(torch.float64)))
+        if wanted == "local":
+            return replace(job, gradients=gradients), 0
+        server = job.server.replace(gradient=mean.result().gradient)
+        return replace(job, gradients=gradients, server=server), sum(row.nbytes for row in gradients.values())
+
     def _evaluate(self) -> dict[str, float]:
-        metrics = self.strategy.evaluate(self.state.server.x, self.state.buffers)
+        metrics = self.strategy.evaluate(self.method.evaluation_point(self.state.server), self.state.buffers)
         self.metrics.update(metrics)
         self._call("on_evaluation_end", metrics)
         return metrics

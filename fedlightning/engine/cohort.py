@@ -11,7 +11,7 @@ from torch import Tensor
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
-from fedlightning.engine.hooks import Hooks
+from fedlightning.engine.hooks import GradientPass, Hooks
 from fedlightning.engine.job import Clients, CohortPlan, RoundJob, plan_cohort
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ClientError
@@ -29,12 +29,12 @@ def run_cohort(replica: Replica, job: RoundJob, clients: tuple[int, ...], vector
     began = time.perf_counter()
     executor: Executor = CohortExecutor(replica) if vectorized else LoopExecutor(replica)
     server = job.server.apply(lambda tensor: tensor.to(replica.device))
-    hooks = Hooks(job.method, server, job.layout)
+    hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
     plan = plan_cohort(job, clients, replica.device)
     replica.load(server.x, job.buffers)
 
     def end(local: State, client: Clients) -> tuple[State, State]:
-        return job.method.on_client_end(local, hooks.context(client, False))
+        return hooks.end(local, hooks.context(client, False))
 
     try:
         local, losses = _train(executor, hooks, plan, job, replica.device)
@@ -49,7 +49,7 @@ def run_cohort(replica: Replica, job: RoundJob, clients: tuple[int, ...], vector
         upload=upload,
         state=state,
         buffers=replica.buffers().expand(len(clients), -1),
-        num_examples=job.data.clients.sizes[list(clients)],
+        num_examples=torch.tensor([job.data.clients.size(client) for client in clients]),
         num_steps=torch.tensor(plan.num_steps),
         loss=losses.sum(0).cpu() / torch.tensor(plan.num_steps),
         slot=slot,
@@ -63,7 +63,7 @@ def _train(
     """The local states after all steps, entries [C, …], and the losses [max K, C], 0 where a client had finished."""
 
     def start(client: Clients) -> State:
-        return job.method.on_client_start(hooks.context(client, True))
+        return hooks.start(hooks.context(client, True))
 
     with hooks.calling("on_client_start"):
         local = executor.call(start, plan.clients(0))
@@ -82,7 +82,9 @@ def _train(
             after, loss = executor.step(hooks, local, plan.clients(2 + k).first(width), batch, mask, k == 0)
         local = after if active == width else _keep_finished(after, local, active)
         losses[k, :active] = loss[:active]
-    return State(**{name: torch.cat([part[name] for part in (local, *finished)]) for name in local}), losses
+    if finished:
+        local = State(**{name: torch.cat([part[name] for part in (local, *finished)]) for name in local})
+    return local, losses
 
 
 def _width(active: int, width: int) -> int:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.utils._pytree import tree_map
 
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
@@ -39,14 +38,15 @@ class LoopExecutor:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the hook on the one client's tensors."""
-        return tree_map(_add_dim, function(*tree_map(_drop_dim, arguments)))
+        result = function(*map(_drop_dim, arguments))
+        return tuple(map(_add_dim, result)) if isinstance(result, tuple) else _add_dim(result)
 
     def step(
         self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
     ) -> tuple[State, Tensor]:
         """One local step; the batch has only filled places, since there is but one client."""
         if first not in self._contexts:
-            self._contexts[first] = hooks.context(tree_map(_drop_dim, clients), first)
+            self._contexts[first] = hooks.context(_drop_dim(clients), first)
         client = replace(self._contexts[first], key=clients.key[0])
         one = tuple(tensor[0] for tensor in batch)
         losses: list[Tensor] = []
@@ -62,8 +62,8 @@ class LoopExecutor:
             losses.append(loss.detach())
             return gradient
 
-        after = hooks.method.on_local_step(local.apply(_drop_dim), grad, client)
-        return after.apply(_add_dim), _first(losses, hooks).unsqueeze(0)
+        after = hooks.step(_drop_dim(local), grad, client, mask)
+        return _add_dim(after), _first(losses, hooks).unsqueeze(0)
 
 
 class CohortExecutor:
@@ -96,7 +96,7 @@ class CohortExecutor:
                 losses.append(loss)
                 return gradient
 
-            return hooks.method.on_local_step(local, grad, client), _first(losses, hooks)
+            return hooks.step(local, grad, client, mask), _first(losses, hooks)
 
         result: tuple[State, Tensor] = vmap(one, randomness="error")(local, clients, mask, *batch)
         return result
@@ -107,9 +107,12 @@ def _first(losses: list[Tensor], hooks: Hooks) -> Tensor:
     return losses[0] if losses else torch.zeros((), dtype=hooks.server.x.dtype, device=hooks.server.x.device)
 
 
-def _drop_dim(tensor: Tensor) -> Tensor:
-    return tensor[0]
+def _drop_dim(value: Any) -> Any:
+    """The one client's tensors, without their leading [1]."""
+    if isinstance(value, Clients):
+        return Clients(*map(_drop_dim, value))
+    return value[0] if isinstance(value, Tensor) else value.apply(_drop_dim)
 
 
-def _add_dim(tensor: Tensor) -> Tensor:
-    return tensor.unsqueeze(0)
+def _add_dim(value: Any) -> Any:
+    return value.unsqueeze(0) if isinstance(value, Tensor) else value.apply(_add_dim)

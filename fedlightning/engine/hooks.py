@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from fedlightning.engine.job import Clients
 from fedlightning.errors import FedLightningError, MethodError
-from fedlightning.method import ClientContext, FedMethod
+from fedlightning.method import ClientContext, FedMethod, Grad
 from fedlightning.state import State
 from fedlightning.vector import Layout
 
@@ -54,7 +55,20 @@ class Hooks:
             key=client.key,
             first_step=first,
             layout=self.layout,
+            gradient=client.gradient,
         )
+
+    def start(self, client: ClientContext) -> State:
+        """The local state before the first step."""
+        return self.method.on_client_start(client)
+
+    def step(self, local: State, grad: Grad, client: ClientContext, mask: Tensor) -> State:
+        """The local state after a step on a batch whose places are filled as `mask` says."""
+        return self.method.on_local_step(local, grad, client)
+
+    def end(self, local: State, client: ClientContext) -> tuple[State, State]:
+        """The upload, and what the client remembers."""
+        return self.method.on_client_end(local, client)
 
     @contextmanager
     def calling(self, hook: str) -> Iterator[None]:
@@ -82,6 +96,23 @@ class Hooks:
             if any(sign in text for sign in signs):
                 raise MethodError(f"{where} {remedy}. ({text.splitlines()[0][:200]})") from error
         raise MethodError(f"{where} failed: {type(error).__name__}: {text}") from error
+
+
+class GradientPass(Hooks):
+    """What runs in the place of the hooks in the gradient pass: ∇f_i(x) as the sum of its batches' shares."""
+
+    def start(self, client: ClientContext) -> State:
+        """Nothing is summed yet."""
+        return State(gradient=torch.zeros_like(client.x))
+
+    def step(self, local: State, grad: Grad, client: ClientContext, mask: Tensor) -> State:
+        """Add the mean gradient of a batch by its share of the client's examples; w stays at x."""
+        share = mask.sum() / client.num_examples
+        return State(gradient=local.gradient + share * grad(client.x))
+
+    def end(self, local: State, client: ClientContext) -> tuple[State, State]:
+        """The gradient; nothing is remembered."""
+        return local, State()
 
 
 def _place_in(error: Exception, method: FedMethod) -> tuple[str, str] | None:
