@@ -1,0 +1,68 @@
+"""Scaffnew."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, zeros_like
+
+from fedlightning.method import ClientContext, Grad, Round, hyper
+from fedlightning.methods.conditions import expect_full_participation
+from fedlightning.methods.fedavg import FedAvg
+from fedlightning.state import State
+from fedlightning.streams import stream
+
+
+class Scaffnew(FedAvg):
+    """ProxSkip for federated learning: Mishchenko et al., ICML 2022, arXiv:2202.09357.
+
+        w ← w − η [g_i(w) − h_i]   K times from w = x, until a coin that all share shows heads, with probability p
+        x ← mean(w_i),        h_i ← h_i + (p / η) (x − w_i)
+
+    With full batches it reaches the exact minimiser. Travels: 1 model down, 1 up. Remembered: 2 models at each client, h_i
+    and w_i, since h_i moves only when the mean comes back, at the start of the client's next round. With
+    `allow_partial`, only the participants' h_i move, by the model of their next round.
+
+    Args:
+        p: probability p of a communication; 1 / √κ in theory with the condition number κ, 1 / K in practice. It, and not
+            the data module, gives the local steps of a round.
+        coin: "fixed" communicates after every K = 1 / p steps, rounded, and is SCAFFOLD's option II; "geometric" tosses.
+        coin_seed: of the tosses.
+        allow_partial: run with some of the clients, which the paper does not cover.
+    """
+
+    weighting: Literal["examples", "uniform"] = "uniform"
+    server_lr: float = hyper(1.0, "[1, 1]")
+    p: float = hyper(0.2, "(0, 1]")
+    coin: Literal["fixed", "geometric"] = hyper("fixed", ("fixed", "geometric"))
+    coin_seed: int = 0
+    allow_partial: bool = False
+
+    def check(self, round: Round) -> None:
+        """All clients take part."""
+        super().check(round)
+        expect_full_participation(self, round, self.allow_partial)
+
+    def local_steps(self, round: int) -> int:
+        """K_t."""
+        tossed = stream(self.coin_seed, "coin", round).geometric(self.p)
+        return int(tossed) if self.coin == "geometric" else int(1 / self.p + 0.5)
+
+    def configure_client(self, x: Tensor) -> State:
+        """h_i, w_i, and p / η of its last round."""
+        return super().configure_client(x).replace(h=zeros_like(x), w=x, rate=x.new_zeros(()))
+
+    def on_client_start(self, client: ClientContext) -> State:
+        """The base's, and h_i + (p / η) (x − w_i)."""
+        h = client.state.h + client.state.rate * (client.x - client.state.w)
+        return super().on_client_start(client).replace(h=h)
+
+    def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:
+        """g_i(w) − h_i."""
+        return super().direction(local, grad, client) - local.h
+
+    def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
+        """The base's; h_i, w_i and p / η stay."""
+        upload, state = super().on_client_end(local, client)
+        p = self.p if self.coin == "geometric" else 1 / client.num_steps
+        return upload, state.replace(h=local.h, w=local.w, rate=p / client.lr)
