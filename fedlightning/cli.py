@@ -131,9 +131,13 @@ class _Parser(ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown:
             flag = unknown.group(1).split("=")[0]
-            elsewhere = {f"--{field}": name for name in method_names() for field in field_names(method_named(name))}
-            near = difflib.get_close_matches(flag, [*self._option_string_actions, *elsewhere], n=2)
-            known = [n if n in self._option_string_actions else f"{n} (of --method {elsewhere[n]})" for n in near]
+            owners: dict[str, list[str]] = {}
+            for name in method_names():
+                for field in field_names(method_named(name)):
+                    owners.setdefault(f"--{field.replace('_', '-')}", []).append(name)
+            near = difflib.get_close_matches(flag, {**owners, **self._option_string_actions}, n=2)
+            own = self._option_string_actions
+            known = [n if n in own else f"{n} (of --method {', '.join(owners[n])})" for n in near]
             hint = f"did you mean {' or '.join(known)}?" if near else "`--help` lists them."
             message = f"there is no flag {flag} here; {hint}"
         raise ConfigurationError(message)

@@ -24,8 +24,8 @@ def main(
     method: FedMethod,
     run: Run,
     *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
+    data_alpha: float = 1.0,
+    data_beta: float = 1.0,
     iid: bool = False,
     rounds: int = 50,
     clients_per_round: int | float = 10,
@@ -37,12 +37,12 @@ def main(
     evaluate_every: int = 1,
     seed: int = 0,
 ) -> None:
-    """Logistic regression on FedProx's synthetic(alpha, beta) or IID data.
+    """Logistic regression on FedProx's synthetic(α, β) or IID data.
 
     Args:
-        alpha: how much the devices' models differ.
-        beta: how much the devices' data differ.
-        iid: one model and one distribution for all devices, instead of alpha and beta.
+        data_alpha: α, how much the devices' models differ.
+        data_beta: β, how much the devices' data differ.
+        iid: one model and one distribution for all devices, instead of α and β.
         rounds: rounds in all; the paper runs 200.
         clients_per_round: a number of clients, or with a decimal point a fraction of them.
         batch_size: examples of a local step.
@@ -53,7 +53,9 @@ def main(
         evaluate_every: rounds between evaluations.
         seed: of the data, the start model and the batches.
     """
-    data = Synthetic(alpha, beta, iid, seed=seed, batch_size=batch_size, epochs=local_epochs, steps=local_steps)
+    data = Synthetic(
+        data_alpha, data_beta, iid, seed=seed, batch_size=batch_size, epochs=local_epochs, steps=local_steps
+    )
     model = LogisticRegression.glorot(60, 10, seed=seed)
     logger, checkpoint = run.open(data.name)
     trainer = FederatedTrainer(

@@ -14,6 +14,7 @@ from recipe_runner import RECIPES, load
 
 from fedlightning.checkpoint import load_checkpoint
 from fedlightning.cli import run_recipe
+from fedlightning.methods import method_names
 
 QUICK = ["--local-steps", "2", "--rounds", "3"]
 
@@ -45,6 +46,15 @@ def test_help_lists_the_chosen_methods_own_flags_with_their_meaning(capsys: pyte
     assert "_per_round" not in text
 
 
+@pytest.mark.parametrize("recipe", ["synthetic", "cifar100"])
+@pytest.mark.parametrize("method", method_names())
+def test_no_method_shares_a_flag_with_a_recipe(recipe: str, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(load(recipe).main, argv=["--method", method, "--help"])
+    assert caught.value.code == 0
+    assert "--lr" in capsys.readouterr().out
+
+
 def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         synthetic("--help")
@@ -56,7 +66,7 @@ def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["--method", "fedprx"], "`method` must be the name of a method, but is 'fedprx'. Did you mean 'fedprox'"),
         (["--method", "fedprox", "--mue", "3"], "there is no flag --mue here; did you mean --mu"),
-        (["--mu", "3"], "there is no flag --mu here; did you mean --mu (of --method fedprox)"),
+        (["--mu", "3"], "there is no flag --mu here; did you mean --mu (of --method dualprox, "),
         (["--method", "fedprox", "--mu", "-1"], "`mu` of FedProx must be in [0, inf), but is -1.0."),
         (["--lr", "0"], "`lr` of FedAvg must be in (0, inf), but is 0.0."),
         (["--lr", "fast"], "Got value: fast"),

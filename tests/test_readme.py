@@ -11,6 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from recipe_runner import load
+
+from fedlightning.cli import run_recipe
+from fedlightning.methods import method_names
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -70,6 +74,19 @@ def test_tensorboard_shows_the_runs(workplace: Path) -> None:
             assert line, "tensorboard ended"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/environment", timeout=30) as answer:
             assert answer.status == 200
+
+
+ROWS = re.findall(r"^\| `(--method [^`]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_table_names_every_method() -> None:
+    assert sorted(row.split()[1] for row in ROWS) == method_names()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_the_table_of_methods_runs(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_recipe(load("synthetic").main, argv=[*shlex.split(row), "--rounds", "1", "--local-steps", "2"], lr=0.01)
 
 
 def test_no_other_command_is_shown() -> None:

@@ -1,0 +1,293 @@
+"""Methods compared on one task: learning rates tuned on one seed, accuracies over several.
+
+python recipes/methods.py --dataset synthetic --out results/synthetic
+
+For each method every point of a grid is tried on the first seed, in fewer rounds; the one that ends best is run on all
+seeds. Each finished run leaves a small JSON file in the folder and is not run again, so a comparison that was stopped
+goes on where it was, and more methods or seeds can be added. The folder ends up with table.md and table.csv.
+"""
+
+import argparse
+import csv
+import io
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedlightning import (
+    Callback,
+    Classification,
+    ClientError,
+    FederatedDataModule,
+    FederatedTrainer,
+    FedLightningError,
+    SlotStrategy,
+)
+from fedlightning.data import FashionMNIST, Synthetic
+from fedlightning.method import hyperparameters
+from fedlightning.methods import method_named
+from fedlightning.models import LogisticRegression, build_model
+
+METHODS = "fedavg fedavgm deltasgd dualprox fedexp fedgm fedinit fedlesam fednar fedprox scaffold scaffnew fedadam"
+LAST = 4
+"""Evaluations whose mean is the final accuracy: with few of the clients a round, a single one says little."""
+
+Values = dict[str, Any]
+Grid = dict[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods share on a data set.
+
+    Attributes:
+        description: of the task, for the table.
+        data: the clients' data, from the seed and the folder.
+        model: the start model, from the seed.
+        clients: m, how many take part in a round.
+        target: the accuracy that rounds are counted to.
+        grid: what is tried with every method.
+        own: what is tried with one method in its place, or fixed for it, as a grid of one point.
+    """
+
+    description: str
+    data: Callable[[int, str], FederatedDataModule]
+    model: Callable[[int], nn.Module]
+    clients: int
+    target: float
+    grid: Grid
+    own: dict[str, Grid]
+
+
+SETTINGS = {
+    "fashion_mnist": Setting(
+        "Fashion-MNIST over 100 clients, Dirichlet(0.10), LeNet, 10 local steps of 32 images",
+        lambda seed, folder: FashionMNIST("A0d10C100", root=folder, batch_size=32, steps=10, seed=seed),
+        lambda seed: build_model("lenet", (1, 28, 28), 10, seed=seed),
+        clients=10,
+        target=0.7,
+        grid={"lr": (0.03, 0.1, 0.3)},
+        own={
+            "deltasgd": {"lr": (0.02, 0.06, 0.2)},  # η_0, 0.2 in the paper
+            "fedadam": {"lr": (0.03, 0.1), "server_lr": (0.003, 0.01, 0.03)},
+            "fedavgm": {"lr": (0.01, 0.03, 0.1)},  # its server's steps add up to 1 / (1 − β) = 10 times as much
+            "fednar": {"lr": (0.03, 0.1, 0.3), "weight_decay": (0.005,)},  # η u as in the paper, whose η is 0.01
+            "scaffnew": {"lr": (0.03, 0.1, 0.3), "p": (0.1,), "allow_partial": (True,)},  # 1 / p steps, as the others
+        },
+    ),
+    "synthetic": Setting(
+        "Synthetic (1, 1) over 30 devices, logistic regression, 20 local steps of 10 examples",
+        lambda seed, _: Synthetic(1.0, 1.0, seed=seed, batch_size=10, steps=20, evaluate_on=("test",)),
+        lambda seed: LogisticRegression.glorot(60, 10, seed=seed),
+        clients=10,
+        target=0.8,
+        grid={"lr": (0.03, 0.1, 0.3)},
+        own={
+            "deltasgd": {"lr": (0.02, 0.06, 0.2)},
+            "fedadam": {"lr": (0.03, 0.1), "server_lr": (0.03, 0.1, 0.3)},
+            "fedavgm": {"lr": (0.01, 0.03, 0.1)},
+            "fednar": {"lr": (0.03, 0.1, 0.3), "weight_decay": (0.005,)},
+            "scaffnew": {"lr": (0.03, 0.1, 0.3), "p": (0.05,), "allow_partial": (True,)},
+        },
+    ),
+}
+
+
+class Accuracies(Callback):
+    """Keeps (round, accuracy) of each evaluation."""
+
+    def __init__(self) -> None:
+        self.curve: list[tuple[int, float]] = []
+
+    def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Any) -> None:
+        """Keep it."""
+        self.curve.append((trainer.round, metrics["val/accuracy"]))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run.
+
+    Attributes:
+        run: everything that determines it.
+        curve: (round, accuracy) of each evaluation.
+        seconds: wall time.
+        failure: why it ended early, if it did.
+    """
+
+    run: dict[str, Any]
+    curve: list[tuple[int, float]]
+    seconds: float
+    failure: str | None
+
+    @property
+    def final(self) -> float:
+        """Mean accuracy of the last evaluations; 0 for a run that failed."""
+        return 0.0 if self.failure else statistics.mean(accuracy for _, accuracy in self.curve[-LAST:])
+
+    @property
+    def best(self) -> float:
+        """The highest accuracy of all evaluations."""
+        return max(accuracy for _, accuracy in self.curve)
+
+    def rounds_to(self, target: float) -> int | None:
+        """The first evaluated round with this accuracy."""
+        return next((round for round, accuracy in self.curve if accuracy >= target), None)
+
+
+class Comparison:
+    """The runs of one folder.
+
+    Args:
+        options: the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.setting = options, SETTINGS[options.dataset]
+        self.data = cache(lambda seed: self.setting.data(seed, options.data_dir))
+
+    def points(self, name: str) -> list[Values]:
+        """The grid of a method, point by point."""
+        grid = self.setting.own.get(name, self.setting.grid)
+        return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+    def result(self, name: str, values: Values, seed: int, rounds: int) -> Result:
+        """The run from its file, or run now."""
+        options, method = self.options, method_named(name)(**values)
+        run = {"dataset": options.dataset, "method": name, **hyperparameters(method)}
+        run |= {"seed": seed, "rounds": rounds, "evaluate_every": options.evaluate_every}
+        point = "_".join(f"{key}={value}" for key, value in values.items())
+        path = Path(options.out, "runs", f"{name}_{point}_seed={seed}_rounds={rounds}.json")
+        if path.is_file() and (found := json.loads(path.read_text()))["run"] == run:
+            return Result(**found)
+        accuracies = Accuracies()
+        trainer = FederatedTrainer(
+            max_rounds=rounds,
+            clients_per_round=self.setting.clients,
+            strategy=SlotStrategy(options.slots),
+            callbacks=[accuracies],
+            logger=False,
+            evaluate_every=options.evaluate_every,
+            seed=seed,
+        )
+        began, failure = time.perf_counter(), None
+        try:
+            trainer.fit(method, Classification(self.setting.model(seed), 10), self.data(seed))
+        except ClientError as error:
+            failure = str(error)
+        result = Result(run, accuracies.curve, round(time.perf_counter() - began, 2), failure)
+        write(path, json.dumps(vars(result)))
+        print(f"{path.stem}: {result.final:.4f} in {result.seconds:.0f} s{', failed' * bool(failure)}", flush=True)
+        return result
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Tune a method, run it on all seeds and sum it up."""
+        options, points = self.options, self.points(name)
+        first = partial(self.result, name, seed=options.seeds[0], rounds=options.tune_rounds)
+        tuned = max(points, key=lambda values: first(values).final)
+        results = [self.result(name, tuned, seed, options.rounds) for seed in options.seeds]
+        reached = [t for result in results if (t := result.rounds_to(self.setting.target)) is not None]
+        tried = {key: sorted({point[key] for point in points}) for key in tuned}
+        final, best = [result.final for result in results], [result.best for result in results]
+        return {
+            "method": name,
+            "tuned": ", ".join(f"{key} {value}" for key, value in tuned.items()),
+            "grid": "; ".join(f"{key} {', '.join(map(str, few))}" for key, few in tried.items() if len(few) > 1),
+            "final": statistics.mean(final),
+            "final_std": statistics.stdev(final) if len(final) > 1 else 0.0,
+            "best": statistics.mean(best),
+            "best_std": statistics.stdev(best) if len(best) > 1 else 0.0,
+            "rounds_to_target": statistics.mean(reached) if reached else "",
+            "seeds_at_target": len(reached),
+            "seeds": len(results),
+            "seconds": statistics.mean(result.seconds for result in results),
+        }
+
+
+def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: argparse.Namespace, command: str) -> str:
+    """The rows as a table, and what they are."""
+    lines = [
+        f"{setting.description}; {setting.clients} clients a round, {options.rounds} rounds, seeds {options.seeds}. Accuracy in",
+        f"percent, mean ± deviation over the seeds; final is the mean of the last {LAST} evaluations. Tuned on seed",
+        f"{options.seeds[0]} in {options.tune_rounds} rounds. Made by",
+        f"\n    {command}\n",
+        f"| method | tuned | from | final | best | rounds to {100 * setting.target:g} | seconds a run |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        final, best = (f"{100 * row[key]:.2f} ± {100 * row[f'{key}_std']:.2f}" for key in ("final", "best"))
+        missed = row["seeds"] - row["seeds_at_target"]
+        rounds = f"{row['rounds_to_target']:.0f}" if row["seeds_at_target"] else ""
+        rounds += f" ({missed} of {row['seeds']} seeds never)" if missed else ""
+        cells = (row["method"], row["tuned"], row["grid"], final, best, rounds.strip(), f"{row['seconds']:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def words(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return text.replace(",", " ").split()
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of a list with commas."""
+    return [int(word) for word in words(text)]
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="methods", description="Methods compared on one task.")
+    parser.add_argument("--dataset", choices=sorted(SETTINGS), default="fashion_mnist")
+    parser.add_argument("--methods", type=words, default=words(METHODS), help="names, with commas; default: thirteen")
+    parser.add_argument("--rounds", type=int, default=60, help="rounds of the runs that count")
+    parser.add_argument(
+        "--tune-rounds", type=int, default=20, help="rounds of the runs that choose a point of the grid"
+    )
+    parser.add_argument("--evaluate-every", type=int, default=5, help="rounds between evaluations")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="with commas; the first one tunes")
+    parser.add_argument("--data-dir", default="data", help="where Fashion-MNIST is, or is downloaded to")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="of the runs and the table")
+    parser.add_argument("--slots", default="auto", help="auto, a number, or names such as cpu/0,cpu/1")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what has not been run, and write the table."""
+    options = parse(argv)
+    comparison = Comparison(options)
+    for name in options.methods:
+        method_named(name)
+    rows = [comparison.row(name) for name in options.methods]
+    table = markdown(rows, comparison.setting, options, f"python recipes/methods.py {shlex.join(argv)}")
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(Path(options.out, "table.csv"), lines.getvalue())
+    write(Path(options.out, "table.md"), table)
+    print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except FedLightningError as error:
+        sys.exit(f"methods: error: {error}")
