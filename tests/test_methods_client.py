@@ -1,6 +1,8 @@
 """The methods that change what clients do, in float64: golden numbers, an independent program, closed forms, identities."""
 
+import csv
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe_runner import load
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -21,6 +24,7 @@ from fedlightning import (
     State,
 )
 from fedlightning.callback import Callback
+from fedlightning.cli import run_recipe
 from fedlightning.data import FixedSchedule
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
@@ -836,6 +840,20 @@ def test_what_travels_is_what_the_docstring_says(method: FedMethod, down: int, u
     model = 2 * 8 * 3
     assert trainer.metrics["communication/down_bytes"] == down * model
     assert trainer.metrics["communication/up_bytes"] == up * model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "losses"), [(0, (0.5667, 0.39971)), (1, (0.85429, 0.63535)), (2, (0.42042, 0.33158))])
+def test_feddane_follows_its_reference_on_identical_devices(
+    seed: int, losses: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training loss after 20 and 50 rounds, of an independent program with other batches (see test_curves.py)."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["--method", "feddane", "--mu", "0", "--rounds", "50", "--iid", "true", "--evaluate-every", "10"]
+    run_recipe(load("synthetic").main, argv=[*argv, "--seed", str(seed)], lr=0.01)
+    (table,) = tmp_path.rglob("metrics.csv")
+    found = {int(row["step"]): row["train_all/loss"] for row in csv.DictReader(table.read_text().splitlines())}
+    assert (float(found[20]), float(found[50])) == pytest.approx(losses, abs=0.002)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ class FedDane(FedProx):
 
     Each client thus minimises f_i(w) + ⟨h_i, w − x⟩ + μ/2 ‖w − x‖². With all clients and full batches it reaches the exact
     minimiser for any K. Travels: 2 models down, 2 up, in two exchanges a round; a pass over the client's data comes before
-    its local steps. Remembered: nothing. The paper draws other clients for the gradients than for the local steps, and
-    finds that with few participants it falls behind FedProx; here both are done by the same clients.
+    its local steps. Remembered: nothing. The paper draws other clients for the gradients than for the local steps, its code
+    the same, as we do. The paper finds it behind FedProx where few of unlike clients take part.
 
     Args:
         mu: weight μ of the proximal term; the paper tries 0, 0.001, 0.01, 0.1, 1.
