@@ -3,8 +3,9 @@
 python recipes/methods.py --dataset synthetic --out results/synthetic
 
 For each method every point of a grid is tried on the first seed, in fewer rounds; the one that ends best is run on all
-seeds. Each finished run leaves a small JSON file in the folder and is not run again, so a comparison that was stopped
-goes on where it was, and more methods or seeds can be added. The folder ends up with table.md and table.csv.
+seeds, and where a seed diverges the next best is. Each finished run leaves a small JSON file in the folder and is not run
+again, so a comparison that was stopped goes on where it was, and more methods or seeds can be added. The folder ends up
+with table.md and table.csv.
 """
 
 import argparse
@@ -82,7 +83,10 @@ SETTINGS = {
             "fedadam": {"lr": (0.03, 0.1), "server_lr": (0.003, 0.01, 0.03)},
             "fedavgm": {"lr": (0.01, 0.03, 0.1)},  # its server's steps add up to 1 / (1 − β) = 10 times as much
             "fednar": {"lr": (0.03, 0.1, 0.3), "weight_decay": (0.005,)},  # η u as in the paper, whose η is 0.01
-            "scaffnew": {"lr": (0.03, 0.1, 0.3), "p": (0.1,), "allow_partial": (True,)},  # 1 / p steps, as the others
+            # Without clipping SCAFFOLD diverges at each rate of the grid.
+            "scaffold": {"lr": (0.03, 0.1), "clip_norm": (10.0,)},
+            # 1 / p steps, as the others; the rates of the others diverge.
+            "scaffnew": {"lr": (0.003, 0.01, 0.03), "p": (0.1,), "allow_partial": (True,)},
         },
     ),
     "synthetic": Setting(
@@ -194,8 +198,10 @@ class Comparison:
         """Tune a method, run it on all seeds and sum it up."""
         options, points = self.options, self.points(name)
         first = partial(self.result, name, seed=options.seeds[0], rounds=options.tune_rounds)
-        tuned = max(points, key=lambda values: first(values).final)
-        results = [self.result(name, tuned, seed, options.rounds) for seed in options.seeds]
+        for tuned in sorted(points, key=lambda values: first(values).final, reverse=True):
+            results = [self.result(name, tuned, seed, options.rounds) for seed in options.seeds]
+            if not any(result.failure for result in results):
+                break
         reached = [t for result in results if (t := result.rounds_to(self.setting.target)) is not None]
         tried = {key: sorted({point[key] for point in points}) for key in tuned}
         final, best = [result.final for result in results], [result.best for result in results]
@@ -210,6 +216,7 @@ class Comparison:
             "rounds_to_target": statistics.mean(reached) if reached else "",
             "seeds_at_target": len(reached),
             "seeds": len(results),
+            "diverged": sum(result.failure is not None for result in results),
             "seconds": statistics.mean(result.seconds for result in results),
         }
 
@@ -226,6 +233,7 @@ def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: argparse
     ]
     for row in rows:
         final, best = (f"{100 * row[key]:.2f} ± {100 * row[f'{key}_std']:.2f}" for key in ("final", "best"))
+        final = f"diverged on {row['diverged']} of {row['seeds']} seeds" if row["diverged"] else final
         missed = row["seeds"] - row["seeds_at_target"]
         rounds = f"{row['rounds_to_target']:.0f}" if row["seeds_at_target"] else ""
         rounds += f" ({missed} of {row['seeds']} seeds never)" if missed else ""

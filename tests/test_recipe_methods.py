@@ -80,7 +80,7 @@ def test_fashion_mnist_runs_on_images(recipe: ModuleType, tmp_path: Path, monkey
         return FakeImages(partition, shape=(1, 28, 28), classes=10, num_train=2000, num_test=200, **options)
 
     monkeypatch.setattr(recipe, "FashionMNIST", images)
-    (row,) = compare(recipe, tmp_path, "scaffold", "--dataset", "fashion_mnist", "--seeds", "0", "--rounds", "1")
+    (row,) = compare(recipe, tmp_path, "fedinit", "--dataset", "fashion_mnist", "--seeds", "0", "--rounds", "1")
     assert 0 <= float(row["best"]) <= 1
     assert "Fashion-MNIST" in (tmp_path / "table.md").read_text()
 
