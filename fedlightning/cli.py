@@ -91,7 +91,7 @@ def run_recipe(
         main: the recipe.
         method: the default of `--method`.
         argv: the command line; the program's own by default.
-        **defaults: defaults of this recipe for fields of the methods, e.g. `lr=0.01`.
+        **defaults: this recipe's defaults for fields of `FedMethod`, e.g. `lr=0.01`; a method that sets its own keeps it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     recipe = Path(main.__code__.co_filename).stem
@@ -163,6 +163,10 @@ def _parser(main: Callable[..., Any], method: type[FedMethod], recipe: str, defa
     parser.add_argument("--resume", type=str, default=None, help="'last', or the path of a checkpoint")
     parser.add_function_arguments(main, skip={"method", "run"})
     parser.add_class_arguments(method, nested_key=None)
-    parser.set_defaults({name: value for name, value in defaults.items() if name in field_names(method)})
+    own, usual = (
+        method.__dataclass_fields__,
+        FedMethod.__dataclass_fields__,
+    )  # a paper's default is stronger than a recipe's
+    parser.set_defaults({name: value for name, value in defaults.items() if own[name].default == usual[name].default})
     parser.dash()
     return parser
