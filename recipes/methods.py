@@ -158,18 +158,19 @@ class Comparison:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.setting = options, SETTINGS[options.dataset]
+        self.clients = options.clients or self.setting.clients
         self.data = cache(lambda seed: self.setting.data(seed, options.data_dir))
 
     def points(self, name: str) -> list[Values]:
-        """The grid of a method, point by point."""
-        grid = self.setting.own.get(name, self.setting.grid)
+        """The grid of a method, point by point; `--lr` replaces its learning rates."""
+        grid = self.setting.own.get(name, self.setting.grid) | ({"lr": self.options.lr} if self.options.lr else {})
         return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
     def result(self, name: str, values: Values, seed: int, rounds: int) -> Result:
         """The run from its file, or run now."""
         options, method = self.options, method_named(name)(**values)
         run = {"dataset": options.dataset, "method": name, **hyperparameters(method)}
-        run |= {"seed": seed, "rounds": rounds, "evaluate_every": options.evaluate_every}
+        run |= {"seed": seed, "rounds": rounds, "evaluate_every": options.evaluate_every, "clients": self.clients}
         point = "_".join(f"{key}={value}" for key, value in values.items())
         path = Path(options.out, "runs", f"{name}_{point}_seed={seed}_rounds={rounds}.json")
         if path.is_file() and (found := json.loads(path.read_text()))["run"] == run:
@@ -177,7 +178,7 @@ class Comparison:
         accuracies = Accuracies()
         trainer = FederatedTrainer(
             max_rounds=rounds,
-            clients_per_round=self.setting.clients,
+            clients_per_round=self.clients,
             strategy=SlotStrategy(options.slots),
             callbacks=[accuracies],
             logger=False,
@@ -223,8 +224,9 @@ class Comparison:
 
 def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: argparse.Namespace, command: str) -> str:
     """The rows as a table, and what they are."""
+    clients = options.clients or setting.clients
     lines = [
-        f"{setting.description}; {setting.clients} clients a round, {options.rounds} rounds, seeds {options.seeds}. Accuracy in",
+        f"{setting.description}; {clients} clients a round, {options.rounds} rounds, seeds {options.seeds}. Accuracy in",
         f"percent, mean ± deviation over the seeds; final is the mean of the last {LAST} evaluations. Tuned on seed",
         f"{options.seeds[0]} in {options.tune_rounds} rounds. Made by",
         f"\n    {command}\n",
@@ -260,11 +262,18 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in words(text)]
 
 
+def rates(text: str) -> tuple[float, ...]:
+    """The learning rates of a list with commas."""
+    return tuple(float(word) for word in words(text))
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="methods", description="Methods compared on one task.")
     parser.add_argument("--dataset", choices=sorted(SETTINGS), default="fashion_mnist")
     parser.add_argument("--methods", type=words, default=words(METHODS), help="names, with commas; default: thirteen")
+    parser.add_argument("--clients", type=int, default=None, help="how many take part in a round; default: ten")
+    parser.add_argument("--lr", type=rates, default=None, help="learning rates to try, in the place of the grid's")
     parser.add_argument("--rounds", type=int, default=60, help="rounds of the runs that count")
     parser.add_argument(
         "--tune-rounds", type=int, default=20, help="rounds of the runs that choose a point of the grid"

@@ -34,31 +34,25 @@ class FedLESAM(FedAvg):
     downlink: ClassVar[tuple[str, ...]] = ("x_old",)
 
     def configure_server(self, x: Tensor) -> State:
-        """The base's, and x_old if it is the server's."""
         return self._keep("server", super().configure_server(x), x)
 
     def configure_client(self, x: Tensor) -> State:
-        """The base's, and x_old if it is the client's."""
         return self._keep("client", super().configure_client(x), x)
 
     def on_client_start(self, client: ClientContext) -> State:
-        """The base's, and δ."""
         ahead = (client.state if self.reference == "client" else client.server).x_old - client.x
         parts = [ahead] if self.norm == "global" else client.layout.unflatten(ahead).values()
         length = torch.stack([part.norm() for part in parts]).sum()
         return super().on_client_start(client).replace(delta=self.rho / (length + 1e-7) * ahead)
 
     def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:
-        """The base's, of the gradient at w + δ."""
         return super().direction(local, lambda w: grad(w + local.delta), client)
 
     def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
-        """The base's; x stays."""
         upload, state = super().on_client_end(local, client)
         return upload, self._keep("client", state, client.x)
 
     def on_aggregate(self, server: State, mean: State, round: Round) -> State:
-        """The base's; x stays."""
         return self._keep("server", super().on_aggregate(server, mean, round), server.x)
 
     def _keep(self, owner: str, state: State, x: Tensor) -> State:

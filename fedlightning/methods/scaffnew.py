@@ -1,7 +1,5 @@
 """Scaffnew."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, zeros_like
@@ -20,15 +18,14 @@ class Scaffnew(FedAvg):
         x ← mean(w_i),        h_i ← h_i + (p / η) (x − w_i)
 
     With full batches it reaches the exact minimiser. Travels: 1 model down, 1 up. Remembered: 2 models at each client, h_i
-    and w_i, since h_i moves only when the mean comes back, at the start of the client's next round. With
-    `allow_partial`, only the participants' h_i move, by the model of their next round.
+    and w_i: h_i moves only when the mean comes back, at the start of the client's next round.
 
     Args:
-        p: probability p of a communication; 1 / √κ in theory with the condition number κ, 1 / K in practice. It, and not
-            the data module, gives the local steps of a round.
+        p: probability of a communication; 1 / √κ in theory with the condition number κ, 1 / K in practice. It gives the
+            local steps of a round, not the data module.
         coin: "fixed" communicates after every K = 1 / p steps, rounded, and is SCAFFOLD's option II; "geometric" tosses.
         coin_seed: of the tosses.
-        allow_partial: run with some of the clients, which the paper does not cover.
+        allow_partial: run with some of the clients, which the paper does not cover: only the participants' h_i move then.
     """
 
     weighting: Literal["examples", "uniform"] = "uniform"
@@ -39,30 +36,24 @@ class Scaffnew(FedAvg):
     allow_partial: bool = False
 
     def check(self, round: Round) -> None:
-        """All clients take part."""
         super().check(round)
         expect_full_participation(self, round, self.allow_partial)
 
     def local_steps(self, round: int) -> int:
-        """K_t."""
         tossed = stream(self.coin_seed, "coin", round).geometric(self.p)
         return int(tossed) if self.coin == "geometric" else int(1 / self.p + 0.5)
 
     def configure_client(self, x: Tensor) -> State:
-        """h_i, w_i, and p / η of its last round."""
         return super().configure_client(x).replace(h=zeros_like(x), w=x, rate=x.new_zeros(()))
 
     def on_client_start(self, client: ClientContext) -> State:
-        """The base's, and h_i + (p / η) (x − w_i)."""
         h = client.state.h + client.state.rate * (client.x - client.state.w)
         return super().on_client_start(client).replace(h=h)
 
     def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:
-        """g_i(w) − h_i."""
         return super().direction(local, grad, client) - local.h
 
     def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
-        """The base's; h_i, w_i and p / η stay."""
         upload, state = super().on_client_end(local, client)
         p = self.p if self.coin == "geometric" else 1 / client.num_steps
         return upload, state.replace(h=local.h, w=local.w, rate=p / client.lr)

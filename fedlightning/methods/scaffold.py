@@ -32,35 +32,28 @@ class Scaffold(FedAvg):
     downlink: ClassVar[tuple[str, ...]] = ("c",)
 
     def check(self, round: Round) -> None:
-        """Option II asks for plain SGD."""
         super().check(round)
         if self.option == "II":
             expect_plain_sgd(self)
 
     def gradient_pass(self) -> Literal["none", "local", "mean"]:
-        """Option I takes ∇f_i(x)."""
         return "local" if self.option == "I" else super().gradient_pass()
 
     def configure_server(self, x: Tensor) -> State:
-        """The global model and the server's control variate."""
         return super().configure_server(x).replace(c=zeros_like(x))
 
     def configure_client(self, x: Tensor) -> State:
-        """The client's control variate."""
         return super().configure_client(x).replace(c=zeros_like(x))
 
     def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:
-        """g_i(w) − c_i + c."""
         return super().direction(local, grad, client) - client.state.c + client.server.c
 
     def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
-        """w_i − x and c_i⁺ − c_i go up; c_i⁺ stays."""
         upload, state = super().on_client_end(local, client)
         mean = (self.start(client) - local.w) / (client.num_steps * client.lr)
         c = client.gradient if self.option == "I" else state.c - client.server.c + mean
         return upload.replace(delta_c=c - state.c), state.replace(c=c)
 
     def on_aggregate(self, server: State, mean: State, round: Round) -> State:
-        """Both means, the control variate's over all N clients."""
         share = round.num_participants / round.num_clients
         return super().on_aggregate(server, mean, round).replace(c=server.c + share * mean.delta_c)
