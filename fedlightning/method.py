@@ -15,7 +15,7 @@ One round:
         FedMethod.on_client_end
     Callback.on_cohort_end          in packing order, never completion order
     FedMethod.on_aggregate          trainer's thread
-    [every evaluate_every rounds]   Callback.on_evaluation_end
+    [every evaluate_every rounds]   FedMethod.on_evaluation, then Callback.on_evaluation_end
     Callback.on_round_end
 
 Pure means: no tensor's value in Python control flow (use `torch.where`), nothing in place on an argument, nothing on
@@ -25,7 +25,7 @@ Pure means: no tensor's value in Python control flow (use `torch.where`), nothin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -234,6 +234,15 @@ class FedMethod:
     def on_aggregate(self, server: State, mean: State, round: Round) -> State:
         """The server's next state, from its last and from the weighted mean of the uploads."""
         return server.replace(x=server.x + self.server_lr * mean.delta)
+
+    def on_evaluation(self, server: State, metrics: Mapping[str, float], round: Round) -> State:
+        """The server's state with what it learns from an evaluation, e.g. `metrics["train_all/loss"]`. Default: nothing.
+
+        A method that overrides it needs `evaluate_every=1` and "train" in the data module's `evaluate_on`; then it is
+        called once before the first round, with that round, and after each round, with the one that has ended. Entries []
+        that travel to the clients are logged as `server/…`.
+        """
+        return server
 
 
 def clip(d: Tensor, norm: float | None) -> Tensor:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedlightning import interpreter
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples, FederatedDataModule
-from fedlightning.engine.cohort import run_cohort
+from fedlightning.engine.choices import Workload, choose_cohort, choose_compile, choose_slots, pack
+from fedlightning.engine.cohort import run_cohort, start, take
+from fedlightning.engine.compiled import UNROLL, CompiledExecutor, Programs
 from fedlightning.engine.evaluate import ClientSums, Split, evaluate_chunk, splits
-from fedlightning.engine.job import RoundJob
+from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
+from fedlightning.engine.hooks import GradientPass, Hooks
+from fedlightning.engine.job import Padding, RoundJob, plan_cohort
 from fedlightning.engine.replica import Replica
-from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
+from fedlightning.engine.slots import Slot, Worker, WorkerPool
 from fedlightning.errors import ConfigurationError
 from fedlightning.task import FederatedTask
 from fedlightning.vector import Layout
-
-_HEAVY = 1_000_000
-"""Parameters from which a model's operations, which run without the GIL, outweigh its Python."""
-
-_DENSE = (nn.Linear, nn.Flatten, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.Dropout)
-"""Layers that are faster side by side than one after another on a CPU."""
 
 
 class SlotStrategy:
@@ -41,6 +39,12 @@ class SlotStrategy:
         cohort_size: clients trained at once under vmap; 1 trains them one after another, which serves any model; "auto"
             chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
             similar sizes: there half of the clients, at most 64.
+        compile: trace eight local steps of a few clients into one graph and compile it ahead of time, for a CPU; the graphs
+            are kept on disk (`fedlightning.engine.compiled.cache_folder`). "auto" does so for small dense models in runs
+            of at least 300,000 local steps of a client, which it would otherwise take a minute to call, if there is a C++
+            compiler; it looks at nothing else, so that a run's numbers do not depend on what was compiled before. "trace"
+            runs the graphs without compiling them. Clients are then packed with others that take up to twice as many
+            steps, half of the participants at most and 16, and `cohort_size` is the largest such cohort.
         threads_per_slot: intra-operator threads of each slot.
         memory_dir: where the clients' memory lies as memory-mapped files; None keeps it in the host's memory.
 
@@ -53,6 +57,7 @@ class SlotStrategy:
         slots: str | int | Sequence[str] = "auto",
         *,
         cohort_size: str | int = "auto",
+        compile: bool | Literal["auto", "trace"] = "auto",
         threads_per_slot: int = 1,
         memory_dir: str | Path | None = None,
     ) -> None:
@@ -65,22 +70,29 @@ class SlotStrategy:
         for name, value, auto in numbers:
             if (isinstance(value, int) and value < 1) or (isinstance(value, str) and value != "auto"):
                 raise ConfigurationError(f"`{name}` of SlotStrategy must be {auto}at least 1, but is {value!r}.")
-        self._cohort_wish, self._threads = cohort_size, threads_per_slot
+        if compile not in (True, False, "auto", "trace"):
+            raise ConfigurationError(
+                f"`compile` of SlotStrategy must be True, False, 'auto' or 'trace', but is {compile!r}."
+            )
+        self._cohort_wish, self._compile_wish, self._threads = cohort_size, compile, threads_per_slot
         self.memory_dir = Path(memory_dir) if memory_dir else None
         self.slots: list[Slot] = []
         self.cohort_size = 1
 
-    def setup(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, participants: int) -> None:
+    def setup(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
         """Resolve "auto" for this run and start the slots."""
         self._task, self._data = task, data
-        self.slots = (
-            self._wish if isinstance(self._wish, list) else _choose_slots(self._wish, layout.size, participants)
-        )
-        self.cohort_size = self._choose_cohort(task, layout, data, participants)
+        wish = self._wish
+        self.slots = wish if isinstance(wish, list) else choose_slots(wish, layout.size, work.participants)
+        on_cpu = all(slot.kind == "cpu" for slot in self.slots)
+        how, self._why_not = choose_compile(self._compile_wish, task, layout, work, on_cpu)
+        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled=how is not None)
+        self.programs = Programs(how, self.cohort_size, self._threads) if how else None
         devices = {slot.device for slot in self.slots}
         self._examples = {device: data.train.to(device) for device in devices}
         self._splits = splits(data)
         workers = [Worker(slot, Replica(task, layout, slot.device), self._threads) for slot in self.slots]
+        self._replica = workers[0].replica
         self._pool: WorkerPool[Any] = WorkerPool(workers)
 
     def teardown(self) -> None:
@@ -93,8 +105,12 @@ class SlotStrategy:
         return self.slots[0].device
 
     def describe(self) -> str:
-        """One line: interpreter, GIL, slots and cohort size."""
+        """One line: interpreter, GIL, slots, cohort size, and whether the steps are compiled."""
         cohort = f"cohorts of {self.cohort_size}" if self.cohort_size > 1 else "one client at a time"
+        if self.programs:
+            cohort += f", {UNROLL} steps a graph ({'compiled' if self.programs.how == 'compile' else 'traced'})"
+        elif self._why_not:
+            cohort += f", not compiled ({self._why_not})"
         names = ", ".join(map(str, self.slots[:8])) + (f", … {len(self.slots)} in all" if len(self.slots) > 8 else "")
         return f"{interpreter.description()}; slots {names} ({self._threads} thread each), {cohort}"
 
@@ -110,13 +126,34 @@ class SlotStrategy:
     def run_round(self, job: RoundJob, clients: Sequence[int]) -> Iterator[CohortResult]:
         """Train the clients; yield the cohorts in packing order, which is most local steps first."""
         order = sorted(clients, key=lambda client: (-job.num_steps(client), client))
-        cohorts = [tuple(order[i : i + self.cohort_size]) for i in range(0, len(order), self.cohort_size)]
-        vectorized = self.cohort_size > 1
+        if self.programs:
+            self._build(self.programs, job, order[0])
+        spread = 2 if self.programs else None
+        cohorts = pack(order, [job.num_steps(client) for client in order], self.cohort_size, spread)
 
         def train(cohort: tuple[int, ...]) -> Callable[[Worker], CohortResult]:
-            return lambda worker: run_cohort(worker.replica, job, cohort, vectorized, str(worker.slot))
+            return lambda worker: run_cohort(worker.replica, job, cohort, self._executor(worker, job), str(worker.slot))
 
         yield from self._pool.map([train(cohort) for cohort in cohorts])
+
+    def _executor(self, worker: Worker, job: RoundJob) -> Executor:
+        if self.programs:
+            return CompiledExecutor(worker.replica, self.programs, str(worker.slot), job.gradient_pass)
+        return (
+            CohortExecutor(worker.replica, self.cohort_size) if self.cohort_size > 1 else LoopExecutor(worker.replica)
+        )
+
+    def _build(self, programs: Programs, job: RoundJob, client: int) -> None:
+        """Build what graphs are missing, from a client's steps in this round; no slot works meanwhile."""
+        for width in programs.widths:
+            if programs.has(job.gradient_pass, width):
+                continue
+            replica, server = self._replica, job.server.apply(lambda tensor: tensor.to(self._replica.device))
+            hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
+            plan = plan_cohort(job, (client,), replica.device, Padding(width, UNROLL))
+            local = start(CohortExecutor(replica, width), hooks, plan)
+            block = take(job, plan, job.examples(replica.device), 0, UNROLL, width)
+            programs.add(hooks, job.gradient_pass, local, block, replica)
 
     def evaluate(self, x: Tensor, buffers: Tensor) -> dict[str, float]:
         """Metrics of the global model on each of the data module's splits."""
@@ -124,6 +161,10 @@ class SlotStrategy:
         for split in self._splits:
             result.update(self._evaluate_split(split, x, buffers))
         return result
+
+    def map(self, work: Sequence[Callable[[Worker], Any]]) -> Iterator[Any]:
+        """Do work on whichever slot is free, for callbacks; yield the results in the order in which it was given."""
+        yield from self._pool.map(work)
 
     def _evaluate_split(self, split: Split, x: Tensor, buffers: Tensor) -> dict[str, float]:
         sums, metrics = ClientSums(split), self._task.metrics.clone()
@@ -138,24 +179,6 @@ class SlotStrategy:
         pooled = {f"{split.prefix}/{name}": float(metric.compute()) for name, metric in metrics.items()}
         return {**sums.metrics(), **pooled}
 
-    def _choose_cohort(self, task: nn.Module, layout: Layout, data: FederatedDataModule, participants: int) -> int:
-        normalised = [n for n, m in task.named_modules() if getattr(m, "track_running_stats", False)]
-        recurrent = [n for n, m in task.named_modules() if isinstance(m, nn.RNNBase)]
-        if isinstance(self._cohort_wish, int):
-            if self._cohort_wish > 1 and (normalised or recurrent):
-                raise ConfigurationError(
-                    f"`cohort_size` must be 1 for a model with running statistics or recurrent layers, but is "
-                    f"{self._cohort_wish} and the model has {(normalised + recurrent)[0]!r}; use group norm "
-                    '(`norm="group"`) or `cohort_size=1`.'
-                )
-            return min(self._cohort_wish, participants)
-        leaves = [m for m in task.model.modules() if not list(m.children()) and list(m.parameters())]  # type: ignore[union-attr]
-        dense = all(isinstance(leaf, _DENSE) for leaf in leaves) and layout.size < _HEAVY
-        steps = torch.tensor([data.num_steps(client) for client in range(min(data.clients.num_clients, 1000))])
-        balanced = bool(steps.to(torch.float64).mean() >= 0.5 * steps.max())
-        on_cpu = all(slot.kind == "cpu" for slot in self.slots)
-        return min(64, participants // 2) if dense and balanced and on_cpu and participants >= 16 else 1
-
 
 def _read_slots(wish: str | int | Sequence[str]) -> list[Slot] | int | None:
     """Slots by name, their number, or None for "auto"."""
@@ -167,16 +190,3 @@ def _read_slots(wish: str | int | Sequence[str]) -> list[Slot] | int | None:
     if not slots or len(set(slots)) < len(slots):
         raise ConfigurationError(f"`slots` must name each slot once, but is {', '.join(map(str, slots)) or 'empty'}.")
     return slots
-
-
-def _choose_slots(wish: int | None, parameters: int, participants: int) -> list[Slot]:
-    devices, free = torch.cuda.device_count(), not interpreter.gil_enabled()
-    if wish is not None:
-        count = wish
-    elif devices:
-        count = min(participants, devices * (2 if free else 1))
-    else:
-        count = min(participants, cpu_count() if free or parameters >= _HEAVY else 1)
-    if devices:
-        return sorted(Slot("cuda", i % devices, i // devices) for i in range(count))
-    return [Slot("cpu", 0, i) for i in range(count)]

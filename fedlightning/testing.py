@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,11 +69,12 @@ def check_method(method: FedMethod, *, cohort: bool = True) -> None:
     """Prove that a method keeps the contract drawn in `fedlightning.method`.
 
     Its hooks change no argument and draw no global random numbers; it gives the same numbers looped and, with `cohort`,
-    vmapped; the same bits for one slot and three, run in one go and resumed from a checkpoint.
+    vmapped and traced; the same bits for one slot and three, run in one go and resumed from a checkpoint.
 
     Args:
         method: an instance of any `FedMethod`.
-        cohort: also run it under vmap, where a branch on a tensor is found; False for a method that needs `cohort_size=1`.
+        cohort: also run it under vmap, where a branch on a tensor is found, and as a traced graph of several steps, where
+            one on `client.round` or `client.num_steps` is; False for a method that needs `cohort_size=1`.
 
     Raises:
         MethodError: it does not; the message names the hook and the remedy.
@@ -89,12 +91,15 @@ def check_method(method: FedMethod, *, cohort: bool = True) -> None:
             f"`{type(method).__name__}` must give the same bits after a resume, but does not: it remembers something outside "
             "of the State that `configure_server` and `configure_client` return; keep it there."
         )
-    if cohort:
-        vmapped = _run(method, slots=1, cohort_size=4)
-        if not torch.allclose(looped, vmapped, rtol=1e-9, atol=1e-12):
+    if not cohort:
+        return
+    lifts: tuple[tuple[bool | Literal["trace"], str], ...] = ((False, "vmapped"), ("trace", "traced"))
+    for compile, how in lifts:
+        lifted = _run(method, slots=1, cohort_size=4, compile=compile)
+        if not torch.allclose(looped, lifted, rtol=1e-9, atol=1e-12):
             raise MethodError(
-                f"`{type(method).__name__}` must give the same numbers looped and vmapped, but they differ by "
-                f"{float((looped - vmapped).abs().max()):.1e}; use tensor operations on one client's tensors alone."
+                f"`{type(method).__name__}` must give the same numbers looped and {how}, but they differ by "
+                f"{float((looped - lifted).abs().max()):.1e}; use tensor operations on one client's tensors alone."
             )
 
 
@@ -106,11 +111,13 @@ def _problem() -> Quadratics:
     return Quadratics(curvatures, optima, [5, 8, 12, 20], steps=3)
 
 
-def _run(method: FedMethod, slots: int, cohort_size: int, resume: bool = False) -> Tensor:
+def _run(
+    method: FedMethod, slots: int, cohort_size: int, resume: bool = False, compile: bool | Literal["trace"] = False
+) -> Tensor:
     """The global model after four rounds."""
 
     def trainer(rounds: int) -> FederatedTrainer:
-        strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], cohort_size=cohort_size)
+        strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], cohort_size=cohort_size, compile=compile)
         return FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
 
     start = [1.0, -1.0, 0.5]

@@ -18,6 +18,8 @@ from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.checkpoint import RoundState, check_identity, load_checkpoint, save_checkpoint
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.data.sampling import ClientSampler, UniformSampling
+from fedlightning.data.stragglers import Rounds, Stragglers, Work
+from fedlightning.engine.choices import Workload
 from fedlightning.engine.job import RoundJob
 from fedlightning.engine.replica import flatten_buffers, persistent_buffers
 from fedlightning.errors import ConfigurationError
@@ -45,6 +47,7 @@ class FederatedTrainer:
         evaluate_every: rounds between evaluations, which also come before the first round and after the last; 0 for none.
         sampler: who takes part in a round.
         seed: of everything random in the run.
+        stragglers: clients that do less than asked in a round, or nothing; None for nobody.
 
     Attributes:
         round: finished rounds.
@@ -68,6 +71,7 @@ class FederatedTrainer:
         evaluate_every: int = 1,
         sampler: ClientSampler | None = None,
         seed: int = 0,
+        stragglers: Stragglers | None = None,
     ) -> None:
         for name, value, least in (("max_rounds", max_rounds, 1), ("evaluate_every", evaluate_every, 0)):
             if value < least:
@@ -75,7 +79,7 @@ class FederatedTrainer:
         self.max_rounds, self.evaluate_every, self.seed = max_rounds, evaluate_every, seed
         self._participation = clients_per_round
         self.strategy = strategy or SlotStrategy()
-        self.sampler = sampler or UniformSampling()
+        self.sampler, self.stragglers = sampler or UniformSampling(), stragglers
         chosen = [RoundProgress(), Throughput(), ModelCheckpoint()] if callbacks is None else list(callbacks)
         self.callbacks: list[Callback] = sorted(chosen, key=lambda callback: isinstance(callback, ModelCheckpoint))
         self._logger = logger
@@ -147,16 +151,21 @@ class FederatedTrainer:
             task.check(*examples)
         self.num_clients = data.clients.num_clients
         self.clients_per_round = _resolve_participation(self._participation, self.num_clients)
-        self.sampler.check(self.num_clients, self.clients_per_round)
-        first = self.sampler.sample(0, self.num_clients, self.clients_per_round, self.seed)
-        method.check(Round(0, self.num_clients, len(first), method.client_lr(0)))
+        sampler = self.sampler.bind(data.clients)
+        sampler.check(self.num_clients, self.clients_per_round)
         self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
+        rounds = Rounds(data, sampler, self.clients_per_round, self.seed, method.local_steps)
+        self._work = (self.stragglers or Stragglers(0.0)).plan(rounds)
+        method.check(self._round(0, self._work(0)))
+        _check_evaluations(method, data, self.evaluate_every)
         self._current: dict[str, float] = {}
         self.should_stop, self.stop_reason = False, ""
         self._identity = self._identify()
         self.loggers = self._make_loggers()
         check_writable(self.log_dir)
-        self.strategy.setup(task, self._layout, data, self.clients_per_round)
+        self.strategy.setup(
+            task, self._layout, data, Workload.of(method, data, self.clients_per_round, self.max_rounds)
+        )
         try:
             self.state = self._start_state(state, ckpt_path)
         except BaseException:
@@ -196,6 +205,7 @@ class FederatedTrainer:
             "seed": self.seed,
             "clients_per_round": self.clients_per_round,
             "sampler": repr(self.sampler),
+            "stragglers": repr(self.stragglers) if self.stragglers else None,
             "partition": self.data.clients.fingerprint,
             "batches": [self.data.batch_size, self.data.epochs, self.data.steps],
         }
@@ -213,35 +223,55 @@ class FederatedTrainer:
             bill = f"{_bytes(each)} a client, at most {_bytes(each * self.num_clients)} in {where}"
             rank_zero_info(f"{self.strategy.describe()}; client state: {bill if each else 'none'}")
         flat = {f"method/{name}": value for name, value in hyperparameters(self.method).items()}
-        trainer = {"clients_per_round": self.clients_per_round, "num_clients": self.num_clients, "seed": self.seed}
+        trainer = {
+            "clients_per_round": self.clients_per_round, "num_clients": self.num_clients, "seed": self.seed,
+            "sampler": repr(self.sampler), "stragglers": repr(self.stragglers) if self.stragglers else None,
+        }  # fmt: skip
         log_hyperparameters(self.loggers, {"method": type(self.method).__name__, **flat, **trainer})
 
     def _run(self) -> None:
         self._announce()
         self._call("on_fit_start")
+        state = self.state  # before the first round it stays that of no evaluation, which a resumed run makes again
         if self.round == 0 and self.evaluate_every:
-            self._log(self._evaluate())
+            server, metrics = self._evaluate(state.server, state.buffers, self._round(0, self._work(0)))
+            state = replace(state, server=server)
+            self.metrics.update(metrics)
+            self._call("on_evaluation_end", metrics)
+            self._log(metrics)
         while self.round < self.max_rounds and not self.should_stop:
-            self._run_round()
+            self._run_round(state)
+            state = self.state
         self._call("on_fit_end")
 
     # -- every round ----------------------------------------------------------------------------------------------------
-    def _run_round(self) -> None:
-        t = self.round
-        self._current = {}
-        clients = self.sampler.sample(t, self.num_clients, self.clients_per_round, self.seed)
-        round = Round(t, self.num_clients, len(clients), self.method.client_lr(t))
+    def _run_round(self, state: RoundState) -> None:
+        t, self._current = self.round, {}
+        work = self._work(t)
+        round = self._round(t, work)
         self._call("on_round_start", round)
-        self.state = self._aggregate(round, clients)
+        if self.stragglers:
+            self.log({"round/stragglers": float(work.stragglers)})
+        server, rows, buffers = self._aggregate(state, round, work)
+        metrics = None
+        if self.evaluate_every and ((t + 1) % self.evaluate_every == 0 or t + 1 == self.max_rounds):
+            server, metrics = self._evaluate(server, buffers, round)
+        self.state = RoundState(t + 1, server, state.memory.updated(rows), buffers)
         self.round = t + 1
-        if self.evaluate_every and (self.round % self.evaluate_every == 0 or self.round == self.max_rounds):
-            self.log(self._evaluate())
+        if metrics is not None:
+            self.log(metrics)
+            self._call("on_evaluation_end", metrics)
         self._call("on_round_end", self._current)
 
-    def _aggregate(self, round: Round, clients: Sequence[int]) -> RoundState:
+    def _round(self, t: int, work: Work) -> Round:
+        return Round(t, self.num_clients, len(work.clients), self.method.client_lr(t))
+
+    def _aggregate(self, state: RoundState, round: Round, work: Work) -> tuple[State, dict[int, State], Tensor]:
+        """The server's state, what the participants remember, and the buffers after the round."""
+        clients = work.clients
         job = RoundJob(
-            self.method, round, self.seed, self._layout, visible(self.method, self.state.server),
-            self.state.memory, self.state.buffers, self.data, self.strategy.examples, self.strategy.cancelled,
+            self.method, round, self.seed, self._layout, visible(self.method, state.server), state.memory,
+            state.buffers, self.data, self.strategy.examples, self.strategy.cancelled, work=work,
         )  # fmt: skip
         job, up = self._with_gradients(job, clients)
         mean, buffers, losses = (OrderedMean(self.strategy.root_device) for _ in range(3))
@@ -256,11 +286,11 @@ class FederatedTrainer:
             up += cohort.upload.nbytes + cohort.buffers.numel() * cohort.buffers.element_size()
             self._call("on_cohort_end", cohort)
         down = sum(tensor.nbytes for name, tensor in job.server.items() if name not in self.method.preshared)
-        down += self.state.buffers.numel() * self.state.buffers.element_size()
+        down += state.buffers.numel() * state.buffers.element_size()
         self.log({"train/loss": float(losses.result().loss)})
         self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
-        server = self.method.on_aggregate(self.state.server, mean.result(), round)
-        return RoundState(round.index + 1, server, self.state.memory.updated(rows), buffers.result().all)
+        server = self.method.on_aggregate(state.server, mean.result(), round)
+        return server, rows, buffers.result().all
 
     def _with_gradients(self, job: RoundJob, clients: Sequence[int]) -> tuple[RoundJob, int]:
         """The job of the local steps with what `gradient_pass` asks for, and the bytes that went up for it."""
@@ -277,11 +307,12 @@ class FederatedTrainer:
         server = job.server.replace(gradient=mean.result().gradient)
         return replace(job, gradients=gradients, server=server), sum(row.nbytes for row in gradients.values())
 
-    def _evaluate(self) -> dict[str, float]:
-        metrics = self.strategy.evaluate(self.method.evaluation_point(self.state.server), self.state.buffers)
-        self.metrics.update(metrics)
-        self._call("on_evaluation_end", metrics)
-        return metrics
+    def _evaluate(self, server: State, buffers: Tensor, round: Round) -> tuple[State, dict[str, float]]:
+        """The server's state after the method's look at an evaluation, and what is logged of it."""
+        metrics = self.strategy.evaluate(self.method.evaluation_point(server), buffers)
+        server = self.method.on_evaluation(server, metrics, round)
+        sent = {name: tensor for name, tensor in visible(self.method, server).items() if tensor.ndim == 0}
+        return server, metrics | {f"server/{name}": float(sent[name]) for name in sent}
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         for logger in self.loggers:
@@ -298,6 +329,23 @@ class FederatedTrainer:
             getattr(callback, hook)(self, *arguments)
         if not logged:
             self._log(self._current)
+
+
+def _check_evaluations(method: FedMethod, data: FederatedDataModule, evaluate_every: int) -> None:
+    """Check that a method that reacts to evaluations gets the training loss after every round."""
+    if type(method).on_evaluation is FedMethod.on_evaluation:
+        return
+    name = type(method).__name__
+    if evaluate_every != 1:
+        raise ConfigurationError(
+            f"`evaluate_every` of FederatedTrainer must be 1 for {name}, which reacts to the training loss of every round, "
+            f"but is {evaluate_every}; use `evaluate_every=1`."
+        )
+    if "train" not in data.evaluate_on:
+        raise ConfigurationError(
+            f"`evaluate_on` of {type(data).__name__} must hold 'train' for {name}, which reacts to the training loss of "
+            f'every round, but is {data.evaluate_on!r}; use `evaluate_on=("test", "train")`.'
+        )
 
 
 def _rows(cohort: CohortResult) -> dict[int, State]:

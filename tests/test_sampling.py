@@ -1,10 +1,15 @@
 import time
+from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
-from fedlightning.data import FixedSchedule, RoundSeeded, UniformSampling
+from fedlightning import Classification, Examples, FedAvg, FederatedTrainer, TensorData
+from fedlightning.data import FixedSchedule, Partition, RoundSeeded, UniformSampling
+from fedlightning.data.sampling import SizeWeighted
 from fedlightning.errors import ConfigurationError
+from fedlightning.models import MLP
 
 
 def test_uniform_sampling_is_without_replacement_and_addressed():
@@ -84,3 +89,97 @@ def test_a_fixed_schedule_is_checked(rounds, message):
 def test_a_fixed_schedule_names_clients_that_exist():
     with pytest.raises(ConfigurationError, match=r"in 0…2, but rounds\[1\] is \(3,\)"):
         FixedSchedule(((0,), (3,))).sample(0, 3, 1, seed=0)
+
+
+# -- stragglers -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("round", "expected"), [(0, [13, 17, 26, 22, 28]), (1, [10, 22, 26, 14, 17]), (2, [21, 0, 19, 1, 6])]
+)
+def test_round_seeded_keeps_those_active_that_the_program_of_fedprox_does(round, expected):
+    sampler = RoundSeeded()
+    chosen = sampler.sample(round, 30, 10, 0)
+    assert sampler.active(chosen, 5, round, 7) == expected
+    assert sampler.active(chosen, 1, round, 0) == expected[:1]
+
+
+def test_the_active_clients_are_addressed_and_nested():
+    sampler, chosen = UniformSampling(), list(range(100, 120))
+    found = sampler.active(chosen, 20, 3, 0)
+    assert sorted(found) == chosen
+    assert sampler.active(chosen, 6, 3, 0) == found[:6]
+    assert found not in (sampler.active(chosen, 20, 4, 0), sampler.active(chosen, 20, 3, 1))
+
+
+# -- in proportion to sizes -------------------------------------------------------------------------------------------------
+SIZES = (1, 2, 3, 6)
+ROUNDS = 6000
+
+
+def successive(count):
+    """Chance of each client to be among `count` that are drawn one after another in proportion to what is left."""
+    chances = np.zeros(len(SIZES))
+    for drawn in permutations(range(len(SIZES)), count):
+        chance, left = 1.0, sum(SIZES)
+        for client in drawn:
+            chance, left = chance * SIZES[client] / left, left - SIZES[client]
+        chances[list(drawn)] += chance
+    return chances
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_size_weighted_draws_in_proportion_without_replacement(count):
+    sampler, counts = SizeWeighted(SIZES), np.zeros(len(SIZES))
+    for round in range(ROUNDS):
+        found = sampler.sample(round, 4, count, seed=0)
+        assert len(set(found)) == count
+        assert found == sorted(found)
+        counts[found] += 1
+    expected = successive(count)
+    if count == 1:
+        assert expected == pytest.approx(np.array(SIZES) / 12)
+    assert (abs(counts / ROUNDS - expected) < 4.5 * (expected * (1 - expected) / ROUNDS) ** 0.5).all()
+
+
+def test_size_weighted_is_addressed_and_takes_its_sizes_from_the_data():
+    partition = Partition.of(list(torch.arange(12).split(SIZES)))
+    sampler = SizeWeighted().bind(partition)
+    assert sampler == SizeWeighted(SIZES)
+    assert SizeWeighted((4, 3, 2, 1)).bind(partition) == SizeWeighted((4, 3, 2, 1))
+    rounds = [sampler.sample(t, 4, 2, seed=0) for t in range(50)]
+    assert rounds == [sampler.sample(t, 4, 2, seed=0) for t in range(50)]
+    assert rounds != [sampler.sample(t, 4, 2, seed=1) for t in range(50)]
+    assert all(type(client) is int for client in rounds[0])
+    assert sampler.sample(0, 4, 4, seed=0) == [0, 1, 2, 3]
+
+
+def test_the_trainer_binds_the_sampler_to_its_data():
+    """Of a client with nearly all examples and three with one each, the first takes part in every round."""
+    owned = Partition.of(list(torch.arange(10**6 + 3).split([1, 1, 10**6, 1])))
+    data = TensorData(Examples(torch.zeros(10**6 + 3, 1), torch.zeros(10**6 + 3, dtype=torch.int64)), owned, steps=1)
+    sampler, seen = SizeWeighted(), []
+
+    class Draws(FedAvg):
+        def on_client_end(self, local, client):
+            seen.append(int(client.num_examples))
+            return super().on_client_end(local, client)
+
+    trainer = FederatedTrainer(5, 1, sampler=sampler, callbacks=[], logger=False, evaluate_every=0)
+    trainer.fit(Draws(weighting="uniform"), Classification(MLP(1, 2, (2,))), data)
+    assert seen == [10**6] * 5
+    assert trainer.sampler is sampler
+    assert sampler.sizes is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SizeWeighted((1, 0)), r"positive number for each client, but is \(1, 0\)"),
+        (lambda: SizeWeighted(()), "positive number for each client"),
+        (lambda: SizeWeighted().sample(0, 4, 2, 0), "must be those of the 4 clients, but is None"),
+        (lambda: SizeWeighted((1, 2)).check(4, 2), "must be those of the 4 clients, but is 2 of them"),
+        (lambda: SizeWeighted(SIZES).sample(0, 4, 5, 0), "between 1 and the 4 that there are, but are 5"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(call, message):
+    with pytest.raises(ConfigurationError, match=message):
+        call()

@@ -60,15 +60,16 @@ def test_functions_are_short_and_methods_fit_on_a_page() -> None:
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 40 and node.name != "__init__"
     ]
     assert not long
-    assert not [path.name for path in (PACKAGE / "methods").glob("*.py") if len(path.read_text().splitlines()) >= 60]
+    methods = [path for path in (PACKAGE / "methods").glob("*.py") if path.name != "__init__.py"]
+    assert not [path.name for path in methods if len(path.read_text().splitlines()) >= 60]
 
 
 def test_public_names_are_pinned() -> None:
     names = """
-    Callback Classification ClientContext ClientError ConfigurationError Dirichlet EarlyStopping Examples FedAvg
+    Callback Classification ClientContext ClientError ConfigurationError Dirichlet Dissimilarity EarlyStopping Examples FedAvg
     FedLightningError FedMethod FedProx FederatedDataModule FederatedTask FederatedTrainer IID MethodError ModelCheckpoint
     Natural NextToken Partition Partitioner QuantitySkew Regression Round RoundProgress RoundState Scaffold Shards
-    SlotStrategy State TensorData Throughput hyper keyed_uniform stream
+    SlotStrategy State Stragglers TensorData Throughput hyper keyed_uniform stream
     """
     assert sorted(fedlightning.__all__) == sorted(names.split())
     assert all(hasattr(fedlightning, name) for name in fedlightning.__all__)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.streams import stream
 
@@ -27,6 +29,15 @@ class ClientSampler(ABC):
         Raises:
             ConfigurationError: see `check`.
         """
+
+    def active(self, chosen: Sequence[int], count: int, round: int, seed: int) -> list[int]:
+        """Those `count` of the chosen clients that are no stragglers: uniformly, and the first of them for any count."""
+        order = stream(seed, "stragglers", round).permutation(len(chosen))
+        return [chosen[place] for place in order[:count].tolist()]
+
+    def bind(self, clients: Partition) -> ClientSampler:
+        """The sampler for clients that own these examples; the same object where their sizes do not matter."""
+        return self
 
     def check(self, num_clients: int, count: int) -> None:
         """Check before the first round that `sample` can do what is asked.
@@ -53,10 +64,57 @@ class UniformSampling(ClientSampler):
 
 
 @dataclass(frozen=True)
+class SizeWeighted(ClientSampler):
+    """Clients in proportion to their examples, p_k = n_k / n, without replacement, in ascending order.
+
+    With the uniform mean (`weighting="uniform"` of the method) this is Algorithm 2 of FedProx (Li et al., MLSys 2020). The
+    clients are drawn one after another, each in proportion to its n_k among those that are left: the `count` largest of
+    log n_k + Gumbel noise (Efraimidis & Spirakis, 2006). So the first is drawn with p_k exactly, and a large client is chosen
+    less than m p_k times on average. A draw with replacement is not offered: a client that is drawn twice would train
+    twice on the same batches and count twice.
+
+    Args:
+        sizes: n_k of each client; None takes them from the data.
+
+    Raises:
+        ConfigurationError: a size is not positive.
+    """
+
+    sizes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sizes is not None and (not self.sizes or min(self.sizes) <= 0):
+            raise ConfigurationError(
+                f"`sizes` of SizeWeighted must hold a positive number for each client, but is {self.sizes!r:.80}."
+            )
+
+    def bind(self, clients: Partition) -> SizeWeighted:
+        """The same with the clients' sizes, unless they were given."""
+        return self if self.sizes is not None else replace(self, sizes=tuple(clients.sizes.tolist()))
+
+    def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
+        """The clients that take part in a round."""
+        self.check(num_clients, count)
+        noisy = np.log(self.sizes) + stream(seed, "sample", round).gumbel(size=num_clients)  # type: ignore[arg-type]
+        return sorted(np.argpartition(-noisy, count - 1)[:count].tolist())
+
+    def check(self, num_clients: int, count: int) -> None:
+        """Check that there is a size for each client."""
+        super().check(num_clients, count)
+        if self.sizes is None or len(self.sizes) != num_clients:
+            known = "None" if self.sizes is None else f"{len(self.sizes)} of them"
+            raise ConfigurationError(
+                f"`sizes` of SizeWeighted must be those of the {num_clients} clients, but is {known}; leave it out in the "
+                "trainer, which takes them from the data, or call `bind(data.clients)`."
+            )
+
+
+@dataclass(frozen=True)
 class RoundSeeded(ClientSampler):
     """The clients that the authors' program of FedProx (Li et al., MLSys 2020) chooses: the same for every seed.
 
-    The round seeds NumPy's legacy generator, `RandomState(round).choice(N, count, replace=False)`; the order is kept.
+    The round seeds NumPy's legacy generator, `RandomState(round).choice(N, count, replace=False)`; the order is kept. Those
+    of them that are no stragglers are drawn in the same way.
     """
 
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
@@ -64,6 +122,11 @@ class RoundSeeded(ClientSampler):
         self.check(num_clients, count)
         chosen: list[int] = np.random.RandomState(round).choice(num_clients, count, replace=False).tolist()
         return chosen
+
+    def active(self, chosen: Sequence[int], count: int, round: int, seed: int) -> list[int]:
+        """Those of the chosen clients that are no stragglers, in the program's order."""
+        active: list[int] = np.random.RandomState(round).choice(chosen, count, replace=False).tolist()
+        return active
 
 
 @dataclass(frozen=True)

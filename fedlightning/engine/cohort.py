@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples
-from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
+from fedlightning.engine.executors import Block, Executor
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import Clients, CohortPlan, RoundJob, plan_cohort
+from fedlightning.engine.job import Clients, CohortPlan, Padding, RoundJob, plan_cohort
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ClientError
-from fedlightning.method import Batch
 from fedlightning.state import State
 
 
@@ -24,13 +24,15 @@ class Cancelled(Exception):
 
 
 @torch.no_grad()
-def run_cohort(replica: Replica, job: RoundJob, clients: tuple[int, ...], vectorized: bool, slot: str) -> CohortResult:
+def run_cohort(
+    replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str
+) -> CohortResult:
     """Train a cohort for a round, with most steps first; the hooks are called in the order drawn in `method.py`."""
     began = time.perf_counter()
-    executor: Executor = CohortExecutor(replica) if vectorized else LoopExecutor(replica)
     server = job.server.apply(lambda tensor: tensor.to(replica.device))
     hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
-    plan = plan_cohort(job, clients, replica.device)
+    padding = Padding(executor.width(len(clients)), executor.unroll, int(executor.first_alone))
+    plan = plan_cohort(job, clients, replica.device, padding)
     replica.load(server.x, job.buffers)
 
     def end(local: State, client: Clients) -> tuple[State, State]:
@@ -39,7 +41,7 @@ def run_cohort(replica: Replica, job: RoundJob, clients: tuple[int, ...], vector
     try:
         local, losses = _train(executor, hooks, plan, job, replica.device)
         with hooks.calling("on_client_end"):
-            upload, state = executor.call(end, local, plan.clients(1))
+            upload, state = (_first(len(clients), s) for s in executor.call(end, local, plan.clients(1)))
     except Exception as error:
         error.add_note(f"In round {job.round.index}, client{'s' * (len(clients) > 1)} {clients}, on slot {slot}.")
         raise
@@ -57,53 +59,75 @@ def run_cohort(replica: Replica, job: RoundJob, clients: tuple[int, ...], vector
     )
 
 
+def start(executor: Executor, hooks: Hooks, plan: CohortPlan) -> State:
+    """The local states before the first step, entries [C, …]."""
+    with hooks.calling("on_client_start"):
+        local: State = executor.call(lambda client: hooks.start(hooks.context(client, True)), plan.clients(0))
+    return local
+
+
 def _train(
     executor: Executor, hooks: Hooks, plan: CohortPlan, job: RoundJob, device: torch.device
 ) -> tuple[State, Tensor]:
-    """The local states after all steps, entries [C, …], and the losses [max K, C], 0 where a client had finished."""
-
-    def start(client: Clients) -> State:
-        return hooks.start(hooks.context(client, True))
-
-    with hooks.calling("on_client_start"):
-        local = executor.call(start, plan.clients(0))
-    examples, width = job.examples(device), len(plan.num_steps)
-    losses = torch.zeros(len(plan.index), width, dtype=hooks.server.x.dtype, device=device)
+    """The local states after all steps, entries [C, …], and the losses [K, clients], 0 where a client had finished."""
+    local = start(executor, hooks, plan)
+    examples = job.examples(device)
+    losses = torch.zeros(plan.active.shape, dtype=hooks.server.x.dtype, device=device)
     finished: list[State] = []
-    for k in range(len(plan.index)):
+    for k, count, width in _spans(plan.num_steps, executor):
         if job.cancelled():
             raise Cancelled
-        active = bisect_left(plan.num_steps, -k, key=lambda steps: -steps)
-        if (narrow := _width(active, width)) < width:
-            finished.insert(0, State(**{name: tensor[narrow:] for name, tensor in local.items()}))
-            local, width = State(**{name: tensor[:narrow] for name, tensor in local.items()}), narrow
-        batch, mask = _batch(job, plan, examples, k, width)
+        if width < len(local.w):
+            finished.insert(0, local.apply(lambda tensor: tensor[width:]))  # noqa: B023 - applied at once
+            local = _first(width, local)
+        block = take(job, plan, examples, k, count, width, trim=executor.unroll == 1)
         with hooks.calling("on_local_step"):
-            after, loss = executor.step(hooks, local, plan.clients(2 + k).first(width), batch, mask, k == 0)
-        local = after if active == width else _keep_finished(after, local, active)
-        losses[k, :active] = loss[:active]
+            local, loss = executor.steps(hooks, local, block)
+        losses[k : k + count, :width] = loss
     if finished:
         local = State(**{name: torch.cat([part[name] for part in (local, *finished)]) for name in local})
-    return local, losses
+    return local, torch.where(plan.active, losses, 0)[:, : len(plan.num_steps)]
 
 
-def _width(active: int, width: int) -> int:
-    """The narrowest of a few fixed widths (the full one and the powers of two) that holds the active clients."""
-    return min(width, 1 << (active - 1).bit_length())
+def _spans(num_steps: list[int], executor: Executor) -> Iterator[tuple[int, int, int]]:
+    """First step, number of steps and width of each block: of one width, and at most as long as the executor takes."""
+    k, last = 0, num_steps[0]
+
+    def width(k: int) -> int:
+        return executor.width(_active(num_steps, k))
+
+    if executor.first_alone:
+        yield 0, 1, width(0)
+        k = 1
+    while k < last:
+        count = executor.unroll
+        while count < executor.block and k + count < last and width(k + count) == width(k):
+            count += executor.unroll
+        yield k, count, width(k)
+        k += count
 
 
-def _keep_finished(after: State, before: State, active: int) -> State:
-    """The new states of the first `active` clients, the old ones of those that had finished."""
-    return State(**{name: torch.cat([after[name][:active], before[name][active:]]) for name in after})
+def _active(num_steps: list[int], k: int) -> int:
+    """How many clients, of falling numbers of steps, take step k."""
+    return bisect_left(num_steps, -k, key=lambda steps: -steps)
 
 
-def _batch(job: RoundJob, plan: CohortPlan, examples: Examples, k: int, width: int) -> tuple[Batch, Tensor]:
-    """The batches of step k, tensors [width, B, …], and the mask of their filled places [width, B]."""
-    longest = max(plan.filled[k][:width])
-    index, mask = plan.index[k, :width, :longest], plan.mask[k, :width, :longest]
-    draws = None if plan.draws is None else plan.draws[k, :width, :longest].flatten(0, 1)
+def take(
+    job: RoundJob, plan: CohortPlan, examples: Examples, k: int, count: int, width: int, trim: bool = False
+) -> Block:
+    """The steps k, …, k + count − 1 of the first `width` clients; `trim` leaves out places that no batch of them fills."""
+    steps = slice(k, k + count)
+    longest = max(plan.filled[k][:width]) if trim else plan.mask.shape[2]
+    index, mask = plan.index[steps, :width, :longest], plan.mask[steps, :width, :longest]
+    draws = None if plan.draws is None else plan.draws[steps, :width, :longest].flatten(0, 2)
     flat = job.data.batch(examples, index.reshape(-1), draws)
-    return tuple(tensor.view(*index.shape, *tensor.shape[1:]) for tensor in flat), mask
+    batch = tuple(tensor.view(*index.shape, *tensor.shape[1:]) for tensor in flat)
+    active = plan.active[steps, :width]
+    return Block(plan.clients_in(k, count, width), batch, mask, active, _active(plan.num_steps, k), first=k == 0)
+
+
+def _first(count: int, state: State) -> State:
+    return state.apply(lambda tensor: tensor[:count])
 
 
 def _check_finite(job: RoundJob, clients: tuple[int, ...], losses: Tensor, upload: State, slot: str) -> None:

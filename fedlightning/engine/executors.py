@@ -1,10 +1,10 @@
-"""How hooks and local steps are executed: one client at a time, or a cohort at once."""
+"""How hooks and local steps are executed: one client at a time, a cohort at once, or a cohort's steps as one graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,37 +17,77 @@ from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State
 
 
+class Block(NamedTuple):
+    """S consecutive local steps of C clients.
+
+    Attributes:
+        clients: their tensors [C, …], but `key` [S, C].
+        batch: tensors [S, C, B, …].
+        mask: the filled places of each batch [S, C, B].
+        active: who takes each step [S, C]; the others have finished, and stand behind them.
+        count: how many clients take the first of these steps.
+        first: whether the first of these steps is the clients' first.
+    """
+
+    clients: Clients
+    batch: Batch
+    mask: Tensor
+    active: Tensor
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a block
+    first: bool
+
+    def step(self, s: int) -> tuple[Clients, Batch, Tensor]:
+        """Clients, batches [C, B, …] and mask [C, B] of one step."""
+        return self.clients._replace(key=self.clients.key[s]), tuple(t[s] for t in self.batch), self.mask[s]
+
+
 class Executor(Protocol):
-    """Runs hooks over the tensors of C clients, entries [C, …]."""
+    """Runs hooks over the tensors of C clients, entries [C, …].
+
+    Attributes:
+        unroll: U, the steps of a block are a multiple of it.
+        block: the most steps of a block.
+        first_alone: whether the first step makes a block of its own.
+    """
+
+    unroll: int
+    block: int
+    first_alone: bool
+
+    def width(self, active: int) -> int:
+        """C for so many clients: the narrowest of a few fixed widths that holds them."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a hook once for each client, on arguments whose tensors have a leading [C]."""
 
-    def step(
-        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
-    ) -> tuple[State, Tensor]:
-        """One local step of each client: local states and losses [C], from batches [C, B, …] with masks [C, B]."""
+    def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
+        """The local states after a block of steps, and the losses [S, C]."""
 
 
 class LoopExecutor:
     """One client, C = 1, on a native autograd module; serves any model. Made anew for each client and round."""
 
+    unroll, block, first_alone = 1, 1, False
+
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._contexts: dict[bool, ClientContext] = {}
+
+    def width(self, active: int) -> int:
+        """1."""
+        return 1
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the hook on the one client's tensors."""
         result = function(*map(_drop_dim, arguments))
         return tuple(map(_add_dim, result)) if isinstance(result, tuple) else _add_dim(result)
 
-    def step(
-        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
-    ) -> tuple[State, Tensor]:
+    def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """One local step; the batch has only filled places, since there is but one client."""
-        if first not in self._contexts:
-            self._contexts[first] = hooks.context(_drop_dim(clients), first)
-        client = replace(self._contexts[first], key=clients.key[0])
+        clients, batch, mask = block.step(0)
+        if block.first not in self._contexts:
+            self._contexts[block.first] = hooks.context(_drop_dim(clients), block.first)
+        client = replace(self._contexts[block.first], key=clients.key[0])
         one = tuple(tensor[0] for tensor in batch)
         losses: list[Tensor] = []
 
@@ -63,23 +103,35 @@ class LoopExecutor:
             return gradient
 
         after = hooks.step(_drop_dim(local), grad, client, mask)
-        return _add_dim(after), _first(losses, hooks).unsqueeze(0)
+        return _add_dim(after), _first(losses, hooks).view(1, 1)
 
 
 class CohortExecutor:
     """C clients at once under `torch.func.vmap`; serves models whose operations have batching rules."""
 
-    def __init__(self, replica: Replica) -> None:
-        self._replica = replica
+    unroll, block, first_alone = 1, 1, False
+
+    def __init__(self, replica: Replica, size: int) -> None:
+        self._replica, self._size = replica, size
+
+    def width(self, active: int) -> int:
+        """The cohort's size or a power of two."""
+        return min(self._size, 1 << (active - 1).bit_length())
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the hook on all clients at once."""
         return vmap(function, randomness="error")(*arguments)
 
+    def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
+        """One local step of all clients."""
+        after, loss = self.step(hooks, local, *block.step(0), block.first)
+        after = after if block.count == len(loss) else _keep_finished(after, local, block.count)
+        return after, loss.unsqueeze(0)
+
     def step(
         self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
     ) -> tuple[State, Tensor]:
-        """One local step of all clients; the mean loss is over the filled places of each batch."""
+        """One local step from batches [C, B, …]: local states and losses [C], each the mean over a batch's filled places."""
 
         def one(local: State, clients: Clients, mask: Tensor, *batch: Tensor) -> tuple[State, Tensor]:
             client = hooks.context(clients, first)
@@ -105,6 +157,11 @@ class CohortExecutor:
 def _first(losses: list[Tensor], hooks: Hooks) -> Tensor:
     """The loss at the first point that a step asked the gradient of."""
     return losses[0] if losses else torch.zeros((), dtype=hooks.server.x.dtype, device=hooks.server.x.device)
+
+
+def _keep_finished(after: State, before: State, active: int) -> State:
+    """The new states of the first `active` clients, the old ones of those that had finished."""
+    return State(**{name: torch.cat([after[name][:active], before[name][active:]]) for name in after})
 
 
 def _drop_dim(value: Any) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, Schedule
+from fedlightning.data.stragglers import Work
 from fedlightning.memory import ClientMemory
 from fedlightning.method import FedMethod, Round
 from fedlightning.state import State, stack
@@ -30,6 +32,7 @@ class RoundJob:
         cancelled: whether the run is being stopped; looked at before each local step.
         gradient_pass: whether this is the pass that computes ∇f_i(x), before the local steps.
         gradients: what that pass gave, by client; empty without one.
+        work: who does less than asked, and how the batches are made.
     """
 
     method: FedMethod
@@ -44,13 +47,20 @@ class RoundJob:
     cancelled: Callable[[], bool]
     gradient_pass: bool = False
     gradients: Mapping[int, Tensor] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
 
     def num_steps(self, client: int) -> int:
         """K of a client; in the gradient pass, the batches of one pass over its data."""
         if self.gradient_pass:
             size = int(self.data.clients.sizes[client])
             return -(-size // (self.data.batch_size or size))
+        if client in self.work.steps:
+            return self.work.steps[client]
         return self.data.num_steps(client, self.method.local_steps(self.round.index))
+
+    def schedule(self, client: int, num_steps: int) -> Schedule:
+        """The batches of a client: those of its local steps, or of the gradient pass."""
+        return self.work.schedule(self.data, client, self.round.index, self.seed, num_steps)
 
 
 class Clients(NamedTuple):
@@ -68,23 +78,15 @@ class Clients(NamedTuple):
     numbers: State
     key: Tensor
 
-    def first(self, count: int) -> Clients:
-        """The first `count` of them."""
-        if count == len(self.key):
-            return self
-        state, numbers = (states.apply(lambda tensor: tensor[:count]) for states in (self.state, self.numbers))
-        return Clients(self.gradient[:count], state, numbers, self.key[:count])
-
 
 @dataclass(frozen=True)
 class CohortPlan:
     """The batches and numbers of a cohort of C clients, the one with most steps first.
 
     Attributes:
-        num_steps: K of each client, falling.
+        num_steps: K of each client, falling; as many as there are clients, while C may be more.
         index: positions in the training set [max K, C, B]; 0 where nothing is.
         mask: whether each place of `index` is filled [max K, C, B].
-        filled: how many places of each batch are, as a list for each step.
         draws: the augmentation's integers [max K, C, B, D], or None.
         keys: randomness of `on_client_start`, of `on_client_end`, and of each step [2 + max K, C].
         gradient, state, numbers: as in `Clients`.
@@ -93,7 +95,6 @@ class CohortPlan:
     num_steps: list[int]
     index: Tensor
     mask: Tensor
-    filled: list[list[int]]
     draws: Tensor | None
     keys: Tensor
     gradient: Tensor
@@ -101,45 +102,87 @@ class CohortPlan:
     numbers: State
 
     def clients(self, moment: int) -> Clients:
-        """The clients at their start (0), their end (1) or in step k (2 + k)."""
+        """The clients at their start (0) or their end (1)."""
         return Clients(self.gradient, self.state, self.numbers, self.keys[moment])
 
+    def clients_in(self, k: int, count: int, width: int) -> Clients:
+        """The first `width` clients in the steps k, …, k + count − 1; their keys are [count, width]."""
+        key = self.keys[2 + k : 2 + k + count, :width]
+        if width == len(self.gradient):
+            return Clients(self.gradient, self.state, self.numbers, key)
+        state, numbers = (states.apply(lambda tensor: tensor[:width]) for states in (self.state, self.numbers))
+        return Clients(self.gradient[:width], state, numbers, key)
 
-def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
-    """Draw the batches of a cohort from their addresses, and pad them to one size."""
+    @cached_property
+    def active(self) -> Tensor:
+        """Who takes each step [max K, C]; whoever does has examples in its batch."""
+        return self.mask.any(-1)
+
+    @cached_property
+    def filled(self) -> list[list[int]]:
+        """How many places of each batch are filled, the ones in front, as a list for each step."""
+        counts: list[list[int]] = self.mask.sum(-1).tolist()
+        return counts
+
+
+class Padding(NamedTuple):
+    """What an executor asks a cohort to be padded to.
+
+    Attributes:
+        width: C, at least the number of clients; the last one stands in the places left, and takes no step there.
+        unroll: the steps after the first `lead` ones are padded to a multiple of it.
+        lead: steps that are taken alone.
+    """
+
+    width: int
+    unroll: int = 1
+    lead: int = 0
+
+
+def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, padding: Padding) -> CohortPlan:
+    """Draw the batches of a cohort, the client with most steps first, from their addresses, and pad them to one size."""
     steps = [job.num_steps(client) for client in clients]
-    schedules = [job.data.schedule(c, job.round.index, job.seed, k) for c, k in zip(clients, steps, strict=True)]
-    index = _pad([schedule.index for schedule in schedules], -1)
-    draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
+    length = padding.lead + -(-(max(steps) - padding.lead) // padding.unroll) * padding.unroll
+    schedules = [job.schedule(client, k) for client, k in zip(clients, steps, strict=True)]
     purpose = "gradient" if job.gradient_pass else "client"
-    step_keys = _pad(
-        [keys(2 + k, job.seed, purpose, job.round.index, c) for c, k in zip(clients, steps, strict=True)], 0
-    )
-    x, width = job.server.x, len(clients)
-    sizes = [job.data.clients.size(client) for client in clients]
-    names = ("lr", "num_steps", "num_examples", "round")
-    table = [[job.round.lr] * width, steps, sizes, [job.round.index] * width]
-    numbers = torch.tensor(table, dtype=x.dtype, device=device).unbind()
-    remembered = [job.memory.get(client) or job.method.configure_client(x) for client in clients]
+    step_keys = [keys(2 + k, job.seed, purpose, job.round.index, c) for c, k in zip(clients, steps, strict=True)]
+    x, width = job.server.x, padding.width
+    places = [*clients, *clients[-1:] * (width - len(clients))]
+    # A graph takes batches of one size: with whole data sets as batches, the largest client's.
+    whole = padding.unroll > 1 and job.data.batch_size is None
+    index = _pad([s.index for s in schedules], -1, length, width, int(job.data.clients.sizes.max()) if whole else 0)
+    draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
+    remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
     return CohortPlan(
         steps,
         index.clamp(min=0).to(device),
         (index >= 0).to(device),
-        (index >= 0).sum(-1).tolist(),
-        _pad(draws, 0).to(device) if draws else None,
-        step_keys.to(device),
-        torch.stack([job.gradients.get(client, x.new_empty(0)).to(device) for client in clients]),
+        _pad(draws, 0, length, width, index.shape[-1]).to(device) if draws else None,
+        _pad(step_keys, 0, 2 + length, width).to(device),
+        torch.stack([job.gradients.get(client, x.new_empty(0)).to(device) for client in places]),
         stack([state.apply(lambda tensor: tensor.to(device)) for state in remembered]),
-        State(**dict(zip(names, numbers, strict=True))),
+        _numbers(job, places, device),
     )
 
 
-def _pad(tensors: list[Tensor], value: int) -> Tensor:
-    """Tensors [K_i, …] of several sizes as one [max K, C, …], filled up with `value`."""
-    if len({tensor.shape for tensor in tensors}) == 1:
+def _numbers(job: RoundJob, clients: Sequence[int], device: torch.device) -> State:
+    names = ("lr", "num_steps", "num_examples", "round")
+    table = [[job.round.lr, job.num_steps(c), job.data.clients.size(c), job.round.index] for c in clients]
+    columns = torch.tensor(table, dtype=job.server.x.dtype, device=device).T.contiguous().unbind()
+    return State(**dict(zip(names, columns, strict=True)))
+
+
+def _pad(tensors: list[Tensor], value: int, length: int, width: int, batch: int = 0) -> Tensor:
+    """Tensors [K_i, …] or [K_i, B_i, …] of several sizes as one [K, C, …], B at least `batch`, filled up with `value`."""
+    if (
+        not batch
+        and len(tensors) == width
+        and {tensor.shape for tensor in tensors} == {(length, *tensors[0].shape[1:])}
+    ):
         return torch.stack(tensors, 1)
-    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
-    padded = tensors[0].new_full((shape[0], len(tensors), *shape[1:]), value)
+    inner = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    inner[:1] = [max(size, batch) for size in inner[:1]]
+    padded = tensors[0].new_full((length, width, *inner), value)
     for c, tensor in enumerate(tensors):
         places: tuple[int | slice, ...] = (slice(tensor.shape[0]), c, *(slice(size) for size in tensor.shape[1:]))
         padded[places] = tensor

@@ -2,6 +2,7 @@
 
 from fedlightning.errors import ConfigurationError, nearest
 from fedlightning.method import FedMethod
+from fedlightning.methods.adaptive_fedprox import AdaptiveFedProx
 from fedlightning.methods.deltasgd import DeltaSGD
 from fedlightning.methods.dualprox import DualProx
 from fedlightning.methods.fedadagrad import FedAdagrad
@@ -28,14 +29,15 @@ from fedlightning.methods.scaffnew import Scaffnew
 from fedlightning.methods.scaffold import Scaffold
 
 __all__ = [
-    "MPX", "DeltaSGD", "DualProx", "FedAMS", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedCM", "FedDane", "FedDyn",
-    "FedExP", "FedGM", "FedInit", "FedLESAM", "FedLESAMDyn", "FedLESAMScaffold", "FedMPX", "FedNAR", "FedNova", "FedProx",
-    "FedRed", "FedSAM", "FedYogi", "Scaffnew", "Scaffold", "method_named", "method_names",
+    "MPX", "AdaptiveFedProx", "DeltaSGD", "DualProx", "FedAMS", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedCM", "FedDane",
+    "FedDyn", "FedExP", "FedGM", "FedInit", "FedLESAM", "FedLESAMDyn", "FedLESAMScaffold", "FedMPX", "FedNAR", "FedNova",
+    "FedProx", "FedRed", "FedSAM", "FedYogi", "Scaffnew", "Scaffold", "method_named", "method_names",
 ]  # fmt: skip
 
 _ALL: tuple[type[FedMethod], ...] = (
-    DeltaSGD, DualProx, FedAdagrad, FedAdam, FedAMS, FedAvg, FedAvgM, FedCM, FedDane, FedDyn, FedExP, FedGM, FedInit,
-    FedLESAM, FedLESAMDyn, FedLESAMScaffold, FedMPX, FedNAR, FedNova, FedProx, FedRed, FedSAM, FedYogi, Scaffnew, Scaffold,
+    AdaptiveFedProx, DeltaSGD, DualProx, FedAdagrad, FedAdam, FedAMS, FedAvg, FedAvgM, FedCM, FedDane, FedDyn, FedExP, FedGM,
+    FedInit, FedLESAM, FedLESAMDyn, FedLESAMScaffold, FedMPX, FedNAR, FedNova, FedProx, FedRed, FedSAM, FedYogi, Scaffnew,
+    Scaffold,
 )  # fmt: skip
 _METHODS = {cls.__name__.lower(): cls for cls in _ALL}
 

@@ -15,8 +15,9 @@ class FedProx(FedAvg):
         w ← w − η [g_i(w) + μ (w − x)]   K times from w = x,        x ← x + η_g Σ p_i (w_i − x)
 
     Each client thus minimises f_i(w) + μ/2 ‖w − x‖²; μ = 0 is FedAvg, and so is K = 1. Travels: 1 model down, 1 up.
-    Remembered: nothing. The paper's Algorithm 2 draws clients in proportion to n_i and averages uniformly; we follow its
-    experiments, which draw uniformly and weight by n_i.
+    Remembered: nothing. The paper's Algorithm 2 draws clients in proportion to n_i and averages uniformly: that is
+    `sampler=SizeWeighted()` with `weighting="uniform"`. The default follows its experiments, which draw uniformly and weight
+    by n_i. Stragglers do part of their work: `stragglers=Stragglers(0.9)` of the trainer.
 
     Args:
         mu: weight μ of the proximal term; the paper tries 0.001, 0.01, 0.1, 1.

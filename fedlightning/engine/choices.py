@@ -1,0 +1,146 @@
+"""The rules of "auto": how many slots, how large a cohort, whether to compile, and who trains with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fedlightning import interpreter
+from fedlightning.data.module import FederatedDataModule
+from fedlightning.engine.compiled import compiler
+from fedlightning.engine.slots import Slot, cpu_count
+from fedlightning.errors import ConfigurationError
+from fedlightning.method import FedMethod
+from fedlightning.task import FederatedTask
+from fedlightning.vector import Layout
+
+_HEAVY = 1_000_000
+"""Parameters from which a model's operations, which run without the GIL, outweigh its Python."""
+
+_DENSE = (nn.Linear, nn.Flatten, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.Dropout)
+"""Layers that are faster side by side than one after another on a CPU."""
+
+_LONG = 300_000
+"""Local steps of a client from which compiling, half a minute once, is less than what it saves."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run asks of its slots.
+
+    Attributes:
+        participants: m, clients of a round.
+        total: local steps of all clients in all rounds, about.
+        balanced: whether the clients take similar numbers of steps.
+        batched: whether the batches are of one size.
+    """
+
+    participants: int
+    total: float
+    balanced: bool
+    batched: bool
+
+    @classmethod
+    def of(cls, method: FedMethod, data: FederatedDataModule, participants: int, rounds: int) -> Workload:
+        """Estimated from the first thousand clients and the first round."""
+        few = range(min(data.clients.num_clients, 1000))
+        steps = torch.tensor([data.num_steps(client, method.local_steps(0)) for client in few], dtype=torch.float64)
+        balanced = bool(steps.mean() >= 0.5 * steps.max())
+        return cls(participants, rounds * participants * float(steps.mean()), balanced, data.batch_size is not None)
+
+
+def choose_slots(wish: int | None, parameters: int, participants: int) -> list[Slot]:
+    """So many slots, or for None as many as pay."""
+    devices, free = torch.cuda.device_count(), not interpreter.gil_enabled()
+    if wish is not None:
+        count = wish
+    elif devices:
+        count = min(participants, devices * (2 if free else 1))
+    else:
+        count = min(participants, cpu_count() if free or parameters >= _HEAVY else 1)
+    if devices:
+        return sorted(Slot("cuda", i % devices, i // devices) for i in range(count))
+    return [Slot("cpu", 0, i) for i in range(count)]
+
+
+def choose_compile(
+    wish: bool | str, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool
+) -> tuple[Literal["compile", "trace"] | None, str]:
+    """How the local steps become graphs, or None and, where it would pay, why not.
+
+    Raises:
+        ConfigurationError: it is asked for, but there is no compiler, or the model cannot be lifted.
+    """
+    if wish is False:
+        return None, ""
+    if wish == "auto":
+        if not (on_cpu and _dense(task, layout) and work.batched and work.total >= _LONG):
+            return None, ""
+        return ("compile", "") if compiler() else (None, "no C++ compiler was found")
+    if layer := _unliftable(task):
+        raise ConfigurationError(f"`compile` must be False for a model with {layer}; {_REMEDY}")
+    if wish == "trace":
+        return "trace", ""
+    if not on_cpu or not compiler():
+        raise ConfigurationError(
+            f"`compile=True` needs {'slots on a CPU' if not on_cpu else 'a C++ compiler'}, but there is none; use 'auto'."
+        )
+    return "compile", ""
+
+
+_REMEDY = 'use group norm (`norm="group"`) or `cohort_size=1`.'
+
+
+def choose_cohort(
+    wish: str | int, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, compiled: bool
+) -> int:
+    """The clients trained at once.
+
+    Raises:
+        ConfigurationError: more than one is asked for, but the model cannot be lifted.
+    """
+    if isinstance(wish, int):
+        if wish > 1 and (layer := _unliftable(task)):
+            raise ConfigurationError(
+                f"`cohort_size` must be 1 for a model with running statistics or recurrent layers, but is {wish} and the model "
+                f"has {layer}; {_REMEDY}"
+            )
+        return min(wish, work.participants)
+    half = work.participants // 2
+    if compiled:
+        return 1 << (max(1, min(16, half)).bit_length() - 1)
+    return min(64, half) if _dense(task, layout) and work.balanced and on_cpu and work.participants >= 16 else 1
+
+
+def pack(order: Sequence[int], steps: Sequence[int], size: int, spread: int | None) -> list[tuple[int, ...]]:
+    """Clients of falling numbers of steps in cohorts of at most `size`.
+
+    With `spread`, the longest of a cohort takes at most so many times the steps of the shortest: then no slot is long at
+    work for few clients while others wait, and narrow graphs are seldom needed.
+    """
+    cohorts: list[list[int]] = []
+    longest = 0
+    for client, count in zip(order, steps, strict=True):
+        if cohorts and len(cohorts[-1]) < size and (spread is None or spread * count >= longest):
+            cohorts[-1].append(client)
+        else:
+            cohorts.append([client])
+            longest = count
+    return [tuple(cohort) for cohort in cohorts]
+
+
+def _dense(task: FederatedTask, layout: Layout) -> bool:
+    leaves = [m for m in task.model.modules() if not list(m.children()) and list(m.parameters())]
+    return all(isinstance(leaf, _DENSE) for leaf in leaves) and layout.size < _HEAVY
+
+
+def _unliftable(task: FederatedTask) -> str | None:
+    """The first layer that has no batching rule: one with running statistics, or a recurrent one."""
+    for name, module in task.named_modules():
+        if getattr(module, "track_running_stats", False) or isinstance(module, nn.RNNBase):
+            return repr(name)
+    return None

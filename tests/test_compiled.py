@@ -1,0 +1,218 @@
+"""Local steps as graphs: they give the loop's numbers, are built once, and say why where they cannot be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedlightning import (
+    Callback,
+    Classification,
+    ConfigurationError,
+    Examples,
+    FedAvg,
+    FederatedTrainer,
+    FedMethod,
+    FedProx,
+    MethodError,
+    Partition,
+    RoundState,
+    Scaffold,
+    SlotStrategy,
+    TensorData,
+)
+from fedlightning.data import FakeImages, Synthetic
+from fedlightning.engine import choices, compiled
+from fedlightning.engine.choices import pack
+from fedlightning.methods import DeltaSGD, FedDane, method_named, method_names
+from fedlightning.models import MLP, LogisticRegression, build_model
+
+SIZES = [3, 40, 7, 25, 1, 12, 9]
+needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One cache for all tests here, and not the user's."""
+    folder = tmp_path_factory.getbasetemp() / "programs"
+    monkeypatch.setenv("FEDLIGHTNING_CACHE", str(folder))
+    return folder
+
+
+def data(**batching: object) -> TensorData:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
+    clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
+    return TensorData(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
+
+
+def task(*layers: nn.Module) -> Classification:
+    torch.manual_seed(1)
+    return Classification(nn.Sequential(MLP(6, 3, (8,)), *layers).double(), 3)
+
+
+def fit(
+    method: FedMethod,
+    model: Classification,
+    compile: object = False,
+    *,
+    slots: int = 1,
+    rounds: int = 3,
+    cohort_size: int | str = "auto",
+    callbacks: tuple[Callback, ...] = (),
+    clients: TensorData | None = None,
+) -> RoundState:
+    strategy = SlotStrategy(slots, cohort_size=cohort_size if compile else 1, compile=compile)  # type: ignore[arg-type]
+    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=callbacks, logger=False, evaluate_every=0)
+    return trainer.fit(method, model, clients or data())
+
+
+def same(one: RoundState, other: RoundState, atol: float) -> None:
+    torch.testing.assert_close(one.server.x, other.server.x, rtol=0, atol=atol)
+    for client, row in one.memory.rows().items():
+        for name in row:
+            torch.testing.assert_close(row[name], other.memory.rows()[client][name], rtol=0, atol=10 * atol)
+
+
+# -- the same numbers -------------------------------------------------------------------------------------------------
+ALL = [name for name in method_names() if name != "adaptivefedprox"]
+SMALL = {"fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.01, "fedams": 0.01, "fedmpx": 0.01}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> None:
+    """1 to 20 steps, in cohorts that are padded at their end, in their batches and in their width, with dropout."""
+    options = {"server_lr": SMALL[name]} if name in SMALL else {}
+    method = method_named(name)(lr=0.05, **options)  # type: ignore[arg-type]
+    model = task(nn.Dropout(0.3))
+    same(fit(method, model, "trace", cohort_size=2, rounds=2), fit(method, model, rounds=2), 1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "method",
+    [
+        FedProx(mu=0.5),
+        DeltaSGD(),
+        pytest.param(Scaffold(), marks=pytest.mark.slow),
+        pytest.param(FedDane(mu=0.1), marks=pytest.mark.slow),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_compiled_steps_give_the_loops_numbers(method: FedMethod) -> None:
+    """DeltaSGD's first step is another than the rest; FedDANE has a pass of gradients, which is a graph of its own."""
+    model = task(nn.Dropout(0.3))
+    same(fit(method, model, True, cohort_size=2), fit(method, model), 1e-12)
+
+
+@needs_compiler
+def test_compiled_bits_do_not_depend_on_slots_nor_on_what_the_cache_held(cache: Path) -> None:
+    method, model = FedProx(mu=0.5), task(nn.Dropout(0.3))
+    first = fit(method, model, True, cohort_size=2)
+    before = sorted(cache.rglob("*.pt2"))
+    again = fit(method, model, True, cohort_size=2, slots=3)
+    assert torch.equal(first.server.x, again.server.x)
+    assert before
+    assert sorted(cache.rglob("*.pt2")) == before
+
+
+def test_traced_steps_take_augmentation_and_uint8() -> None:
+    images = FakeImages("IIDC4", classes=3, size=24, train_size=24, test_size=8, batch_size=4, epochs=2)  # type: ignore[call-arg]
+    model = Classification(build_model("logistic", images.shape, 3), 3)
+    run = {
+        how: FederatedTrainer(
+            2,
+            strategy=SlotStrategy(1, cohort_size=c, compile=how),
+            callbacks=[],
+            logger=False,
+            evaluate_every=0,  # type: ignore[arg-type]
+        ).fit(FedAvg(lr=0.01), model, images)
+        for how, c in (("trace", 2), (False, 1))
+    }
+    torch.testing.assert_close(run["trace"].server.x, run[False].server.x, rtol=0, atol=1e-6)
+
+
+def test_each_hyperparameter_and_layer_has_its_own_graph() -> None:
+    names: list[str] = []
+
+    def name(method: FedMethod, model: Classification, **batching: int) -> str:
+        found: list[str] = []
+        original = compiled._package
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiled, "_package", lambda single, *rest: (found.append(compiled._digest(single)), 1 / 0))
+            with pytest.raises(ZeroDivisionError):
+                fit(method, model, True, cohort_size=1, clients=data(**batching))
+        assert original is compiled._package
+        return found[0]
+
+    names = [
+        name(FedProx(mu=0.5), task()),
+        name(FedProx(mu=0.25), task()),
+        name(FedProx(mu=0.5, weight_decay=0.1), task()),
+        name(FedProx(mu=0.5), task(nn.Tanh())),
+    ]
+    assert len(set(names)) == len(names)
+    assert name(FedProx(mu=0.5, lr=0.7), task()) == names[0]  # the learning rate is an input
+
+
+# -- what is chosen, and refused --------------------------------------------------------------------------------------
+def test_auto_compiles_long_runs_of_small_dense_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "compiler", lambda: "c++")
+
+    def how(rounds: int, model: nn.Module, batch_size: int | None = 10) -> str | None:
+        synthetic = Synthetic(seed=1, batch_size=batch_size)
+        synthetic.setup()
+        work = choices.Workload.of(FedAvg(), synthetic, 10, rounds)
+        classification = Classification(model, 10)
+        layout = choices.Layout.of(classification)
+        return choices.choose_compile("auto", classification, layout, work, True)[0]
+
+    assert how(200, LogisticRegression(60, 10)) == "compile"
+    assert how(10, LogisticRegression(60, 10)) is None
+    assert how(200, LogisticRegression(60, 10), batch_size=None) is None
+    assert how(200, nn.Sequential(nn.Unflatten(1, (1, 60)), nn.Conv1d(1, 1, 51), nn.Flatten())) is None
+    monkeypatch.setattr(choices, "compiler", lambda: None)
+    assert how(200, LogisticRegression(60, 10)) is None
+
+
+def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "compiler", lambda: None)
+    with pytest.raises(ConfigurationError, match="`compile=True` needs a C\\+\\+ compiler"):
+        fit(FedAvg(), task(), True)
+    monkeypatch.setattr(choices, "_LONG", 1)
+    said: list[str] = []
+
+    class Describe(Callback):
+        def on_fit_start(self, trainer: FederatedTrainer) -> None:
+            said.append(trainer.strategy.describe())
+
+    fit(FedAvg(), task(), "auto", callbacks=(Describe(),), rounds=1)
+    assert "not compiled (no C++ compiler was found)" in said[0]
+
+
+def test_running_statistics_are_refused() -> None:
+    model = Classification(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).double(), 3)
+    with pytest.raises(ConfigurationError, match=r"`compile` must be False for a model with 'model\.1'"):
+        fit(FedAvg(), model, "trace")
+    with pytest.raises(ConfigurationError, match="`compile` of SlotStrategy must be True"):
+        SlotStrategy(compile="yes")  # type: ignore[arg-type]
+
+
+def test_a_hook_that_branches_on_a_tensor_is_named() -> None:
+    class Branches(FedMethod):
+        def direction(self, local, grad, client) -> Tensor:  # type: ignore[no-untyped-def]
+            return grad(local.w) if client.round < 1 else 2 * grad(local.w)
+
+    with pytest.raises(MethodError, match=r"Branches.direction.*torch.where"):
+        fit(Branches(), task(), "trace")
+
+
+# -- who trains with whom ---------------------------------------------------------------------------------------------
+def test_clients_are_packed_with_their_like() -> None:
+    steps = [2620, 420, 400, 220, 200, 180, 120, 120, 100, 60]
+    order = list(range(10))
+    assert pack(order, steps, 4, 2) == [(0,), (1, 2, 3), (4, 5, 6, 7), (8, 9)]
+    assert pack(order, steps, 4, None) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
+    assert pack(order, steps, 1, 2) == [(i,) for i in order]
