@@ -12,16 +12,20 @@ from fedlightning.errors import ConfigurationError, nearest, require_within
 from fedlightning.models.cnn import CNN, FedAvgCNN, LeNet
 from fedlightning.models.dropout import KeyedDropout, dropout_key_names, key_dropout, set_dropout_key
 from fedlightning.models.linear import MLP, LogisticRegression
+from fedlightning.models.recurrent import CharLSTM, LSTMLayer, SentimentLSTM
 from fedlightning.models.resnet import resnet18, resnet34, resnet50
 from fedlightning.streams import torch_stream
 
 __all__ = [
     "CNN",
     "MLP",
+    "CharLSTM",
     "FedAvgCNN",
     "KeyedDropout",
+    "LSTMLayer",
     "LeNet",
     "LogisticRegression",
+    "SentimentLSTM",
     "build_model",
     "dropout_key_names",
     "key_dropout",
