@@ -8,7 +8,7 @@ from fedlightning import interpreter
 
 with interpreter.watch_imports():
     from fedlightning.callback import Callback
-    from fedlightning.callbacks import EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
+    from fedlightning.callbacks import Dissimilarity, EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
     from fedlightning.checkpoint import RoundState
     from fedlightning.data import (
         IID,
@@ -20,6 +20,7 @@ with interpreter.watch_imports():
         Partitioner,
         QuantitySkew,
         Shards,
+        Stragglers,
         TensorData,
     )
     from fedlightning.errors import ClientError, ConfigurationError, FedLightningError, MethodError
@@ -41,6 +42,7 @@ __all__ = [
     "ClientError",
     "ConfigurationError",
     "Dirichlet",
+    "Dissimilarity",
     "EarlyStopping",
     "Examples",
     "FedAvg",
@@ -65,6 +67,7 @@ __all__ = [
     "Shards",
     "SlotStrategy",
     "State",
+    "Stragglers",
     "TensorData",
     "Throughput",
     "hyper",

@@ -1,0 +1,110 @@
+"""How much the clients' gradients differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from fedlightning.callback import Callback
+from fedlightning.engine.gradients import GradientSums, deal, gradient_sums
+from fedlightning.errors import ConfigurationError
+from fedlightning.streams import stream
+
+if TYPE_CHECKING:
+    from fedlightning.engine.slots import Worker
+    from fedlightning.trainer import FederatedTrainer
+
+
+class Dissimilarity(Callback):
+    """Logs how much the clients' gradients differ at the global model: Li et al., MLSys 2020, arXiv:1812.06127.
+
+        D(x) = (1/N) Σ ‖∇F_k(x) − ∇f(x)‖²        as `dissimilarity/variance`, what the paper's figures show
+        B(x) = √(Σ p_k ‖∇F_k(x)‖² / ‖∇f(x)‖²)    as `dissimilarity/B`, local dissimilarity (Definition 3)
+
+    with ∇f = Σ p_k ∇F_k and p_k = n_k / Σ n_j. As in the authors' program ∇f is a weighted mean, but D an unweighted one
+    over all N clients. B is at least 1, and 1 where all gradients agree; where ∇f alone is zero it is infinite. F_k is the
+    task's loss over all training examples of client k, without a proximal term, an augmentation or dropout, and with the
+    running statistics of the global model. (The authors' program takes at most 200 examples a client for its LSTMs, and
+    no repeated character's gradient adds up in its embedding; here all examples count, and all gradients add up.)
+
+    The model before the first round, after each `every` rounds and after the last is measured; the model is the one that
+    is evaluated. The cost each time is one forward and one backward pass over all training examples of the measured
+    clients: as much as a local epoch on all of them, in large batches. It is told when the run starts, and the time that
+    was taken is logged as `dissimilarity/seconds`. Memory is a few vectors [P] in float64, for any number of clients. The
+    run's own numbers are left alone; these here have the same bits for any number of slots.
+
+    Args:
+        every: rounds between measurements.
+        num_clients: measure a sample of so many clients as if there were no others, the same ones all through the run,
+            drawn uniformly from the run's seed; None for all of them, which is exact.
+        batch_size: examples of one forward and backward pass; fewer take less memory, and change the metrics by rounding.
+
+    Raises:
+        ConfigurationError: a number is not positive, or there are fewer clients than `num_clients`.
+    """
+
+    def __init__(self, every: int = 1, num_clients: int | None = None, batch_size: int = 1000) -> None:
+        for name, value in (("every", every), ("num_clients", num_clients), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"`{name}` of Dissimilarity must be at least 1, but is {value}.")
+        self.every, self.num_clients, self.batch_size = every, num_clients, batch_size
+        self._groups: list[list[int]] = []
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Choose the clients, tell the cost, and measure the model before the first round."""
+        clients, sizes = self._choose(trainer), trainer.data.clients.sizes
+        self._groups = deal(clients, sizes)
+        rank_zero_info(
+            f"dissimilarity: the gradients of {len(clients):,} of {trainer.num_clients:,} clients, over "
+            f"{int(sizes[clients].sum()):,} examples, after every {f'{self.every} rounds' if self.every > 1 else 'round'}"
+        )
+        if trainer.round == 0:
+            metrics = self._measure(trainer)
+            trainer.metrics.update(metrics)
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=0)
+
+    def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """Measure the round's model, if it is its turn."""
+        if trainer.round % self.every == 0 or trainer.round == trainer.max_rounds:
+            trainer.log(self._measure(trainer))
+
+    def _choose(self, trainer: FederatedTrainer) -> list[int]:
+        count = trainer.num_clients
+        if self.num_clients is None:
+            return list(range(count))
+        if self.num_clients > count:
+            raise ConfigurationError(
+                f"`num_clients` of Dissimilarity must be in 1…{count}, but is {self.num_clients}; leave it out to measure "
+                "all clients."
+            )
+        chosen = stream(trainer.seed, "dissimilarity").choice(count, self.num_clients, replace=False)
+        return sorted(chosen.tolist())
+
+    def _measure(self, trainer: FederatedTrainer) -> dict[str, float]:
+        began = perf_counter()
+        x = trainer.method.evaluation_point(trainer.state.server)
+        sums = GradientSums(len(x), torch.device("cpu"))
+
+        def measure(clients: list[int]) -> Callable[[Worker], GradientSums]:
+            return lambda worker: gradient_sums(
+                worker.replica,
+                trainer.data,
+                trainer.strategy.examples(worker.replica.device),
+                clients,
+                x,
+                trainer.state.buffers,
+                self.batch_size,
+            )
+
+        for part in trainer.strategy.map([measure(group) for group in self._groups]):
+            sums.merge(part)
+        return {
+            "dissimilarity/variance": sums.variance,
+            "dissimilarity/B": sums.dissimilarity,
+            "dissimilarity/seconds": perf_counter() - began,
+        }
