@@ -33,6 +33,7 @@ def main(
     augment: bool = True,
     slots: str = "auto",
     cohort_size: int | str = "auto",
+    compile: bool | Literal["auto", "trace"] = "auto",
     evaluate_every: int = 5,
     seed: int = 0,
     data: Literal["real", "fake"] = "real",
@@ -51,6 +52,7 @@ def main(
         augment: random crops and flips.
         slots: auto, a number, or names such as cuda:0/0,cuda:0/1.
         cohort_size: clients trained at once, or auto.
+        compile: build several local steps into one graph ahead of time; auto does so where it pays.
         evaluate_every: rounds between evaluations.
         seed: of the partition, the start model, the clients and the batches.
         data: real, or fake for images made on the spot; fake is named in the run's folder.
@@ -69,7 +71,7 @@ def main(
     trainer = FederatedTrainer(
         max_rounds=rounds,
         clients_per_round=clients_per_round,
-        strategy=SlotStrategy(slots, cohort_size=cohort_size),
+        strategy=SlotStrategy(slots, cohort_size=cohort_size, compile=compile),
         callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,

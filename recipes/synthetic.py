@@ -6,17 +6,21 @@ The 30 devices, their data, the start model and who takes part in a round follow
 MLSys 2020), so the curves can be laid over it.
 """
 
+from typing import Literal
+
 from fedlightning import (
     Classification,
+    Dissimilarity,
     FederatedTrainer,
     FedMethod,
     ModelCheckpoint,
     RoundProgress,
     SlotStrategy,
+    Stragglers,
     Throughput,
 )
 from fedlightning.cli import Run, run_recipe
-from fedlightning.data import RoundSeeded, Synthetic
+from fedlightning.data import FedProxReplay, RoundSeeded, Synthetic
 from fedlightning.models import LogisticRegression
 
 
@@ -27,6 +31,11 @@ def main(
     data_alpha: float = 1.0,
     data_beta: float = 1.0,
     iid: bool = False,
+    labels: Literal["argmax", "sample"] = "argmax",
+    stragglers: float = 0.0,
+    drop_stragglers: bool = False,
+    replay: Literal["none", "fedprox"] = "none",
+    dissimilarity: bool = False,
     rounds: int = 50,
     clients_per_round: int | float = 10,
     batch_size: int = 10,
@@ -34,6 +43,7 @@ def main(
     local_steps: int | None = None,
     slots: str = "auto",
     cohort_size: int | str = "auto",
+    compile: bool | Literal["auto", "trace"] = "auto",
     evaluate_every: int = 1,
     seed: int = 0,
 ) -> None:
@@ -43,6 +53,11 @@ def main(
         data_alpha: α, how much the devices' models differ.
         data_beta: β, how much the devices' data differ.
         iid: one model and one distribution for all devices, instead of α and β.
+        labels: argmax as the paper's program makes them, or sample as in the authors' files of (0.5, 0.5) and (1, 1).
+        stragglers: fraction of a round's devices that do but a part of their epochs.
+        drop_stragglers: leave out what they did, as FedAvg does in the paper.
+        replay: fedprox draws stragglers, their epochs and the batches from the random streams of the paper's program.
+        dissimilarity: measure the variance of the devices' gradients, and B, after each round.
         rounds: rounds in all; the paper runs 200.
         clients_per_round: a number of clients, or with a decimal point a fraction of them.
         batch_size: examples of a local step.
@@ -50,20 +65,25 @@ def main(
         local_steps: local steps of every client in a round, instead of local_epochs.
         slots: auto, a number, or names such as cpu/0,cpu/1.
         cohort_size: clients trained at once, or auto.
+        compile: build several local steps into one graph ahead of time; auto does so where it pays.
         evaluate_every: rounds between evaluations.
         seed: of the data, the start model and the batches.
     """
+    rule = FedProxReplay if replay == "fedprox" else Stragglers
+    heterogeneity = rule(stragglers, partial=not drop_stragglers) if stragglers or replay == "fedprox" else None
     data = Synthetic(
-        data_alpha, data_beta, iid, seed=seed, batch_size=batch_size, epochs=local_epochs, steps=local_steps
+        data_alpha, data_beta, iid, labels, seed=seed, batch_size=batch_size, epochs=local_epochs, steps=local_steps
     )
     model = LogisticRegression.glorot(60, 10, seed=seed)
     logger, checkpoint = run.open(data.name)
+    measured = [Dissimilarity()] if dissimilarity else []
     trainer = FederatedTrainer(
         max_rounds=rounds,
         clients_per_round=clients_per_round,
         sampler=RoundSeeded(),
-        strategy=SlotStrategy(slots, cohort_size=cohort_size),
-        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
+        stragglers=heterogeneity,
+        strategy=SlotStrategy(slots, cohort_size=cohort_size, compile=compile),
+        callbacks=[*measured, RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,
         seed=seed,

@@ -1,0 +1,178 @@
+"""The recipes of the FedProx paper's text data, on a few lines of text."""
+
+import csv
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from recipe_runner import load
+
+from fedlightning import FederatedTrainer
+from fedlightning.cli import run_recipe
+from fedlightning.data.sampling import RoundSeeded
+from fedlightning.data.shakespeare import Shakespeare
+from fedlightning.data.stragglers import Stragglers
+from fedlightning.methods import method_names
+
+QUICK = ["--clients-per-round", "3", "--local-steps", "2", "--rounds", "2", "--evaluate-every", "1", "--slots", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The recipe on a play of four roles, with windows of 20 characters."""
+    play = "".join(
+        f"  {role}. What is it that the {role.lower()} says to all of them here?\n    Nothing but that, my lord.\n"
+        for _ in range(3)
+        for role in ("Duke", "Fool", "Nurse", "Witch")
+    )
+    author = "by William Shakespeare\n"
+    text = f"THE SONNETS\n\n{author}\n\nA PLAY\n\n\n{author}\n{play}"
+    folder = tmp_path / "data" / "shakespeare"
+    folder.mkdir(parents=True)
+    (folder / "play.txt").write_text(text)
+    recipe = load("shakespeare")
+    monkeypatch.setattr(recipe, "Shakespeare", partial(Shakespeare, file="play.txt", length=20))
+    return recipe
+
+
+@pytest.fixture
+def sent140(tmp_path: Path) -> ModuleType:
+    """The recipe on five accounts of eight tweets, and ten words of three features."""
+    words = ["good", "bad", "day", "night", "not", "a", "the", ".", "!", "so"]
+    rng = np.random.default_rng(0)
+    for name in ("sent140", "glove"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    vectors = "".join(f"{word} {' '.join(f'{x:.3f}' for x in rng.normal(size=3))}\n" for word in words)
+    (tmp_path / "data/glove/glove.6B.3d.txt").write_text(vectors)
+
+    def row(number: int) -> str:
+        text = " ".join(rng.choice(words, size=6))
+        return f'"{4 * (number % 2)}","{number}","Mon","NO_QUERY","user{number % 5}","{text}"\n'
+
+    (tmp_path / "data/sent140/training.tiny.csv").write_text("".join(map(row, range(38))))
+    (tmp_path / "data/sent140/testdata.manual.tiny.csv").write_text("".join(map(row, range(38, 40))))
+    return load("sent140")
+
+
+SENT140 = ["--fraction", "1.0", "--min-samples", "4", "--glove", "glove.6B.3d.txt"]
+SHAKESPEARE = ["--fraction", "1.0"]
+
+
+def logged(folder: str) -> list[dict[str, str]]:
+    (path,) = Path("logs").glob(f"{folder}/*/version_0/metrics.csv")
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def last(rows: list[dict[str, str]], name: str) -> float:
+    return [float(row[name]) for row in rows if row.get(name)][-1]
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox"])
+def test_shakespeare_runs_and_prints_its_statistics(
+    shakespeare: ModuleType, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(shakespeare.main, argv=[*QUICK, *SHAKESPEARE, "--method", method, "--split", "random"], lr=0.8)
+    assert "Shakespeare        4" in capsys.readouterr().out
+    rows = logged("shakespeare/shakespeare_1_random")
+    assert last(rows, "val/loss") < float(rows[0]["val/loss"]) < 4.7
+    assert last(rows, "train_all/loss") < 4.5
+
+
+def test_sent140_runs_and_prints_its_statistics(sent140: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    run_recipe(sent140.main, argv=[*QUICK, *SENT140, "--method", "fedprox"], lr=0.3)
+    assert "Sent140        5       40                  8.0    0.0" in capsys.readouterr().out
+    rows = logged("sent140/sent140_1_4")
+    assert float(rows[0]["train_all/loss"]) == pytest.approx(0.693, abs=0.1)
+    assert last(rows, "train_all/loss") != float(rows[0]["train_all/loss"])
+
+
+@pytest.mark.parametrize("recipe", ["shakespeare", "sent140"])
+def test_training_data_need_not_be_evaluated(recipe: str, request: pytest.FixtureRequest) -> None:
+    own = {"shakespeare": SHAKESPEARE, "sent140": SENT140}[recipe]
+    run_recipe(request.getfixturevalue(recipe).main, argv=[*QUICK, *own, "--evaluate-train", "false"], lr=0.3)
+    names = set(logged(f"{recipe}/*")[0])
+    assert "val/loss" in names
+    assert "train_all/loss" not in names
+
+
+@pytest.mark.parametrize("recipe", ["shakespeare", "sent140"])
+def test_stragglers_are_the_papers(
+    recipe: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"shakespeare": SHAKESPEARE, "sent140": SENT140}[recipe]
+    module = request.getfixturevalue(recipe)
+    made: list[FederatedTrainer] = []
+
+    def trainer(**arguments: object) -> FederatedTrainer:
+        made.append(FederatedTrainer(**arguments))
+        return made[-1]
+
+    monkeypatch.setattr(module, "FederatedTrainer", trainer)
+    for flags in ([], ["--stragglers", "0.5"], ["--stragglers", "0.9", "--drop-stragglers"]):
+        run_recipe(module.main, argv=[*QUICK, *own, "--local-steps", "5", *flags], lr=0.3)
+    assert [one.stragglers for one in made] == [None, Stragglers(0.5), Stragglers(0.9, partial=False)]
+    assert all(one.sampler == RoundSeeded() for one in made)
+    assert len({tuple(one.state.server.x.tolist()) for one in made}) == 3
+
+
+@pytest.mark.parametrize(("recipe", "lr", "rounds"), [("shakespeare", 0.8, 40), ("sent140", 0.3, 800)])
+def test_the_papers_numbers_are_the_defaults(
+    recipe: str, lr: float, rounds: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is run as a program, up to the trainer, with no flag for what the paper fixes."""
+    module = request.getfixturevalue(recipe)
+    own = {"shakespeare": SHAKESPEARE, "sent140": SENT140}[recipe]
+
+    class Stop(Exception):
+        pass
+
+    def trainer(**arguments: object) -> None:
+        seen.update(arguments)
+        raise Stop
+
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(module, "FederatedTrainer", trainer)
+    program = Path(module.__file__).read_text().split('__name__ == "__main__":')[1].strip()
+    monkeypatch.setattr("sys.argv", [recipe, *own])
+    with pytest.raises(Stop):
+        exec(program, module.__dict__)
+    (path,) = Path("logs").rglob("config.yaml")
+    config = yaml.safe_load(path.read_text())
+    assert (config["lr"], config["rounds"], config["clients_per_round"], config["batch_size"]) == (lr, rounds, 10, 10)
+    assert (config["local_epochs"], config["local_steps"], config["stragglers"]) == (None, None, 0.0)
+    assert seen["max_rounds"] == rounds
+    assert seen["clients_per_round"] == 10
+
+
+def test_the_start_depends_on_the_seed(shakespeare: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[torch.Tensor] = []
+
+    class Trainer(FederatedTrainer):
+        def fit(self, method, task, data, **more):  # type: ignore[no-untyped-def]
+            starts.append(task.model.linear.weight.detach().clone())
+            assert data.epochs == 20
+            assert data.steps is None
+
+    monkeypatch.setattr(shakespeare, "FederatedTrainer", Trainer)
+    for seed in ("0", "0", "1"):
+        run_recipe(shakespeare.main, argv=[*SHAKESPEARE, "--seed", seed], lr=0.8)
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+@pytest.mark.parametrize("recipe", ["shakespeare", "sent140"])
+@pytest.mark.parametrize("method", method_names())
+def test_no_method_shares_a_flag_with_a_recipe(recipe: str, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(load(recipe).main, argv=["--method", method, "--help"])
+    assert caught.value.code == 0
+    assert "--drop-stragglers" in capsys.readouterr().out
