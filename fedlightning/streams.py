@@ -58,7 +58,8 @@ def keyed_uniform(key: Tensor, shape: Sequence[int], salt: int = 0) -> Tensor:
     Returns:
         float32 numbers of `shape`, multiples of 2⁻²⁴.
     """
-    count = torch.arange(1, math.prod(shape) + 1, device=key.device)
+    # The 0 is made of the key, or inductor takes the product below for an index, and finds it too large for one.
+    count = torch.arange(1, math.prod(shape) + 1, device=key.device) + (key & 0)
     bits = _mix(_mix(key ^ _digest(salt, "salt", (), 7)) + count * _GOLDEN)
     return (_shift(bits, 40).to(torch.float32) * 2.0**-24).reshape(tuple(shape))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning import Callback, Classification, FederatedTrainer, FedMethod, SlotStrategy
+from fedlightning import Callback, Classification, Dissimilarity, FederatedTrainer, FedMethod, SlotStrategy
 from fedlightning.data import RoundSeeded, Synthetic
 from fedlightning.data.replay import FedProxReplay
 from fedlightning.data.stragglers import Stragglers
@@ -22,16 +22,20 @@ CURVES: dict[str, dict[str, list[list[float]]]] = json.loads(Path(__file__).with
 
 
 class Evaluations(Callback):
-    """What was logged of each evaluation, by finished rounds."""
+    """What each evaluation found, and what was logged with it, by finished rounds."""
 
     def __init__(self) -> None:
         self.at: dict[int, dict[str, float]] = {}
+        self.logged: dict[int, dict[str, float]] = {}
 
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics) -> None:  # type: ignore[no-untyped-def]
         self.at[trainer.round] = dict(metrics)
 
+    def on_round_end(self, trainer: FederatedTrainer, metrics) -> None:  # type: ignore[no-untyped-def]
+        self.logged[trainer.round] = dict(metrics)
 
-def run_curve(name: str, seed: int, rounds: int) -> Evaluations:
+
+def run_curve(name: str, seed: int, rounds: int, evaluate_every: int = 10, dissimilarity: bool = False) -> Evaluations:
     """Train as the name says."""
     kind, method, mu, drop, streams = name.split("|")
     alpha, _, beta = kind.partition("_")
@@ -44,9 +48,9 @@ def run_curve(name: str, seed: int, rounds: int) -> Evaluations:
         rounds,
         10,
         SlotStrategy(1),
-        [kept],
+        [*[Dissimilarity()] * dissimilarity, kept],
         logger=False,
-        evaluate_every=1 if method.startswith("adaptive") else 10,
+        evaluate_every=1 if method.startswith("adaptive") else evaluate_every,
         sampler=RoundSeeded(),
         seed=seed,
         stragglers=rule(float(drop.removeprefix("drop")), partial=method != "fedavg"),
@@ -58,10 +62,11 @@ def run_curve(name: str, seed: int, rounds: int) -> Evaluations:
 def check_curve(name: str, seed: int, rounds: int, loss: float, accuracy: float) -> None:
     """Compare a run's losses and accuracies, within these tolerances, and its μ."""
     kept, curve = run_curve(name, seed, rounds), CURVES[name]
+    rel = 1e-3 if "feddane" in name else 0.0  # its losses are large, and rounding grows with them
     for place, round_ in enumerate(ROUNDS):
         if round_ <= rounds:
             found = kept.at[round_]
-            assert found["train_all/loss"] == pytest.approx(curve["loss"][seed][place], abs=loss), round_
+            assert found["train_all/loss"] == pytest.approx(curve["loss"][seed][place], rel, loss), round_
             assert found["val/accuracy"] == pytest.approx(curve["accuracy"][seed][place], abs=accuracy), round_
             if "mu" in curve:
                 assert found["server/mu"] == pytest.approx(curve["mu"][seed][place], abs=1e-9), round_

@@ -26,7 +26,7 @@ from fedlightning.data import FakeImages, Synthetic
 from fedlightning.engine import choices, compiled
 from fedlightning.engine.choices import pack
 from fedlightning.methods import DeltaSGD, FedDane, method_named, method_names
-from fedlightning.models import MLP, LogisticRegression, build_model
+from fedlightning.models import MLP, LogisticRegression
 
 SIZES = [3, 40, 7, 25, 1, 12, 9]
 needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
@@ -119,8 +119,10 @@ def test_compiled_bits_do_not_depend_on_slots_nor_on_what_the_cache_held(cache: 
 
 
 def test_traced_steps_take_augmentation_and_uint8() -> None:
-    images = FakeImages("IIDC4", classes=3, size=24, train_size=24, test_size=8, batch_size=4, epochs=2)  # type: ignore[call-arg]
-    model = Classification(build_model("logistic", images.shape, 3), 3)
+    images = FakeImages(
+        "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batch_size=4, epochs=2
+    )
+    model = Classification(LogisticRegression(192, 3), 3)
     run = {
         how: FederatedTrainer(
             2,

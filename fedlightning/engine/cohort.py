@@ -74,12 +74,13 @@ def _train(
     examples = job.examples(device)
     losses = torch.zeros(plan.active.shape, dtype=hooks.server.x.dtype, device=device)
     finished: list[State] = []
+    wide = losses.shape[1]
     for k, count, width in _spans(plan.num_steps, executor):
         if job.cancelled():
             raise Cancelled
-        if width < len(local.w):
+        if width < wide:
             finished.insert(0, local.apply(lambda tensor: tensor[width:]))  # noqa: B023 - applied at once
-            local = _first(width, local)
+            local, wide = _first(width, local), width
         block = take(job, plan, examples, k, count, width, trim=executor.unroll == 1)
         with hooks.calling("on_local_step"):
             local, loss = executor.steps(hooks, local, block)
