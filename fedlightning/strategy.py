@@ -78,6 +78,7 @@ class SlotStrategy:
         self.memory_dir = Path(memory_dir) if memory_dir else None
         self.slots: list[Slot] = []
         self.cohort_size = 1
+        self.programs: Programs | None = None
 
     def setup(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
         """Resolve "auto" for this run and start the slots."""
@@ -113,6 +114,11 @@ class SlotStrategy:
             cohort += f", not compiled ({self._why_not})"
         names = ", ".join(map(str, self.slots[:8])) + (f", … {len(self.slots)} in all" if len(self.slots) > 8 else "")
         return f"{interpreter.description()}; slots {names} ({self._threads} thread each), {cohort}"
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that this run has spent building graphs."""
+        return self.programs.seconds if self.programs else 0.0
 
     def examples(self, device: torch.device) -> Examples:
         """The training set on a device; one copy a device, none on a CPU."""

@@ -127,7 +127,7 @@ class FederatedTrainer:
         return Path(folders[0]) if folders else Path("logs")
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Add numbers to what is logged for this round; for callbacks, in `on_round_end`."""
+        """Add numbers to what is logged for this round; for callbacks, in `on_round_end`, and before the first round."""
         self.metrics.update(metrics)
         self._current.update(metrics)
 
@@ -236,9 +236,10 @@ class FederatedTrainer:
         if self.round == 0 and self.evaluate_every:
             server, metrics = self._evaluate(state.server, state.buffers, self._round(0, self._work(0)))
             state = replace(state, server=server)
-            self.metrics.update(metrics)
+            self.log(metrics)
             self._call("on_evaluation_end", metrics)
-            self._log(metrics)
+        if self.round == 0:
+            self._log(self._current)
         while self.round < self.max_rounds and not self.should_stop:
             self._run_round(state)
             state = self.state

@@ -23,6 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
 from fedlightning import (
@@ -162,8 +163,9 @@ class Comparison:
         self.data = cache(lambda seed: self.setting.data(seed, options.data_dir))
 
     def points(self, name: str) -> list[Values]:
-        """The grid of a method, point by point; `--lr` replaces its learning rates."""
+        """The grid of a method, point by point; `--lr` replaces its learning rates, and `--set` adds to it."""
         grid = self.setting.own.get(name, self.setting.grid) | ({"lr": self.options.lr} if self.options.lr else {})
+        grid |= {key: (value,) for key, value in self.options.set}
         return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
     def result(self, name: str, values: Values, seed: int, rounds: int) -> Result:
@@ -267,6 +269,12 @@ def rates(text: str) -> tuple[float, ...]:
     return tuple(float(word) for word in words(text))
 
 
+def assignment(text: str) -> tuple[str, Any]:
+    """A hyperparameter and its value, from "clip_norm=10"."""
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="methods", description="Methods compared on one task.")
@@ -274,6 +282,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--methods", type=words, default=words(METHODS), help="names, with commas; default: thirteen")
     parser.add_argument("--clients", type=int, default=None, help="how many take part in a round; default: ten")
     parser.add_argument("--lr", type=rates, default=None, help="learning rates to try, in the place of the grid's")
+    parser.add_argument("--set", type=assignment, action="append", default=[], metavar="NAME=VALUE",
+        help="a hyperparameter of all methods, e.g. clip_norm=10")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=60, help="rounds of the runs that count")
     parser.add_argument(
         "--tune-rounds", type=int, default=20, help="rounds of the runs that choose a point of the grid"

@@ -38,6 +38,7 @@ class StandIn:
         self.should_stop, self.stop_reason = False, ""
         self.current: dict[str, float] = {}
         self.fails = False
+        self.strategy = SimpleNamespace(compile_seconds=0.0)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         self.metrics.update(metrics)
@@ -413,6 +414,21 @@ def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.current == {"train/loss": 1.0, **rates, "throughput/steps_per_second": 28.0}
     trainer.step(clients=2)
     assert trainer.metrics["throughput/steps_per_second"] == 3.5
+
+
+def test_the_time_that_compiling_takes_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, "throughput")
+
+    class Compiles(Callback):
+        def on_cohort_end(self, trainer, cohort) -> None:  # type: ignore[no-untyped-def]
+            trainer.strategy.compile_seconds = 1.5
+
+    trainer = StandIn(tmp_path, [Compiles(), Throughput(), Sleeps(clock, [2.0, 2.0])]).start()
+    trainer.step(clients=4)
+    assert trainer.current["throughput/compile_seconds"] == 1.5
+    assert trainer.current["throughput/rounds_per_second"] == 2.0
+    trainer.step(clients=4)
+    assert trainer.current["throughput/rounds_per_second"] == 0.5
 
 
 def test_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,7 +293,7 @@ def test_the_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(module, "rank_zero_info", lines.append)
     trainer_of(1, Dissimilarity(every=3)).fit(FedAvg(), Quadratics.task([0.0] * 3), problem()[0])
-    assert lines == ["dissimilarity: the gradients of 4 of 4 clients, over 39 examples, every 3 rounds"]
+    assert lines == ["dissimilarity: the gradients of 4 of 4 clients, over 39 examples, after every 3 rounds"]
 
 
 @settings(deadline=None)

@@ -63,10 +63,7 @@ class Dissimilarity(Callback):
             f"{int(sizes[clients].sum()):,} examples, after every {f'{self.every} rounds' if self.every > 1 else 'round'}"
         )
         if trainer.round == 0:
-            metrics = self._measure(trainer)
-            trainer.metrics.update(metrics)
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=0)
+            trainer.log(self._measure(trainer))
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Measure the round's model, if it is its turn."""
