@@ -118,7 +118,7 @@ def _run(
 
     def trainer(rounds: int) -> FederatedTrainer:
         strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], cohort_size=cohort_size, compile=compile)
-        return FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
+        return FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=1)
 
     start = [1.0, -1.0, 0.5]
     if not resume:

@@ -62,7 +62,9 @@ def run_curve(name: str, seed: int, rounds: int, evaluate_every: int = 10, dissi
 def check_curve(name: str, seed: int, rounds: int, loss: float, accuracy: float) -> None:
     """Compare a run's losses and accuracies, within these tolerances, and its μ."""
     kept, curve = run_curve(name, seed, rounds), CURVES[name]
-    rel = 1e-3 if "feddane" in name else 0.0  # its losses are large, and rounding grows with them
+    rel = 5e-5 if name.endswith("repo") else 0.0
+    if "feddane" in name:  # rounding grows with a loss, to 100; an example or two may then change sides
+        rel, accuracy = 1e-3, max(accuracy, 2.5e-3)
     for place, round_ in enumerate(ROUNDS):
         if round_ <= rounds:
             found = kept.at[round_]

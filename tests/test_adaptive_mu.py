@@ -213,4 +213,4 @@ def test_twenty_rounds_of_the_curve() -> None:
 @pytest.mark.parametrize("name", ADAPTIVE)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_curves(name: str, seed: int) -> None:
-    check_curve(name, seed, 200, 1e-4, 1e-5)
+    check_curve(name, seed, 200, LOSS, ACCURACY)

@@ -269,7 +269,9 @@ def within(name: str) -> tuple[float, float]:
     return (0.02, 0.02) if "mu1" in name else (0.1, 0.02)
 
 
-@pytest.mark.parametrize("name", ["iid|fedavg|mu0|drop0.9|clean"])
+@pytest.mark.parametrize(
+    "name", ["iid|fedavg|mu0|drop0.9|clean", "1_1|fedavg|mu0|drop0.5|clean", "1_1|fedprox|mu1|drop0.9|clean"]
+)
 def test_twenty_rounds_of_the_curves(name: str) -> None:
     check_curve(name, 1, 20, *within(name))
 
