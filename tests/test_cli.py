@@ -66,7 +66,7 @@ def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["--method", "fedprx"], "`method` must be the name of a method, but is 'fedprx'. Did you mean 'fedprox'"),
         (["--method", "fedprox", "--mue", "3"], "there is no flag --mue here; did you mean --mu"),
-        (["--mu", "3"], "there is no flag --mu here; did you mean --mu (of --method dualprox, "),
+        (["--mu", "3"], "there is no flag --mu here; did you mean --mu (of --method adaptivefedprox, dualprox, "),
         (["--method", "fedprox", "--mu", "-1"], "`mu` of FedProx must be in [0, inf), but is -1.0."),
         (["--lr", "0"], "`lr` of FedAvg must be in (0, inf), but is 0.0."),
         (["--lr", "fast"], "Got value: fast"),
