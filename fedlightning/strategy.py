@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedlightning import interpreter
@@ -133,7 +134,13 @@ class SlotStrategy:
         """Train the clients; yield the cohorts in packing order, which is most local steps first."""
         order = sorted(clients, key=lambda client: (-job.num_steps(client), client))
         if self.programs:
-            self._build(self.programs, job, order[0])
+            try:
+                self._build(self.programs, job, order[0])
+            except Exception as error:
+                if self._compile_wish != "auto":
+                    raise
+                self.programs, self.cohort_size = None, 1
+                rank_zero_warn(f"One client at a time, since the local steps cannot be compiled: {error}")
         spread = 2 if self.programs else None
         cohorts = pack(order, [job.num_steps(client) for client in order], self.cohort_size, spread)
 

@@ -212,6 +212,8 @@ def test_ctrl_c_saves_the_last_finished_round_and_exits_cleanly() -> None:
         "20",
         "--rounds",
         "100000",
+        "--compile",
+        "false",
         "--name",
         "long",
     ]

@@ -211,6 +211,19 @@ def test_a_hook_that_branches_on_a_tensor_is_named() -> None:
         fit(Branches(), task(), "trace")
 
 
+def test_auto_falls_back_to_the_loop_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Branches(FedMethod):
+        def direction(self, local, grad, client) -> Tensor:  # type: ignore[no-untyped-def]
+            return grad(local.w) if client.round < 1 else 2 * grad(local.w)
+
+    monkeypatch.setattr(choices, "compiler", lambda: "c++")
+    monkeypatch.setattr(choices, "_LONG", 1)
+    model = task()
+    with pytest.warns(UserWarning, match=r"One client at a time, since .*Branches.direction.*torch.where"):
+        chosen = fit(Branches(), model, "auto")
+    assert torch.equal(chosen.server.x, fit(Branches(), model).server.x)
+
+
 # -- who trains with whom ---------------------------------------------------------------------------------------------
 def test_clients_are_packed_with_their_like() -> None:
     steps = [2620, 420, 400, 220, 200, 180, 120, 120, 100, 60]
