@@ -29,7 +29,7 @@ with interpreter.watch_imports():
     from fedlightning.state import State
     from fedlightning.strategy import SlotStrategy
     from fedlightning.streams import keyed_uniform, stream
-    from fedlightning.task import Classification, FederatedTask, NextToken, Regression
+    from fedlightning.task import Classification, FederatedTask, NextToken, Reconstruction, Regression
     from fedlightning.trainer import FederatedTrainer
 
 __version__ = "0.1.0"
@@ -59,6 +59,7 @@ __all__ = [
     "Partition",
     "Partitioner",
     "QuantitySkew",
+    "Reconstruction",
     "Regression",
     "Round",
     "RoundProgress",

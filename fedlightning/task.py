@@ -169,6 +169,33 @@ class Regression(FederatedTask):
             )
 
 
+class Reconstruction(Regression):
+    """Mean squared error of an autoencoder's outputs to the inputs, which its data module gives as targets.
+
+    Take a data module with `target="image"`, e.g. `EMNIST(target="image")`. Outputs may be flat.
+    """
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Squared error [B], the mean over an image's entries.
+
+        Raises:
+            ConfigurationError: outputs and targets do not have as many entries.
+        """
+        if outputs[0].shape.numel() != targets[0].shape.numel():
+            raise ConfigurationError(
+                f"Outputs of Reconstruction must have as many entries as the targets, but are {list(outputs.shape)} for "
+                f"{list(targets.shape)}; give the data module `target='image'`, or the autoencoder the images' shape."
+            )
+        return super().criterion(outputs.flatten(1), targets.flatten(1))
+
+    def update_metrics(self, metrics: MetricCollection, outputs: Tensor, targets: Tensor) -> None:
+        """Feed all entries of a batch to the metrics."""
+        super().update_metrics(metrics, outputs.flatten(), targets.flatten())
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """Nothing: the labels that lie in memory are no targets here."""
+
+
 def _last_width(model: nn.Module) -> int:
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:

@@ -1,6 +1,10 @@
 """CIFAR-100 over Dirichlet clients.
 
 python recipes/cifar100.py --method fedprox --mu 0.01
+
+FederatedX (Lei et al., 2025) trains larger models on windows of 24 pixels:
+
+python recipes/cifar100.py --model resnet18 --crop 24 --batch-size 64 --local-steps 10 --lr 0.1
 """
 
 from typing import Literal
@@ -25,12 +29,15 @@ def main(
     *,
     partition: str = "A0d10C100",
     model: str = "lenet",
+    groups: int | None = None,
+    positions: bool | None = None,
     rounds: int = 200,
     clients_per_round: int | float = 10,
     batch_size: int = 50,
     local_epochs: int | None = None,
     local_steps: int | None = None,
     augment: bool = True,
+    crop: int | None = None,
     slots: str = "auto",
     cohort_size: int | str = "auto",
     compile: bool | Literal["auto", "trace"] = "auto",
@@ -43,13 +50,16 @@ def main(
 
     Args:
         partition: who owns what; A0d10C100 is Dirichlet(0.10) over 100 clients.
-        model: lenet, cnn, fedavg-cnn, mlp, logistic, resnet18, resnet34 or resnet50.
+        model: lenet, cnn, fedavg-cnn, mlp, logistic, resnet18, resnet34, resnet50, resnet101, vitsmall, vitbase, …
+        groups: groups of each group norm of a ResNet, of the first of cnn; 2 and 8 unless given.
+        positions: whether a vision transformer has position embeddings; yes, unless it is false as in FederatedX.
         rounds: rounds in all.
         clients_per_round: a number of clients, or with a decimal point a fraction of them.
         batch_size: examples of a local step.
         local_epochs: passes over a client's data in a round; 1 unless local_steps is given.
         local_steps: local steps of every client in a round, instead of local_epochs.
         augment: random crops and flips.
+        crop: train on turned windows of this size and test on the centre, each standardised by itself; 24 in FederatedX.
         slots: auto, a number, or names such as cuda:0/0,cuda:0/1.
         cohort_size: clients trained at once, or auto.
         compile: build several local steps into one graph ahead of time; auto does so where it pays.
@@ -63,10 +73,12 @@ def main(
         "epochs": local_epochs,
         "steps": local_steps,
         "augment": augment,
+        "crop": crop,
         "seed": seed,
     }
     clients = FakeImages(partition, **batching) if data == "fake" else CIFAR100(partition, root=data_dir, **batching)
-    task = Classification(build_model(model, clients.shape, clients.classes, seed=seed), clients.classes)
+    network = build_model(model, clients.shape, clients.classes, seed, groups=groups, positions=positions)
+    task = Classification(network, clients.classes)
     logger, checkpoint = run.open(partition if data == "real" else f"fake-{partition}")
     trainer = FederatedTrainer(
         max_rounds=rounds,
@@ -77,7 +89,7 @@ def main(
         evaluate_every=evaluate_every,
         seed=seed,
     )
-    trainer.fit(method, task, clients, ckpt_path=checkpoint)
+    run.fit(trainer, method, task, clients, checkpoint)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from fedlightning.models import (
     resnet18,
     resnet34,
     resnet50,
+    resnet101,
     set_dropout_key,
 )
 from fedlightning.streams import keys
@@ -381,5 +382,85 @@ def test_hidden_dropout_of_zero_passes():
     ],
 )
 def test_mistakes_are_named(call, message):
+    with pytest.raises(ConfigurationError, match=message):
+        call()
+
+
+# -- the models of FederatedX -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "parameters"),
+    [
+        ("fullconnect", (1, 28, 28), 62, 115_400),
+        ("logical", (1, 28, 28), 62, 846_000),
+        ("cnn", (1, 28, 28), 10, 421_834),
+        ("cnn", (1, 28, 28), 62, 428_542),
+        ("resnet6", (1, 28, 28), 62, 4_928_766),
+        ("resnet18", (3, 24, 24), 100, 11_220_132),
+        ("resnet34", (3, 24, 24), 100, 21_328_292),
+        ("resnet101", (3, 24, 24), 100, 42_697_380),
+    ],
+)
+def test_parameter_counts_by_name(name, shape, classes, parameters):
+    assert size(build_model(name, shape, classes)) == parameters
+
+
+def test_resnet101_has_torchvisions_parameters_but_for_the_stem():
+    from torchvision.models import resnet101 as torchvisions
+
+    with torch.device("meta"):
+        assert size(resnet101(100)) == size(torchvisions(num_classes=100)) - 64 * 3 * (7 * 7 - 3 * 3)
+
+
+def test_groups_reach_the_norms():
+    def groups(model: nn.Module) -> list[int]:
+        return [module.num_groups for module in model.modules() if isinstance(module, nn.GroupNorm)]
+
+    assert groups(build_model("cnn", (1, 28, 28), 10)) == [8, 16]
+    assert groups(build_model("cnn", (1, 28, 28), 62, groups=16)) == [16, 32]
+    assert set(groups(build_model("resnet6", (3, 8, 8), 10))) == {2}
+    assert set(groups(build_model("resnet6", (3, 8, 8), 10, groups=32))) == {32}
+
+
+def test_fullconnect_normalises_before_each_relu_and_has_no_bias():
+    model = build_model("fullconnect", (3, 5), 4)
+    assert [type(layer) for layer in model.layers[1:4]] == [nn.Linear, nn.LayerNorm, nn.ReLU]
+    assert [layer.bias for layer in model.layers if isinstance(layer, nn.Linear)] == [None] * 5
+    x = torch.randn(2, 3, 5)
+    torch.testing.assert_close(model(7 * x), model(x), rtol=1e-3, atol=1e-3)  # the first norm takes the scale away
+
+
+def test_logical_is_two_products():
+    model = build_model("logical", (3, 5), 4)
+    first, last = model.parameters()
+    x = torch.randn(2, 3, 5)
+    torch.testing.assert_close(model(x), (x.flatten(1) @ first.T).clamp(min=0) @ last.T)
+
+
+@pytest.mark.parametrize("name", ["fullconnect", "logical", "resnet6"])
+def test_their_vmapped_gradients_equal_the_loop(name):
+    test_vmapped_gradients_equal_the_loop(name)
+
+
+@pytest.mark.parametrize("name", ["fullconnect", "logical", "resnet6", "autoencoder", "cnnautoencoder"])
+def test_they_are_a_function_of_the_seed_alone(name):
+    test_build_model_is_a_function_of_the_seed_alone(name)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: build_model("lenet", (3, 32, 32), 10, groups=2),
+            "`groups` must be left out for model 'lenet'.*is 2.*cnn",
+        ),
+        (
+            lambda: build_model("cnn", (1, 8, 8), 10, positions=False),
+            "`positions` must be left out for model 'cnn'.*vitb",
+        ),
+        (lambda: build_model("cnn", (1, 8, 8), 10, groups=5), "`groups` of CNN must divide its 32 channels, but is 5"),
+        (lambda: build_model("vitsmal", (1, 8, 8), 10), "Did you mean 'vitsmall'"),
+    ],
+)
+def test_their_mistakes_are_named(call, message):
     with pytest.raises(ConfigurationError, match=message):
         call()

@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fedlightning.data.augmentation import RandomCropFlip, RandomCropRotate, centre_crop, standardise_each
+from fedlightning.data.files import require_file
 from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, nearest, require_within
+from fedlightning.method import Batch
 from fedlightning.streams import stream
-
-
-class RandomCropFlip:
-    """Pad each image with zeros, cut out a random window of the former size, and mirror it half of the time.
-
-    Args:
-        padding: zeros on each side.
-        flip: whether images are mirrored from left to right.
-    """
-
-    def __init__(self, padding: int = 4, flip: bool = True) -> None:
-        if padding < 0:
-            raise ConfigurationError(f"`padding` of RandomCropFlip must be 0 or more, but is {padding}.")
-        self.padding, self.flip = padding, flip
-
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The window's row, its column and whether it is mirrored [*shape, 3] (int64)."""
-        ends = (2 * self.padding + 1, 2 * self.padding + 1, 1 + self.flip)
-        return rng.integers(0, ends, size=(*shape, 3))
-
-    def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
-        """The windows [B, C, H, W] of images [B, C, H, W] at draws [B, 3]: one gather for the batch."""
-        batch, channels, height, width = inputs.shape
-        padded = F.pad(inputs, (self.padding,) * 4)
-        down, across = (torch.arange(size, device=inputs.device) for size in (height, width))
-        rows = draws[:, 0, None] + down
-        columns = draws[:, 1, None] + torch.where(draws[:, 2, None] > 0, width - 1 - across, across)
-        index = rows[:, :, None] * padded.shape[-1] + columns[:, None, :]
-        index = index.reshape(batch, 1, -1).expand(-1, channels, -1)
-        return padded.flatten(2).gather(2, index).view_as(inputs)
 
 
 class ImageData(FederatedDataModule):
@@ -60,6 +32,10 @@ class ImageData(FederatedDataModule):
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
         augment: whether training images are augmented; None for what is usual with this data set.
+        crop: the transforms of TensorFlow Federated's CIFAR-100 (Reddi et al., ICLR 2021), with FederatedX's rotation:
+            training images are random windows of this size, mirrored half of the time and turned by up to 15°, test
+            images the centre, and each is standardised by itself. None keeps the size.
+        target: what the model is to give: "label", or "image" for autoencoders: the inputs, whose pixels are then in [0, 1].
         evaluate_on: what evaluation looks at, "test", "train" or both.
         seed: of the partition.
         download: whether files that are absent are downloaded.
@@ -91,18 +67,29 @@ class ImageData(FederatedDataModule):
         epochs: int | None = None,
         steps: int | None = None,
         augment: bool | None = None,
+        crop: int | None = None,
+        target: Literal["label", "image"] = "label",
         evaluate_on: tuple[str, ...] = ("test",),
         seed: int = 0,
         download: bool = True,
     ) -> None:
-        augment = self.augments if augment is None else augment
+        augment = self.augments or crop is not None if augment is None else augment
+        usual = self.usual_augmentation
+        if crop is not None:
+            require_within(crop, f"[1, {self.shape[1]}]", f"`crop` of {type(self).__name__}")
+            usual = RandomCropRotate(crop, self.shape[1])
+            self.shape = (self.shape[0], crop, crop)
+        if target not in ("label", "image"):
+            known = nearest(str(target), ("label", "image"))
+            raise ConfigurationError(f"`target` of {type(self).__name__} is unknown: {target!r}. {known}")
         super().__init__(
             batch_size=batch_size,
             epochs=epochs,
             steps=steps,
-            augmentation=self.usual_augmentation if augment else None,
+            augmentation=usual if augment else None,
             evaluate_on=evaluate_on,
         )
+        self.crop, self.target = crop, target
         self.partition = parse_partition(partition) if isinstance(partition, str) else partition
         self.name = self.partition.name
         self.root, self.seed, self.download = Path(root), seed, download
@@ -118,9 +105,20 @@ class ImageData(FederatedDataModule):
         return train, clients, test, clients.mirror(train.targets, test.targets)
 
     def preprocess(self, inputs: Tensor) -> Tensor:
-        """From uint8 pixels […, C, H, W] to standardised floats."""
+        """From uint8 pixels [B, C, H, W] to floats: cropped where `crop` is given, standardised for classification."""
+        if self.crop is not None:
+            inputs = centre_crop(inputs, self.crop)
+        if self.target == "image":
+            return inputs.to(torch.float32) / 255
+        if self.crop is not None:
+            return standardise_each(inputs.to(torch.float32) / 255)
         channels = zip(inputs.unbind(-3), self.mean, self.std, strict=True)
         return torch.stack([channel * (1 / (255 * std)) - mean / std for channel, mean, std in channels], dim=-3)
+
+    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
+        """The images and their targets at `index` [B], augmented by `draws` [B, D] and ready for the model."""
+        inputs, labels = super().batch(examples, index, draws)
+        return inputs, inputs if self.target == "image" else labels
 
 
 class _TorchvisionData(ImageData):
@@ -129,6 +127,7 @@ class _TorchvisionData(ImageData):
     source: ClassVar[str]
     folder: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
+    options: ClassVar[dict[str, str]] = {}
 
     def read(self, train: bool) -> Examples:
         """The training or the test set: images [n, C, H, W] (uint8), labels [n] (int64).
@@ -139,7 +138,7 @@ class _TorchvisionData(ImageData):
         from torchvision import datasets  # takes a second, which a run on other data need not spend
 
         try:
-            found = getattr(datasets, self.source)(self.root, train=train, download=self.download)
+            found = getattr(datasets, self.source)(self.root, train=train, download=self.download, **self.options)
         except (RuntimeError, OSError, ValueError, AssertionError) as error:
             raise self._absent(error) from error
         images = torch.as_tensor(found.data)
@@ -157,13 +156,45 @@ class _TorchvisionData(ImageData):
 
 
 class CIFAR10(_TorchvisionData):
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 10 classes, by default cropped and mirrored."""
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 10 classes, by default cropped and mirrored.
+
+    Reads the pickles that torchvision downloads, or, where there is only `<root>/cifar-10-batches-bin`, the binary
+    version: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, each 10,000 records of a label and 3,072 pixels.
+    """
 
     source, folder = "CIFAR10", "cifar-10-batches-py"
     files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
     classes, shape = 10, (3, 32, 32)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     augments = True
+    binary, records = "cifar-10-batches-bin", 10_000
+
+    def read(self, train: bool) -> Examples:
+        """The training or the test set: images [n, 3, 32, 32] (uint8), labels [n] (int64).
+
+        Raises:
+            ConfigurationError: the files are absent or damaged and cannot be downloaded.
+        """
+        folder = self.root / self.binary
+        if not folder.is_dir() or (self.root / self.folder).is_dir():
+            return super().read(train)
+        names = [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
+        content = np.concatenate([np.fromfile(self._whole(folder / name), dtype=np.uint8) for name in names])
+        records = torch.from_numpy(content).view(-1, 1 + 3 * 32 * 32)
+        labels = records[:, 0].to(torch.int64)
+        if int(labels.max()) >= self.classes:
+            raise ConfigurationError(
+                f"Each record of CIFAR-10 must begin with a label in 0…9, but {folder.absolute()} holds a label "
+                f"{int(labels.max())}: it is damaged, or CIFAR-100; it comes from {_CIFAR10_SOURCE}."
+            )
+        return Examples(records[:, 1:].reshape(-1, 3, 32, 32), labels)
+
+    def _whole(self, path: Path) -> Path:
+        size = self.records * (1 + 3 * 32 * 32)
+        return require_file(path, what=f"{self.records:,} images of CIFAR-10", source=_CIFAR10_SOURCE, sizes=(size,))
+
+
+_CIFAR10_SOURCE = "www.cs.toronto.edu/~kriz/cifar.html (cifar-10-binary.tar.gz)"
 
 
 class CIFAR100(_TorchvisionData):
@@ -208,7 +239,9 @@ class FakeImages(ImageData):
         batch_size: B, examples of a local step; None for the client's whole data.
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
-        augment: whether training images are cropped and mirrored; None for no.
+        augment: whether training images are cropped and mirrored; None for no, unless `crop` is given.
+        crop: random windows of this size, as `ImageData` describes; None keeps the size.
+        target: "label", or "image" for autoencoders.
         evaluate_on: what evaluation looks at, "test", "train" or both.
         seed: of the images and the partition.
 
@@ -228,30 +261,35 @@ class FakeImages(ImageData):
         epochs: int | None = None,
         steps: int | None = None,
         augment: bool | None = None,
+        crop: int | None = None,
+        target: Literal["label", "image"] = "label",
         evaluate_on: tuple[str, ...] = ("test",),
         seed: int = 0,
     ) -> None:
+        if len(shape) != 3 or min(*shape, classes, num_train, num_test) < 1:
+            raise ConfigurationError(
+                "`shape` of FakeImages must be three numbers (C, H, W) from 1 on, like `classes`, `num_train` and "
+                f"`num_test`, but they are {shape}, {classes}, {num_train} and {num_test}."
+            )
+        self.classes, self.shape, self._drawn_shape = classes, shape, shape
         super().__init__(
             partition,
             batch_size=batch_size,
             epochs=epochs,
             steps=steps,
             augment=augment,
+            crop=crop,
+            target=target,
             evaluate_on=evaluate_on,
             seed=seed,
         )
-        if min(*shape, classes, num_train, num_test) < 1 or len(shape) != 3:
-            raise ConfigurationError(
-                "`shape` of FakeImages must be three numbers (C, H, W) from 1 on, like `classes`, `num_train` and "
-                f"`num_test`, but they are {shape}, {classes}, {num_train} and {num_test}."
-            )
         self.name = f"fake_{self.partition.name}"
-        self.classes, self.shape, self.num_train, self.num_test = classes, shape, num_train, num_test
+        self.num_train, self.num_test = num_train, num_test
         self.mean, self.std = (0.5,) * shape[0], (0.25,) * shape[0]
 
     def read(self, train: bool) -> Examples:
         """The training or the test set: images [n, C, H, W] (uint8), labels [n] (int64)."""
-        channels, height, width = self.shape
+        channels, height, width = self._drawn_shape
         coarse = stream(self.seed, "fake-classes").choice(
             np.array([80, 176], dtype=np.uint8), (self.classes, channels, 4, 4)
         )
@@ -260,6 +298,6 @@ class FakeImages(ImageData):
         count = self.num_train if train else self.num_test
         rng = stream(self.seed, "fake-images", int(train))
         labels = rng.permutation(np.arange(count) % self.classes)
-        noise = rng.integers(-64, 64, (count, *self.shape), dtype=np.int8)
+        noise = rng.integers(-64, 64, (count, *self._drawn_shape), dtype=np.int8)
         images = patterns[labels] + noise.view(np.uint8)  # modulo 256, and never outside 0…255 for these numbers
         return Examples(torch.from_numpy(images), torch.from_numpy(labels))

@@ -53,14 +53,39 @@ class MLP(nn.Module):
         features: entries of one example.
         classes: number of outputs.
         hidden: widths of the hidden layers, each followed by a ReLU.
+        bias: whether the layers have biases.
     """
 
-    def __init__(self, features: int, classes: int, hidden: Sequence[int] = (200, 200)) -> None:
+    def __init__(self, features: int, classes: int, hidden: Sequence[int] = (200, 200), *, bias: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         for width, following in itertools.pairwise((features, *hidden)):
-            layers += [nn.Linear(width, following), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], classes))
+            layers += [nn.Linear(width, following, bias), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], classes, bias))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [B, classes] of inputs [B, …]."""
+        logits: Tensor = self.layers(inputs)
+        return logits
+
+
+class LayerNormMLP(nn.Module):
+    """A perceptron with layer norm and without biases: 115,400 parameters for 784 features and 62 classes.
+
+    FederatedX calls it `fullconnect`.
+
+    Args:
+        features: entries of one example.
+        classes: number of outputs.
+        hidden: widths of the hidden layers, each followed by a layer norm and a ReLU.
+    """
+
+    def __init__(self, features: int, classes: int, hidden: Sequence[int] = (100, 100, 100, 100)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width, following in itertools.pairwise((features, *hidden)):
+            layers += [nn.Linear(width, following, bias=False), nn.LayerNorm(following), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], classes, bias=False))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, classes] of inputs [B, …]."""

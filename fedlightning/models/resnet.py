@@ -14,6 +14,11 @@ from fedlightning.errors import ConfigurationError
 Norm = Literal["group", "batch"]
 
 
+def resnet6(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
+    """One block in each stage: 4,928,766 parameters for 1 channel and 62 classes; arguments as `resnet18`'s."""
+    return _resnet(BasicBlock, (1, 1, 1, 1), classes, channels, norm, groups)
+
+
 def resnet18(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
     """ResNet-18: 11,220,132 parameters for 3 channels and 100 classes.
 
@@ -21,7 +26,7 @@ def resnet18(classes: int, channels: int = 3, norm: Norm = "group", groups: int 
         classes: number of outputs.
         channels: channels of an image, which may have any size.
         norm: "group" keeps no running statistics, so clients can be trained side by side; "batch" keeps them.
-        groups: groups of each group norm; must divide 64.
+        groups: groups of each group norm; must divide 64. FederatedX takes 2 for CIFAR-100 and 32 for the others.
 
     Raises:
         ConfigurationError: `norm` is unknown, or `groups` does not divide 64.
@@ -37,6 +42,11 @@ def resnet34(classes: int, channels: int = 3, norm: Norm = "group", groups: int 
 def resnet50(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
     """ResNet-50: 23,705,252 parameters for 3 channels and 100 classes; arguments as `resnet18`'s."""
     return _resnet(Bottleneck, (3, 4, 6, 3), classes, channels, norm, groups)
+
+
+def resnet101(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
+    """ResNet-101: 42,697,380 parameters for 3 channels and 100 classes; arguments as `resnet18`'s."""
+    return _resnet(Bottleneck, (3, 4, 23, 3), classes, channels, norm, groups)
 
 
 def _resnet(
