@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 
+from fedlightning.background import Detach, detach, start_in_background
+from fedlightning.centralised import fit_centralised
+from fedlightning.command import Command, first_flags
+from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, FedLightningError
 from fedlightning.loggers import check_writable, latest_run, run_loggers
 from fedlightning.method import FedMethod, field_names
-from fedlightning.methods import method_named, method_names
+from fedlightning.task import FederatedTask
+from fedlightning.trainer import FederatedTrainer
 
 
 @dataclass
 class Run:
-    """Where a run is kept: `logs/<recipe>/<partition>/<method>/version_N`.
+    """Where a run is kept, `logs/<recipe>/<partition>/<method>/version_N`, and how it is trained.
 
     Attributes:
         recipe: the recipe's name.
-        method: the method's name.
+        method: the method's name; "centralised" for the baseline.
         config: the whole configuration as YAML; written to the run's folder, where `--config` takes it up.
         name: names the run's folder instead of `version_N`.
         resume: "last", or the path of a checkpoint.
         root: the folder of all runs.
+        partition: what the recipe is told.
+        label: stands for it in the folder's name.
+        centralised: train on the pooled data instead.
     """
 
     recipe: str
@@ -41,7 +47,12 @@ class Run:
     name: str | None = None
     resume: str | None = None
     root: Path = Path("logs")
+    partition: str | None = None
+    label: str | None = None
+    centralised: bool = False
     _made: Path | None = None
+    _trained: bool = False
+    _loggers: list[Logger] = field(default_factory=list)
 
     def open(self, partition: str) -> tuple[list[Logger], Path | None]:
         """The loggers of this run, and the checkpoint that it goes on from, if any.
@@ -49,9 +60,29 @@ class Run:
         Raises:
             ConfigurationError: the folder cannot be written, or there is nothing to resume.
         """
+        if self.label and self.partition:
+            partition = partition.replace(self.partition, self.label)
         parent = self.root / self.recipe / partition / self.method
         check_writable(parent)
-        checkpoint, name = None, self.name
+        checkpoint, name = self._checkpoint(parent)
+        self._loggers = run_loggers(parent, name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = None if self.resume == "last" else self.folder
+        (self.folder / "config.yaml").write_text(self.config, encoding="utf-8")
+        return self._loggers, checkpoint
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, once it is open."""
+        return Path(str(self._loggers[0].log_dir))
+
+    def _checkpoint(self, parent: Path) -> tuple[Path | None, str | None]:
+        """What to go on from, and the name of the run's folder."""
+        name = self.name
+        if self.resume and self.centralised:
+            raise ConfigurationError(
+                "`--resume` must be left out with `--centralised`, which does not go on; run it again."
+            )
         if name and not self.resume and (parent / name / "config.yaml").is_file():
             raise ConfigurationError(
                 f"`--name` must be new or resumed, but {parent / name} holds a run; choose another name, or add `--resume last`."
@@ -63,15 +94,27 @@ class Run:
                     f"`--resume last` needs a run with checkpoints/last.ckpt in {folder or parent}, but there is none; "
                     "leave `--resume` out to begin one."
                 )
-            checkpoint, name = folder / "checkpoints" / "last.ckpt", folder.name
-        elif self.resume:
-            checkpoint = Path(self.resume)
-        loggers = run_loggers(parent, name)
-        folder = Path(str(loggers[0].log_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        self._made = None if self.resume == "last" else folder
-        (folder / "config.yaml").write_text(self.config, encoding="utf-8")
-        return loggers, checkpoint
+            return folder / "checkpoints" / "last.ckpt", folder.name
+        return Path(self.resume) if self.resume else None, name
+
+    def fit(
+        self,
+        trainer: FederatedTrainer,
+        method: FedMethod,
+        task: FederatedTask,
+        data: FederatedDataModule,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Train as the command line says: `trainer.fit(method, task, data, ckpt_path=checkpoint)`, or the baseline."""
+        self._trained = True
+        if self.centralised:
+            if Detach.wanted():
+                detach(self.folder)
+            fit_centralised(trainer, method, task, data, self._loggers, self.folder)
+            return
+        if Detach.wanted():
+            trainer.callbacks.insert(0, Detach())
+        trainer.fit(method, task, data, ckpt_path=checkpoint)
 
     def discard(self) -> None:
         """Remove the folder of a run that was refused before its first round."""
@@ -85,7 +128,9 @@ def run_recipe(
     """Parse the command line and call `main(method, run, **flags)`.
 
     The flags are the keyword-only parameters of `main`, described in its docstring, and the fields of the chosen method.
-    A mistake of the user's ends the program with one line and status 2, Ctrl-C with status 130.
+    Their values come from the recipe's defaults, the partition's file (see `fedlightning.configs`), each `--config` and
+    the command line; the last of them wins. A mistake of the user's ends the program with one line and status 2, Ctrl-C
+    with status 130, SIGTERM with 143.
 
     Args:
         main: the recipe.
@@ -94,79 +139,56 @@ def run_recipe(
         **defaults: this recipe's defaults for fields of `FedMethod`, e.g. `lr=0.01`; a method that sets its own keeps it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    recipe = Path(main.__code__.co_filename).stem
-    run = Run(recipe, "", "")
+    recipe = Path(main.__code__.co_filename)
+    run = Run(recipe.stem, "", "")
     try:
-        chosen = method_named(_method_name(arguments, method))
-        parser = _parser(main, chosen, recipe, defaults)
-        config = parser.parse_args(arguments)
-        name, resume, _ = config.pop("name"), config.pop("resume"), config.pop("config")
-        run = Run(recipe, chosen.__name__.lower(), yaml.safe_dump(config.as_dict(), sort_keys=False), name, resume)
-        del config["method"]
-        fields = {field: config.pop(field) for field in field_names(chosen)}
-        main(chosen(**fields), run, **config.as_dict())
+        given = first_flags(arguments)
+        if given.background == "true" and not Detach.wanted():
+            program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else [str(recipe)]
+            _leave(recipe.stem, [sys.executable, *program, *arguments])
+            return
+        command = Command(main, recipe, given, method, defaults)
+        config = command.parse(arguments)
+        run = _run(recipe.stem, command.method, config)
+        _call(main, command.method, run, config)
     except FedLightningError as error:
         if isinstance(error, ConfigurationError):
             run.discard()
-        print(f"{recipe}: error: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)  # noqa: T201
+        print(f"{recipe.stem}: error: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print(f"{recipe}: stopped; go on with `--resume last`.", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        print(f"{recipe.stem}: stopped; go on with `--resume last`.", file=sys.stderr)  # noqa: T201
+        raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
 
 
-class _Parser(ArgumentParser):
-    """Flags with dashes, and the nearest flag for one that does not exist."""
-
-    def dash(self) -> None:
-        """Show every flag with dashes; underscores are taken too."""
-        for action in self._actions:
-            action.option_strings = [flag.replace("_", "-") for flag in action.option_strings]
-            self._option_string_actions.update(dict.fromkeys(action.option_strings, action))
-            if getattr(action, "_typehint", None) is bool:
-                action.nargs, action.const = "?", True
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """One line and status 2."""
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            flag = unknown.group(1).split("=")[0]
-            owners: dict[str, list[str]] = {}
-            for name in method_names():
-                for field in field_names(method_named(name)):
-                    owners.setdefault(f"--{field.replace('_', '-')}", []).append(name)
-            near = difflib.get_close_matches(flag, {**owners, **self._option_string_actions}, n=2)
-            own = self._option_string_actions
-            known = [n if n in own else f"{n} (of --method {', '.join(owners[n])})" for n in near]
-            hint = f"did you mean {' or '.join(known)}?" if near else "`--help` lists them."
-            message = f"there is no flag {flag} here; {hint}"
-        raise ConfigurationError(message)
+def _run(recipe: str, method: type[FedMethod], config: Namespace) -> Run:
+    """The run that a configuration asks for; what is left in it are the flags of the recipe and of the method."""
+    name, resume = config.pop("name"), config.pop("resume")
+    for flag in ("config", "background", "no_preset"):
+        del config[flag]
+    text = yaml.safe_dump(config.as_dict(), sort_keys=False)
+    label, centralised = config.pop("label", None), config.pop("centralised")
+    kept = "centralised" if centralised else method.__name__.lower()
+    del config["method"]
+    return Run(
+        recipe, kept, text, name, resume, partition=config.get("partition"), label=label, centralised=centralised
+    )
 
 
-def _method_name(arguments: list[str], default: str) -> str:
-    """The method that the command line or else the configuration file names; it decides which flags there are."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method")
-    first.add_argument("--config")
-    known, _ = first.parse_known_args(arguments)
-    if known.method is None and known.config and Path(known.config).is_file():
-        content = yaml.safe_load(Path(known.config).read_text(encoding="utf-8"))
-        default = content.get("method", default) if isinstance(content, dict) else default
-    return known.method or default
+def _call(main: Callable[..., Any], method: type[FedMethod], run: Run, config: Namespace) -> None:
+    """Call the recipe."""
+    fields = {field: config.pop(field) for field in field_names(method)}
+    main(method(**fields), run, **config.as_dict())
+    if run.centralised and not run._trained:
+        raise ConfigurationError(
+            "A recipe must train by `run.fit(trainer, method, task, data, checkpoint)` for `--centralised`; this one does not."
+        )
 
 
-def _parser(main: Callable[..., Any], method: type[FedMethod], recipe: str, defaults: dict[str, Any]) -> _Parser:
-    parser = _Parser(prog=recipe, description=main.__doc__.splitlines()[0] if main.__doc__ else None)
-    parser.add_argument("--method", default=method.__name__.lower(), help=f"one of {', '.join(method_names())}")
-    parser.add_argument("--config", action="config", help="a run's config.yaml; flags after it win")
-    parser.add_argument("--name", type=str, default=None, help="name of the run's folder instead of version_N")
-    parser.add_argument("--resume", type=str, default=None, help="'last', or the path of a checkpoint")
-    parser.add_function_arguments(main, skip={"method", "run"})
-    parser.add_class_arguments(method, nested_key=None)
-    own, usual = (
-        method.__dataclass_fields__,
-        FedMethod.__dataclass_fields__,
-    )  # a paper's default is stronger than a recipe's
-    parser.set_defaults({name: value for name, value in defaults.items() if own[name].default == usual[name].default})
-    parser.dash()
-    return parser
+def _leave(recipe: str, command: Sequence[str]) -> None:
+    """Run a command in the background and say where it is; end with its status if it ended before its first round."""
+    number, folder = start_in_background(command)
+    if folder is None:
+        raise SystemExit(number)
+    print(f"{recipe}: runs in the background as process {number} in {folder}, output in {folder / 'output.txt'};")  # noqa: T201
+    print(f"`kill {number}` stops it after the round, `--resume last` goes on.")  # noqa: T201

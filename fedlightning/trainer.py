@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from fedlightning.loggers import check_writable, log_hyperparameters, run_logger
 from fedlightning.memory import ClientMemory
 from fedlightning.method import FedMethod, Round, hyperparameters, visible, weights
 from fedlightning.reduce import OrderedMean
+from fedlightning.signals import stop_on_signal
 from fedlightning.state import State
 from fedlightning.strategy import SlotStrategy
 from fedlightning.task import FederatedTask
@@ -107,17 +108,21 @@ class FederatedTrainer:
         Raises:
             ConfigurationError: something does not fit; raised before the first round.
             ClientError, MethodError: a client failed, or a hook broke its contract; the last finished round was saved.
+            KeyboardInterrupt: SIGTERM or SIGINT came, and the run ended after the round; a second SIGINT ends it at once.
         """
         self._setup(method, task, data, state, ckpt_path)
-        try:
-            self._run()
-        except BaseException as error:
-            self._call("on_exception", error)
-            raise
-        finally:
-            self.strategy.teardown()
-            for logger in self.loggers:
-                logger.finalize("success" if self.round == self.max_rounds else "stopped")
+        with stop_on_signal(self._stop):
+            try:
+                self._run()
+            except BaseException as error:
+                if self.round > max(self.start_round, self._logged):  # a callback failed between the round and its row
+                    self._log(self._current)
+                self._call("on_exception", error)
+                raise
+            finally:
+                self.strategy.teardown()
+                for logger in self.loggers:
+                    logger.finalize("success" if self.round == self.max_rounds else "stopped")
         return self.state
 
     @property
@@ -126,15 +131,47 @@ class FederatedTrainer:
         folders = [str(logger.log_dir) for logger in self.loggers if logger.log_dir]
         return Path(folders[0]) if folders else Path("logs")
 
+    @property
+    def layout(self) -> Layout:
+        """Where each parameter lies in the model's flat vector, after `fit` began."""
+        return self._layout
+
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add numbers to what is logged for this round; for callbacks, in `on_round_end`, and before the first round."""
         self.metrics.update(metrics)
         self._current.update(metrics)
 
+    def trial(self, clients: Sequence[int], look: Callable[[CohortResult], None]) -> None:
+        """Train any clients in the round that begins, for a callback's `on_round_start`, and throw the results away.
+
+        Each does what it would do if it took part: from the round's global model and what it remembers, with its own
+        batches, a straggler's part of the work, and the method's gradient pass over these clients. The run's numbers are
+        left alone, and nothing is logged. It costs the local training of these clients.
+
+        Args:
+            clients: who trains.
+            look: is given each cohort, in packing order.
+
+        Raises:
+            ConfigurationError: it is called elsewhere.
+        """
+        if self._beginning is None:
+            raise ConfigurationError(
+                "`trial` must be called in a callback's `on_round_start`, but no round begins here; move the call there, "
+                "and keep what it gives."
+            )
+        state, round, work = self._beginning
+        job, _ = self._with_gradients(self._job(state, round, replace(work, clients=tuple(clients))), clients)
+        for cohort in self.strategy.run_round(job, clients):
+            look(cohort)
+
     def save_checkpoint(self, path: Path) -> None:
         """Write the state of the last finished round and what the callbacks remember, atomically."""
         remembered = {callback.state_key: callback.state_dict() for callback in self.callbacks}
         save_checkpoint(path, self.state, self._identity, remembered)
+
+    def _stop(self, reason: str) -> None:
+        self.should_stop, self.stop_reason = True, reason
 
     # -- before the first round -----------------------------------------------------------------------------------------
     def _setup(
@@ -159,6 +196,8 @@ class FederatedTrainer:
         method.check(self._round(0, self._work(0)))
         _check_evaluations(method, data, self.evaluate_every)
         self._current: dict[str, float] = {}
+        self._logged = -1
+        self._beginning: tuple[RoundState, Round, Work] | None = None
         self.should_stop, self.stop_reason = False, ""
         self._identity = self._identify()
         self.loggers = self._make_loggers()
@@ -250,7 +289,9 @@ class FederatedTrainer:
         t, self._current = self.round, {}
         work = self._work(t)
         round = self._round(t, work)
+        self._beginning = state, round, work
         self._call("on_round_start", round)
+        self._beginning = None
         if self.stragglers:
             self.log({"round/stragglers": float(work.stragglers)})
         server, rows, buffers = self._aggregate(state, round, work)
@@ -267,14 +308,16 @@ class FederatedTrainer:
     def _round(self, t: int, work: Work) -> Round:
         return Round(t, self.num_clients, len(work.clients), self.method.client_lr(t))
 
-    def _aggregate(self, state: RoundState, round: Round, work: Work) -> tuple[State, dict[int, State], Tensor]:
-        """The server's state, what the participants remember, and the buffers after the round."""
-        clients = work.clients
-        job = RoundJob(
+    def _job(self, state: RoundState, round: Round, work: Work) -> RoundJob:
+        return RoundJob(
             self.method, round, self.seed, self._layout, visible(self.method, state.server), state.memory,
             state.buffers, self.data, self.strategy.examples, self.strategy.cancelled, work=work,
         )  # fmt: skip
-        job, up = self._with_gradients(job, clients)
+
+    def _aggregate(self, state: RoundState, round: Round, work: Work) -> tuple[State, dict[int, State], Tensor]:
+        """The server's state, what the participants remember, and the buffers after the round."""
+        clients = work.clients
+        job, up = self._with_gradients(self._job(state, round, work), clients)
         mean, buffers, losses = (OrderedMean(self.strategy.root_device) for _ in range(3))
         rows: dict[int, State] = {}
         for cohort in self.strategy.run_round(job, clients):
@@ -319,6 +362,7 @@ class FederatedTrainer:
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=self.round)
             logger.save()
+        self._logged = self.round
 
     def _call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of every callback; at the end of a round what was logged is written before checkpoints are."""

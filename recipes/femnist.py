@@ -94,7 +94,7 @@ def main(
         evaluate_every=evaluate_every,
         seed=seed,
     )
-    trainer.fit(method, Classification(model, clients.classes), clients, ckpt_path=checkpoint)
+    run.fit(trainer, method, Classification(model, clients.classes), clients, checkpoint)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(
         evaluate_every=evaluate_every,
         seed=seed,
     )
-    trainer.fit(method, Classification(model), data, ckpt_path=checkpoint)
+    run.fit(trainer, method, Classification(model), data, checkpoint)
 
 
 if __name__ == "__main__":

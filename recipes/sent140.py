@@ -98,7 +98,7 @@ def main(
         evaluate_every=evaluate_every,
         seed=seed,
     )
-    trainer.fit(method, task, data, ckpt_path=checkpoint)
+    run.fit(trainer, method, task, data, checkpoint)
 
 
 if __name__ == "__main__":

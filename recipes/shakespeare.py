@@ -95,7 +95,7 @@ def main(
         evaluate_every=evaluate_every,
         seed=seed,
     )
-    trainer.fit(method, Classification(CharLSTM(data.vocab_size, seed=seed)), data, ckpt_path=checkpoint)
+    run.fit(trainer, method, Classification(CharLSTM(data.vocab_size, seed=seed)), data, checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """The recipes' command line: flags from the classes, one clear error for each mistake, and runs that can be taken up."""
 
+import csv
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,10 @@ import yaml
 from recipe_runner import RECIPES, load
 
 from fedlightning.checkpoint import load_checkpoint
-from fedlightning.cli import run_recipe
+from fedlightning.cli import Run, run_recipe
+from fedlightning.method import FedMethod
 from fedlightning.methods import method_names
+from fedlightning.signals import stop_on_signal
 
 QUICK = ["--local-steps", "2", "--rounds", "3"]
 
@@ -228,3 +234,217 @@ def test_ctrl_c_saves_the_last_finished_round_and_exits_cleanly() -> None:
     assert "go on with `--resume last`" in errors
     assert "Traceback" not in errors
     assert load_checkpoint(last)[0].round >= 1
+
+
+# -- stop signals -------------------------------------------------------------------------------------------------------
+def last_round(name: str) -> int:
+    return load_checkpoint(folder(name=name) / "checkpoints" / "last.ckpt")[0].round
+
+
+def started(*argv: str, name: str = "long") -> subprocess.Popen[str]:
+    """The recipe in a process of its own, once it has finished a round."""
+    command = [sys.executable, str(RECIPES / "synthetic.py"), "--rounds", "100000", "--local-steps", "2", "--compile"]
+    command += ["false", "--name", name, *argv]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder(name=name) / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
+def test_sigterm_ends_the_run_after_the_round_and_it_goes_on_to_the_same_bits() -> None:
+    process = started()
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: stopping after this round" in errors
+    assert "synthetic: stopped; go on with `--resume last`." in errors
+    assert "Traceback" not in errors
+    round = last_round("long")
+    assert f"stopped after round {round}: SIGTERM" in output
+    rest = ["--rounds", str(round + 2), "--local-steps", "2", "--compile", "false"]
+    synthetic("--name", "long", "--resume", "last", *rest)
+    synthetic("--name", "whole", *rest)
+    one, _ = load_checkpoint(folder(name="long") / "checkpoints" / "last.ckpt")
+    other, _ = load_checkpoint(folder(name="whole") / "checkpoints" / "last.ckpt")
+    assert one.round == other.round == round + 2
+    assert torch.equal(one.server.x, other.server.x)
+
+
+def interrupted(work: Callable[[list[str]], None]) -> tuple[list[str], tuple[object, ...]]:
+    """What was done before the interrupt, and its arguments."""
+    done: list[str] = []
+    try:
+        with stop_on_signal(done.append):
+            work(done)
+    except KeyboardInterrupt as error:
+        return done, error.args
+    raise AssertionError("not interrupted")
+
+
+def test_the_first_ctrl_c_waits_for_the_round_and_the_second_does_not() -> None:
+    def once(done: list[str]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("round")
+
+    def again(done: list[str]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        done.append("still here")
+        signal.raise_signal(signal.SIGINT)
+        done.append("not here")
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert interrupted(once) == (["SIGINT", "round"], (signal.SIGINT,))
+    assert interrupted(again) == (["SIGTERM", "still here"], (signal.SIGINT,))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_ones_own_handler_and_ignored_signals_are_left_alone() -> None:
+    heard: list[int] = []
+    old = (
+        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number)),
+        signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        with stop_on_signal(lambda name: pytest.fail(name)):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, old[0])
+        signal.signal(signal.SIGINT, old[1])
+    assert heard == [signal.SIGTERM]
+
+
+def test_an_error_is_not_hidden_by_a_signal() -> None:
+    def fails(_: list[str]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        interrupted(fails)
+
+
+def test_other_threads_have_no_signals() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        with stop_on_signal(lambda _: None):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [handler]
+
+
+# -- in the background --------------------------------------------------------------------------------------------------
+def test_a_run_in_the_background_outlives_its_terminal_and_is_stopped_by_its_number() -> None:
+    command = [
+        sys.executable,
+        str(RECIPES / "synthetic.py"),
+        "--background",
+        "--rounds",
+        "100000",
+        "--local-steps",
+        "2",
+    ]
+    done = subprocess.run(
+        [*command, "--compile", "false", "--name", "behind"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"as process (\d+) in (\S+), output in (\S+);", done.stdout)
+    assert found
+    number, where = int(found[1]), Path(found[2])
+    try:
+        assert where == folder(name="behind")
+        assert os.getsid(number) == number
+        deadline = time.monotonic() + 60
+        while not (where / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        os.kill(number, signal.SIGTERM)
+    while "go on with" not in (text := (where / "output.txt").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "round 0/100000" in text
+    assert "SIGTERM: stopping after this round" in text
+    assert last_round("behind") >= 1
+    assert "background" not in yaml.safe_load((where / "config.yaml").read_text())
+
+
+def test_what_is_refused_is_refused_before_it_leaves() -> None:
+    command = [sys.executable, str(RECIPES / "synthetic.py"), "--background", "--clients-per-round", "31"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "synthetic: error: " in done.stderr
+    assert "background" not in done.stdout
+    assert not list(Path().rglob("version_*"))
+
+
+# -- the centralised baseline -------------------------------------------------------------------------------------------
+def rows(path: Path) -> dict[int, dict[str, str]]:
+    with open(path / "metrics.csv", newline="") as file:
+        return {int(row["step"]): row for row in csv.DictReader(file)}
+
+
+def test_the_centralised_baseline_is_a_run_beside_the_others() -> None:
+    argv = ["--rounds", "5", "--local-steps", "3", "--clients-per-round", "4", "--evaluate-every", "2", "--lr", "0.05"]
+    synthetic("--centralised", *argv)
+    run = folder("centralised")
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
+    assert list(run.glob("events.out.tfevents.*"))
+    found = rows(run)
+    assert sorted(found) == [0, 1, 2, 3, 4, 5]
+    assert [step for step in found if found[step]["val/accuracy"]] == [0, 2, 4, 5]
+    assert [step for step in found if found[step]["train/loss"]] == [1, 2, 3, 4, 5]
+    assert float(found[5]["val/loss"]) < float(found[0]["val/loss"])
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 5 * 4 * 3
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["centralised"], config["method"]) == (True, "fedavg")
+    synthetic(*argv)  # the same start model and test set
+    assert float(rows(folder())[0]["val/loss"]) == pytest.approx(float(found[0]["val/loss"]), rel=1e-5)
+    synthetic("--config", str(run / "config.yaml"))
+    assert rows(folder("centralised", "version_1"))[5]["val/loss"] == found[5]["val/loss"]
+
+
+def test_the_baseline_takes_the_methods_rate_decay_and_clipping() -> None:
+    argv = ["--centralised", "--rounds", "2", "--local-steps", "2", "--clients-per-round", "2"]
+    synthetic(*argv, "--lr", "0.1", "--clip-norm", "1e-9", "--name", "clipped")
+    synthetic(*argv, "--lr", "0.1", "--weight-decay", "9.0", "--name", "decayed")
+    synthetic(*argv, "--lr", "0.1", "--lr-decay", "0.5", "--name", "annealed")
+    synthetic(*argv, "--lr", "0.1", "--name", "plain")
+    losses = {
+        name: float(rows(folder("centralised", name))[2]["val/loss"])
+        for name in ("clipped", "decayed", "annealed", "plain")
+    }
+    assert losses["clipped"] == pytest.approx(float(rows(folder("centralised", "clipped"))[0]["val/loss"]), abs=1e-6)
+    assert len(set(losses.values())) == 4
+    first = {name: rows(folder("centralised", name))[1]["train/loss"] for name in ("annealed", "plain")}
+    assert first["annealed"] == first["plain"]
+
+
+def test_the_baseline_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        synthetic("--centralised", "--resume", "last")
+    assert "`--resume` must be left out with `--centralised`" in capsys.readouterr().err
+
+
+def test_a_recipe_that_trains_by_itself_is_no_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(method: FedMethod, run: Run, *, rounds: int = 1) -> None:
+        run.open("IIDC2")
+
+    with pytest.raises(SystemExit):
+        run_recipe(main, argv=["--centralised"])
+    assert "must train by `run.fit(trainer, method, task, data, checkpoint)`" in capsys.readouterr().err
+    assert not list(Path().rglob("version_*"))
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(path.stem for path in RECIPES.glob("*.py") if "run_recipe(main" in path.read_text())
+)
+def test_every_recipe_leaves_it_to_the_command_line_how_it_trains(recipe: str) -> None:
+    text = (RECIPES / f"{recipe}.py").read_text()
+    assert "run.fit(trainer, " in text
+    assert "trainer.fit(" not in text

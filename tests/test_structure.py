@@ -8,12 +8,12 @@ import fedlightning
 
 PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
-    0: ["interpreter", "errors", "state", "streams"],
+    0: ["interpreter", "errors", "signals", "state", "streams"],
     1: ["method", "task", "vector", "callback"],
     2: ["methods", "data", "models", "memory", "reduce"],
     3: ["engine", "strategy", "checkpoint"],
     4: ["trainer", "callbacks", "loggers"],
-    5: ["cli", "testing", "__init__"],
+    5: ["background", "centralised", "cli", "command", "configs", "federatedx", "compare", "testing", "__init__"],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 
@@ -68,7 +68,7 @@ def test_public_names_are_pinned() -> None:
     names = """
     Callback Classification ClientContext ClientError ConfigurationError Dirichlet Dissimilarity EarlyStopping Examples FedAvg
     FedLightningError FedMethod FedProx FederatedDataModule FederatedTask FederatedTrainer IID MethodError ModelCheckpoint
-    Natural NextToken Partition Partitioner QuantitySkew Regression Round RoundProgress RoundState Scaffold Shards
+    Natural NextToken Partition Partitioner QuantitySkew Reconstruction Regression Round RoundProgress RoundState Scaffold Shards
     SlotStrategy State Stragglers TensorData Throughput hyper keyed_uniform stream
     """
     assert sorted(fedlightning.__all__) == sorted(names.split())

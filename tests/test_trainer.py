@@ -1,9 +1,11 @@
 """The trainer: what it logs, what it refuses before the first round, and how it ends."""
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from fedlightning import (
@@ -23,6 +25,7 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
+from fedlightning.checkpoint import load_checkpoint
 from fedlightning.models import MLP
 
 EYE = torch.eye(2)
@@ -179,6 +182,25 @@ def test_an_exception_reaches_on_exception_and_the_last_round_is_saved(tmp_path:
         FederatedTrainer(5, callbacks=callbacks, logger=False).fit(FedAvg(), task(), clients())
     assert recorder.calls[-1] == "on_exception"
     assert (tmp_path / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("hook", ["on_evaluation_end", "on_round_end"])
+def test_a_round_that_is_checkpointed_is_logged(hook: str, tmp_path: Path) -> None:
+    """Also where a callback fails before the round's row is written: a resumed run does not make the row again."""
+
+    class Fails(Callback):
+        def failing(self, trainer: FederatedTrainer, metrics: object) -> None:
+            if trainer.round == 2:
+                raise RuntimeError("on purpose")
+
+    setattr(Fails, hook, Fails.failing)
+    logger = CSVLogger(tmp_path, name="", version="run")
+    trainer = FederatedTrainer(3, 0.5, callbacks=[Fails(), ModelCheckpoint()], logger=logger)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.fit(FedAvg(), task(), clients())
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2"]
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")[0].round == 2
 
 
 def test_a_run_that_stopped_early_says_why() -> None:

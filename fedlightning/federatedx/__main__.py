@@ -1,0 +1,40 @@
+"""The command line of the importer."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedlightning.errors import ConfigurationError
+from fedlightning.federatedx.files import read
+from fedlightning.federatedx.translate import translate
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: writes the YAML to standard output or to `--out`."""
+    parser = argparse.ArgumentParser(prog="fedlightning.federatedx", description="FederatedX's configurations as ours.")
+    parser.add_argument("file", type=Path, help="its config.py, or the same as YAML; nothing of it is run")
+    parser.add_argument("--command", default="", help="one of its commands, e.g. '.FedADAM -fedopt --method adam'")
+    parser.add_argument("--server", help="its server's class, if the command's name does not say it")
+    parser.add_argument("--out", type=Path, help="the file to write, e.g. recipes/configs/cifar100/A0d01C100.yaml")
+    given = parser.parse_args(argv)
+    try:
+        config, notes = read(given.file)
+        folder = given.file.resolve().parent.name
+        partition = folder if re.fullmatch(r"A\d+d\d+C\d+", folder) else None
+        result = translate(config, command=given.command, server=given.server, partition=partition)
+    except ConfigurationError as error:
+        sys.exit(f"federatedx: error: {error}")
+    result.notes[:0] = notes
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(result.yaml(), encoding="utf-8")
+    else:
+        sys.stdout.write(result.yaml())
+
+
+if __name__ == "__main__":
+    main()

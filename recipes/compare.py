@@ -1,0 +1,278 @@
+"""Methods compared on one data set: the same start, the same data, several seeds, a table and a figure.
+
+python recipes/compare.py --dataset synthetic --methods fedavg "fedadam server_lr=0.1" "fedprox mu=1" --seeds 0 1 --rounds 10
+
+Each run is an ordinary one, with TensorBoard's events, metrics.csv and checkpoints, in `<out>/runs/<method>/seed_<seed>`. The
+same command goes on where it was stopped, and runs nothing twice. `<out>` ends up with the table as text, CSV and Markdown
+and with the curves as PNG and PDF. Sweeps repeat `--sweep`:
+
+python recipes/compare.py --dataset cifar100 --methods fedavg "fedprox mu=0.01" --sweep lr=0.01,0.1 --sweep alpha=0.01,0.1,1
+
+A method's field, lr among them, is swept for the methods that have it; the others are run once. `alpha` is that of the
+partition, and draws accuracy against α and against measured heterogeneity. The tables of the points lie in `<out>/<point>`.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison import figures
+from comparison.board import Board
+from comparison.settings import (
+    Point,
+    Spec,
+    Values,
+    assigned,
+    data_of,
+    points,
+    require_choice,
+    setting_named,
+    task_of,
+)
+
+from fedlightning import Callback, Dissimilarity, FedAvg, FederatedTrainer, FedLightningError, SlotStrategy
+from fedlightning.compare import Comparison, Table
+from fedlightning.loggers import run_loggers
+
+NOT_VALUES = ("dataset", "methods", "seeds", "out", "sweep", "slots", "compile", "lr", "last", "checkpoint_every")
+
+
+class Measured(Exception):
+    """What was to be measured is measured."""
+
+
+class Stop(Callback):
+    """Ends a run before its first round."""
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """End it."""
+        raise Measured
+
+
+def heterogeneity(comparison: Comparison, point: Point, options: argparse.Namespace, seed: int) -> Values:
+    """How much the clients differ: B and the variance of their gradients at the start model, and their mean number of
+    classes, exp(−Σ p_c ln p_c) with a client's shares p_c. It is kept beside the runs until their data change."""  # noqa: D209
+    name = next(iter(comparison.methods))
+    diary = json.loads((comparison.folder(name, seed) / "run.json").read_text(encoding="utf-8"))["run"]
+    key = [diary["start"], diary["data"], diary["partition"]]
+    path = comparison.root / f"heterogeneity_{seed}.json"
+    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")))["of"] == key:
+        return dict(found["values"])
+    data: Any = data_of(options.dataset, point.values, seed)
+    with tempfile.TemporaryDirectory() as nowhere, contextlib.suppress(Measured):
+        trainer = FederatedTrainer(
+            strategy=SlotStrategy(options.slots),
+            callbacks=[Dissimilarity(), Stop()],
+            logger=run_loggers(nowhere),
+            seed=seed,
+        )
+        trainer.fit(FedAvg(), task_of(options.dataset, point.values, seed), data)
+    counts = data.clients.histogram(data.train.targets, data.classes).to(torch.float64)
+    shares = counts / counts.sum(1, keepdim=True)
+    values = {name: trainer.metrics[f"dissimilarity/{name}"] for name in ("B", "variance")}
+    values["classes"] = float(torch.special.entr(shares).sum(1).exp().mean())
+    path.write_text(json.dumps({"of": key, "values": values}), encoding="utf-8")
+    return values
+
+
+class Sitting:
+    """One call of the program: the comparison of each point, checked before the first run of any.
+
+    Args:
+        options: the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.setting = options, setting_named(options.dataset)
+        given = {key: value for key, value in vars(options).items() if key not in NOT_VALUES and value is not None}
+        require_choice(options.dataset, given)
+        if {"local_steps", "local_epochs"} & set(given):
+            given = {"local_steps": None, "local_epochs": None, **given}
+        self.values = {
+            "data_dir": "data",
+            "evaluate_train": options.dataset == "synthetic",
+            **self.setting.values,
+            **given,
+        }
+        self.points = points(options.sweep, self.values, [Spec.parse(text) for text in options.methods])
+        require_choice(options.dataset, self.points[0].swept)
+        self.out = Path(options.out or Path("logs", "compare", options.dataset, self._describe(self.values)))
+        self.comparisons = [self._comparison(point) for point in self.points]
+
+    def _describe(self, values: Values) -> str:
+        """The folder, when it is not named: the values that matter."""
+        shown = [f"fake_{values['partition']}" if values["data"] == "fake" else values["partition"], values["model"]]
+        if values["data_alpha"] is not None:
+            shown.append(f"{values['data_alpha']:g}_{values['data_beta']:g}")
+        work = f"K{values['local_steps']}" if values["local_epochs"] is None else f"E{values['local_epochs']}"
+        shown += [f"T{values['rounds']}", f"m{values['clients_per_round']}", work, f"B{values['batch_size']}"]
+        shown += [f"lr{self.options.lr:g}"] if self.options.lr else []
+        return "_".join(str(part) for part in shown if part is not None)
+
+    def _comparison(self, point: Point) -> Comparison:
+        options, values = self.options, point.values
+        lr = {} if options.lr is None else {"lr": options.lr}
+        strategy = partial(SlotStrategy, options.slots, compile=options.compile)
+        SlotStrategy(options.slots, compile=options.compile)
+        keys = {"max_rounds": values["rounds"]} | {k: values[k] for k in ("clients_per_round", "evaluate_every")}
+        return Comparison(
+            [(spec.text, spec.build(self.setting.fields, lr)) for spec in point.specs],
+            lambda seed: task_of(options.dataset, values, seed),
+            lambda seed: data_of(options.dataset, values, seed),
+            seeds=options.seeds,
+            trainer=lambda **own: FederatedTrainer(strategy=strategy(), **keys, **own),
+            root=self.out / "runs" / point.place,
+            target=values["target"],
+            last=options.last,
+            checkpoint_every=options.checkpoint_every,
+        )
+
+    def run(self) -> list[Path]:
+        """Run what is missing, write the tables and figures, and return their files."""
+        for comparison in self.comparisons:
+            comparison.check()
+        written, rows = [], []
+        for point, comparison in zip(self.points, self.comparisons, strict=True):
+            table = self._run_point(point, comparison)
+            folder = self.out / point.name
+            written += [
+                *table.save(folder),
+                *figures.save(figures.curves(table, self._title(point)), folder / "curves"),
+            ]
+            print(f"\n{self._title(point)}\n{table}\n", flush=True)
+            rows += self._sweep_rows(point, comparison, table)
+        return [*written, *self._sweep(rows, table)] if self.options.sweep else written
+
+    def _run_point(self, point: Point, comparison: Comparison) -> Table:
+        board = Board(self._title(point), list(comparison.methods), comparison.seeds)
+        comparison.callbacks, comparison.on_run_end = board.callbacks, board.ended
+        with board:
+            return comparison.run()
+
+    def _title(self, point: Point) -> str:
+        values = point.values
+        partition = values["partition"]
+        if values["data_alpha"] is not None:
+            partition = f"α = {values['data_alpha']:g}, β = {values['data_beta']:g}"
+        fake = " (made-up images)" * (values["data"] == "fake")
+        swept = ", ".join(assigned({key: value for key, value in point.swept.items() if key != "alpha"}))
+        return ", ".join(filter(None, (self.setting.title + fake, partition, swept)))
+
+    def _sweep_rows(self, point: Point, comparison: Comparison, table: Table) -> list[Values]:
+        """The point's rows of the table of all points, with heterogeneity where alpha is swept."""
+        measured: Values = {}
+        if "alpha" in point.swept:
+            found = [heterogeneity(comparison, point, self.options, seed) for seed in self.options.seeds]
+            measured = {key: sum(values[key] for values in found) / len(found) for key in found[0]}
+        flags = assigned(
+            {k: v for k, v in point.swept.items() if k != "alpha" and f"{k}={v}" in point.place.split("_")}
+        )
+        return [{**point.swept, **measured, "label": ", ".join([row["method"], *flags]), **row} for row in table.rows()]
+
+    def _sweep(self, rows: Sequence[Values], table: Table) -> list[Path]:
+        """The table of all points, and the figure of accuracy against alpha."""
+        text = io.StringIO()
+        names = [name for name in rows[0] if name != "label"]
+        writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        shown = [
+            *self.points[0].swept,
+            *(key for key in ("B", "variance", "classes") if key in rows[0]),
+            "method",
+            "final",
+            "best",
+        ]
+        lines = [shown, ["---"] * len(shown), *([_cell(row, key, table.scale) for key in shown] for row in rows)]
+        paths = [self.out / "sweep.csv", self.out / "sweep.md"]
+        paths[0].write_text(text.getvalue(), encoding="utf-8")
+        paths[1].write_text("".join(f"| {' | '.join(cells)} |\n" for cells in lines), encoding="utf-8")
+        print(paths[1].read_text(encoding="utf-8"))
+        if "alpha" in rows[0]:
+            title = self.setting.title + " (made-up images)" * (self.values["data"] == "fake")
+            paths += figures.save(figures.heterogeneity(rows, table, title), self.out / "heterogeneity")
+        return paths
+
+
+def _cell(row: Values, key: str, scale: int) -> str:
+    if key not in ("final", "best"):
+        return f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key])
+    if row[key] is None:
+        return "diverged"
+    return f"{scale * row[key]:.2f}" + ("" if row[f"{key}_std"] is None else f" ± {scale * row[f'{key}_std']:.2f}")
+
+
+def participation(text: str) -> int | float:
+    """A number of clients, or with a decimal point a fraction of them."""
+    return float(text) if "." in text else int(text)
+
+
+def compiling(text: str) -> bool | str:
+    """True, false, auto or trace."""
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="compare", description="Methods compared on one data set.", allow_abbrev=False
+    )
+    add = partial(parser.add_argument, default=None)
+    add("--dataset", default="synthetic", help="cifar10, cifar100, fashion_mnist, mnist, shakespeare or synthetic")
+    add("--partition", help="who owns what, e.g. A0d10C100; see the README")
+    add("--methods", nargs="+", required=True, metavar="METHOD", help='names, with fields: fedavg "fedprox mu=0.01"')
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
+    add("--sweep", action="append", default=[], metavar="NAME=VALUE,VALUE",
+        help="a field of a method, a flag, or alpha of the partition; may be repeated")  # fmt: skip
+    add("--rounds", type=int)
+    add("--clients-per-round", type=participation, help="a number, or with a decimal point a fraction")
+    add("--local-steps", type=int, help="of every client in a round")
+    add("--local-epochs", type=int, help="in the place of local steps")
+    add("--batch-size", type=int)
+    add("--model", help="lenet, cnn, mlp, logistic, resnet18 …")
+    add("--lr", type=float, help="of every method that does not name its own")
+    add("--target", type=float, help="the accuracy that rounds are counted to")
+    add("--evaluate-every", type=int, help="rounds between evaluations")
+    add("--evaluate-train", action="store_true", help="on all training data, too, as adaptivefedprox needs")
+    add("--last", type=int, default=1, help="evaluations whose mean is the final accuracy")
+    add("--checkpoint-every", type=int, default=10, help="rounds between checkpoints")
+    add("--data-alpha", type=float, help="α of the synthetic data")
+    add("--data-beta", type=float, help="β of the synthetic data")
+    add("--slots", default="auto", help="auto, a number, or names such as cpu/0,cpu/1")
+    add("--compile", type=compiling, default="auto", help="true, false, auto or trace")
+    add("--data", choices=("real", "fake"), help="fake for images made on the spot")
+    add("--data-dir", help="where the data are, or are downloaded to")
+    add("--out", metavar="FOLDER", help="default: logs/compare/<dataset>/<settings>")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> list[Path]:
+    """Compare, and return the tables' and figures' files."""
+    options = parse(argv)
+    figures.require_matplotlib()
+    sitting = Sitting(options)
+    paths = sitting.run()
+    print(*paths, sep="\n")
+    return paths
+
+
+if __name__ == "__main__":
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the board is enough
+    try:
+        main(sys.argv[1:])
+    except FedLightningError as error:
+        sys.exit("\n".join([f"compare: error: {error}", *getattr(error, "__notes__", [])]))
+    except KeyboardInterrupt as error:
+        print("compare: stopped; the same command goes on.", file=sys.stderr)
+        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))

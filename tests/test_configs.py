@@ -1,0 +1,281 @@
+"""Configuration files: the path rule, the layers, what is refused with its line, and every file that is there."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from recipe_runner import RECIPES
+
+from fedlightning import FedAvg, FedMethod, FedProx
+from fedlightning.cli import Run, run_recipe
+from fedlightning.configs import ConfigFile, fit_slots, merged, partition_file
+from fedlightning.data import parse_partition
+from fedlightning.methods import method_named
+from fedlightning.models import _KNOWN
+
+FILES = sorted((RECIPES / "configs").rglob("*.yaml"))
+
+
+class Called(Exception):
+    """Ends the recipe where its flags are known."""
+
+
+def flags(recipe: Path, *argv: str) -> tuple[FedMethod, Run, dict[str, Any]]:
+    """What a recipe would be called with."""
+    spec: dict[str, Any] = {"__name__": "recipe", "__file__": str(recipe)}
+    exec(compile(recipe.read_text(), str(recipe), "exec"), spec)
+    seen: list[Any] = []
+    main = spec["main"]
+
+    def caught(*arguments: Any, **values: Any) -> None:
+        seen.append((*arguments, values))
+        raise Called
+
+    caught.__code__ = caught.__code__.replace(co_filename=str(recipe))
+    caught.__wrapped__, caught.__doc__ = main, main.__doc__  # type: ignore[attr-defined]
+    caught.__signature__ = inspect.signature(main)  # type: ignore[attr-defined]
+    with pytest.raises(Called):
+        run_recipe(caught, argv=argv)
+    return seen[0]
+
+
+RECIPE = '''
+def main(method, run, *, partition: str = "A0d10C100", model: str = "lenet", rounds: int = 200, slots: str = "auto",
+         clients_per_round: int | float = 10, local_epochs: int | None = None, local_steps: int | None = None) -> None:
+    """A recipe.
+
+    Args:
+        rounds: in all.
+    """
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.py"
+    path.write_text(RECIPE)
+    (tmp_path / "configs" / "tiny").mkdir(parents=True)
+    return path
+
+
+def write(recipe: Path, name: str, text: str) -> Path:
+    path = recipe.parent / "configs" / "tiny" / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+PRESET = """
+model: resnet18
+rounds: 5000
+clients_per_round: 0.1
+local_steps: 11
+lr: 0.5
+methods:
+  fedprox: {mu: 0.25}
+  deltasgd: {lr: 0.125}
+"""
+
+
+def test_the_file_of_the_partition_is_read_when_it_is_named(recipe: Path) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    method, run, values = flags(recipe, "--partition", "A0d01C100", "--method", "fedprox")
+    assert (values["model"], values["rounds"], values["clients_per_round"], values["local_steps"]) == (
+        "resnet18",
+        5000,
+        0.1,
+        11,
+    )
+    assert method == FedProx(lr=0.5, mu=0.25)
+    kept = yaml.safe_load(run.config)
+    assert (kept["rounds"], kept["mu"], kept["partition"]) == (5000, 0.25, "A0d01C100")
+    assert {"config", "background", "no_preset", "name", "resume"}.isdisjoint(kept)
+
+
+def test_fields_of_the_chosen_method_alone_count_and_before_the_top(recipe: Path) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    method, _, _ = flags(recipe, "--partition", "A0d01C100", "--method", "deltasgd")
+    assert method.lr == 0.125
+    assert flags(recipe, "--partition=A0d01C100")[0] == FedAvg(lr=0.5)
+
+
+@pytest.mark.parametrize("argv", [(), ("--partition", "A0d02C100"), ("--partition", "A0d01C100", "--no-preset")])
+def test_it_is_not_read_otherwise(recipe: Path, argv: tuple[str, ...]) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    write(recipe, "A0d10C100", PRESET)
+    assert flags(recipe, *argv)[2]["rounds"] == 200
+
+
+def test_a_name_with_a_folder_in_it_is_no_file(recipe: Path) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    (recipe.parent / "configs" / "other").mkdir()
+    assert partition_file(recipe, "A0d01C100")
+    assert partition_file(recipe, "../tiny/A0d01C100") is None
+
+
+def test_a_note_says_which_file_was_read(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(recipe, "A0d01C100", PRESET)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        flags(recipe, "--partition", "A0d01C100")
+    assert str(path) in caplog.text
+
+
+def test_preset_then_config_then_config_then_flags(recipe: Path, tmp_path: Path) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("rounds: 1\nclients_per_round: 1\nmodel: cnn\nmethods: {fedprox: {mu: 1}}\n")
+    two.write_text("rounds: 2\nclients_per_round: 2\nmethod: fedprox\n")
+    argv = ("--rounds", "3", "--config", str(one), f"--config={two}", "--partition", "A0d01C100")
+    method, _, values = flags(recipe, *argv)
+    assert (values["rounds"], values["clients_per_round"], values["model"], values["local_steps"]) == (3, 2, "cnn", 11)
+    assert method == FedProx(lr=0.5, mu=1.0)
+
+
+def test_the_partition_may_come_from_a_config_and_so_does_its_file(recipe: Path, tmp_path: Path) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    (tmp_path / "my.yaml").write_text("partition: A0d01C100\nrounds: 7\n")
+    _, _, values = flags(recipe, "--config", str(tmp_path / "my.yaml"))
+    assert (values["partition"], values["rounds"], values["model"]) == ("A0d01C100", 7, "resnet18")
+
+
+@pytest.mark.parametrize("give", ["flag", "config"])
+def test_epochs_above_clear_the_steps_below(recipe: Path, tmp_path: Path, give: str) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    (tmp_path / "my.yaml").write_text("local_epochs: 2\n")
+    more = ("--local-epochs", "2") if give == "flag" else ("--config", str(tmp_path / "my.yaml"))
+    _, _, values = flags(recipe, "--partition", "A0d01C100", *more)
+    assert (values["local_epochs"], values["local_steps"]) == (2, None)
+
+
+def test_a_name_of_ones_own_may_stand_for_a_partition(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recipe.parent)
+    write(recipe, "Mine", "partition: H0d30C50\nrounds: 9\n")
+    _, run, values = flags(recipe, "--partition", "Mine")
+    assert (values["partition"], values["rounds"], "label" in values) == ("H0d30C50", 9, False)
+    run.open("fake-H0d30C50")
+    assert run.folder == Path("logs/tiny/fake-Mine/fedavg/version_0")
+    _, again, values = flags(recipe, "--config", str(run.folder / "config.yaml"))
+    assert values["partition"] == "H0d30C50"
+    again.open("fake-H0d30C50")
+    assert again.folder == Path("logs/tiny/fake-Mine/fedavg/version_1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: cnn\nroundz: 3\n", "A0d01C100.yaml:2: there is no flag `roundz` here; did you mean rounds"),
+        ("mu: 3\n", "A0d01C100.yaml:1: there is no flag `mu` here; did you mean mu (of --method "),
+        ("\n\nmethods:\n  fedprx: {mu: 1}\n", "A0d01C100.yaml:4: there is no method `fedprx`; did you mean fedprox"),
+        ("methods:\n  fedprox:\n    mue: 1\n", "A0d01C100.yaml:3: fedprox has no field `mue`; did you mean mu"),
+        ("methods: {fedprox: 3}\n", "A0d01C100.yaml:1: `fedprox` must map fields to values"),
+        ("model: cnn\nrounds: many\n", "A0d01C100.yaml:2: "),
+        ("methods:\n  fedavg:\n    lr: fast\n", "A0d01C100.yaml:3: "),
+        ("rounds: 1\nrounds: 2\n", "A0d01C100.yaml:2: `rounds` stands there twice"),
+        ("- a\n", "must hold flags as `key: value`, but holds list"),
+        ("a: [\n", "must be YAML, but is not"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_its_line(
+    recipe: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(recipe, "A0d01C100", text)
+    spec: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(recipe.read_text(), str(recipe), "exec"), spec)
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(spec["main"], argv=["--partition", "A0d01C100"])
+    assert caught.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_shows_the_values_of_the_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    spec: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(recipe.read_text(), str(recipe), "exec"), spec)
+    with pytest.raises(SystemExit):
+        run_recipe(spec["main"], argv=["--partition", "A0d01C100", "--help"])
+    assert "(type: int, default: 5000)" in " ".join(capsys.readouterr().out.split())
+
+
+FOUR = {f"cuda:{i}": 4 for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("wish", "gpus", "cores", "result"),
+    [
+        (FOUR, 0, 2, "auto"),
+        (FOUR, 1, 2, "cuda:0/0,cuda:0/1,cuda:0/2,cuda:0/3"),
+        (["cuda:0/0", "cuda:1/0"], 2, 2, "cuda:0/0,cuda:1/0"),
+        ({"cpu": 20}, 0, 2, "auto"),
+        ({"cpu": 2}, 0, 2, "cpu/0,cpu/1"),
+        ({"cuda:0": 1, "cpu": 9}, 1, 8, "cuda:0/0"),
+        ("cuda,cpu/0", 0, 8, "cpu/0"),
+        ("auto", 0, 1, "auto"),
+        (3, 0, 1, "3"),
+        ("both", 0, 1, "both"),
+    ],
+)
+def test_slots_of_a_file_are_mapped_onto_the_machine(wish: Any, gpus: int, cores: int, result: str) -> None:
+    slots, note = fit_slots(wish, gpus, cores)
+    assert slots == result
+    asked = ",".join(wish) if isinstance(wish, list) else wish
+    changed = (isinstance(wish, dict) and wish != {"cpu": 2}) or asked == "cuda,cpu/0"
+    assert (note is not None) == changed
+    assert note is None or f"there are {gpus} GPUs and {cores} cores" in note
+
+
+def test_slots_of_the_command_line_are_left_as_they_are(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(recipe, "A0d01C100", 'slots: {"cuda:70": 2}\n')
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        assert flags(recipe, "--partition", "A0d01C100", "--slots", "cuda:71/0")[2]["slots"] == "cuda:71/0"
+    assert "in the place of" not in caplog.text
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        assert flags(recipe, "--partition", "A0d01C100")[2]["slots"] == "auto"
+    assert "slots auto in the place of 2" in caplog.text
+
+
+def test_layers_merge_and_the_last_wins() -> None:
+    assert merged([{"a": 1, "local_steps": 3}, {"b": 2, "local_epochs": None}]) == {
+        "a": 1, "b": 2, "local_steps": 3, "local_epochs": None,
+    }  # fmt: skip
+    assert merged([{"local_steps": 3}, {"local_epochs": 1, "local_steps": None}]) == {
+        "local_epochs": 1,
+        "local_steps": None,
+    }
+
+
+def test_there_are_the_settings_of_the_table() -> None:
+    assert len(FILES) >= 30
+    assert {path.parent.name for path in FILES} >= {
+        "cifar10",
+        "cifar100",
+        "fashion_mnist",
+        "emnist",
+        "emnist_autoencoder",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_file_is_taken_by_its_recipe_and_its_methods(path: Path) -> None:
+    file = ConfigFile.read(path)
+    parse_partition(file.values.get("partition", path.stem))
+    for name, fields in (file.values.get("methods") or {}).items():
+        method_named(name)(**fields)
+    recipe = RECIPES / f"{path.parent.name}.py"
+    if not recipe.is_file():
+        pytest.skip(f"there is no recipe {recipe.name}")
+    for name in ("fedavg", *(file.values.get("methods") or {})):
+        method, run, values = flags(recipe, "--partition", path.stem, "--method", name)
+        own = (file.values.get("methods") or {}).get(name, {})
+        assert {key: getattr(method, key) for key in own} == own
+        plain = {
+            key: value for key, value in file.values.items() if key not in ("methods", "method", "slots", "partition")
+        }
+        assert {key: values.get(key, getattr(method, key, None)) for key in plain} == plain | {
+            key: value for key, value in own.items() if key in plain
+        }
+        assert run.method == name
+
+
+def test_every_model_of_a_file_is_known() -> None:
+    assert {ConfigFile.read(path).values.get("model") for path in FILES} - {None} <= set(_KNOWN)
