@@ -1,0 +1,167 @@
+"""What a run of a comparison leaves beside its logs, so that it is known again and can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlightning.callback import Callback
+from fedlightning.callbacks import ModelCheckpoint
+from fedlightning.data.module import FederatedDataModule
+from fedlightning.errors import ConfigurationError, nearest
+from fedlightning.method import FedMethod, hyperparameters
+from fedlightning.task import FederatedTask
+from fedlightning.trainer import FederatedTrainer
+
+
+class Diary(Callback):
+    """Keeps `run.json`: what the run is, how far it came, and how long each piece of it took."""
+
+    def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], metric: str) -> None:
+        self.path, self.name, self.metric = folder / "run.json", name, metric
+        self.failure: str | None = None
+        self._identity, self._pieces = identity, list(read_diary(folder).get("pieces", []))
+        self._began = perf_counter()
+        self._written = 0.0
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Begin a piece."""
+        self._pieces.append({"from": trainer.start_round, "to": trainer.start_round, "seconds": 0.0})
+        self._write()
+
+    def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """Check that there is what is compared."""
+        if self.metric not in metrics:
+            raise ConfigurationError(
+                f"`metric` of a comparison must be one of the evaluations', but is {self.metric!r}. "
+                f"{nearest(self.metric, metrics)}"
+            )
+
+    def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """Do the same, on disk at most once a second."""
+        self._note(trainer)
+        if perf_counter() - self._written > 1:
+            self._write()
+
+    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+        """Note how far the piece came."""
+        self._note(trainer)
+        self._write()
+
+    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+        """Do the same."""
+        self.on_fit_end(trainer)
+
+    def diverged(self, failure: str) -> None:
+        """Note why the run ended early."""
+        self.failure = failure
+        self._write()
+
+    def close(self) -> None:
+        """Note that the run is finished."""
+        self._write(finished=True)
+
+    def _note(self, trainer: FederatedTrainer) -> None:
+        self._pieces[-1] |= {"to": trainer.round, "seconds": perf_counter() - self._began}
+
+    def _write(self, finished: bool = False) -> None:
+        content = {"name": self.name, "finished": finished, "failure": self.failure, "pieces": self._pieces}
+        write(self.path, json.dumps({**content, "run": self._identity}, indent=1))
+        self._written = perf_counter()
+
+
+class Saved(ModelCheckpoint):
+    """Saves no round whose metrics are not logged: a run that goes on after it would lack them."""
+
+    _logged = -1
+
+    def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """Save the round, which is logged now."""
+        self._logged = trainer.round
+        super().on_round_end(trainer, metrics)
+
+    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+        """Save the last finished round, if it is logged."""
+        if self._logged == trainer.round:
+            super().on_exception(trainer, exception)
+
+
+class Checked(Exception):
+    """Everything is set up and checked."""
+
+
+class Probe(Callback):
+    """Ends a run before its first evaluation."""
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """End it."""
+        raise Checked
+
+
+def read_diary(folder: Path) -> dict[str, Any]:
+    """The content of a run's `run.json`; empty where there is none."""
+    path = folder / "run.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Check that a folder holds no other run."""
+    found, wanted = read_diary(folder).get("run", {}), json.loads(json.dumps(identity))
+    differing = [key for key in wanted if found and found.get(key) != wanted[key]]
+    if differing:
+        given = ", ".join(f"`{key}` {found.get(key)!r} instead of {wanted[key]!r}" for key in differing)
+        raise ConfigurationError(
+            f"{folder} must hold the same run as before, but it has {given}; choose another folder, or move it away."
+        )
+
+
+def identify_run(method: FedMethod, trainer: FederatedTrainer) -> dict[str, Any]:
+    """What determines a run but its problem."""
+    return {
+        "method": type(method).__name__,
+        **{f"method/{name}": value for name, value in hyperparameters(method).items()},
+        "seed": trainer.seed,
+        "rounds": trainer.max_rounds,
+        "clients_per_round": repr(trainer._participation),
+        "evaluate_every": trainer.evaluate_every,
+        "sampler": repr(trainer.sampler),
+        "stragglers": repr(trainer.stragglers),
+    }
+
+
+def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str, Any]:
+    """The start model and the data, by hashes."""
+    tensors = [*data.train, *data.test, data.test_clients.indices, data.test_clients.offsets]
+    return {
+        "task": f"{type(task).__name__}({type(task.model).__name__})",
+        "start": _digest(task.state_dict().values()),
+        "data": f"{type(data).__name__} {_digest(tensors)}",
+        "partition": data.clients.fingerprint,
+        "batches": [data.batch_size, data.epochs, data.steps, list(data.evaluate_on)],
+        "augmentation": type(data.augmentation).__name__,
+    }
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    content = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        content.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,46 @@
+"""The names of the methods in a comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from fedlightning.errors import ConfigurationError
+from fedlightning.method import FedMethod
+
+Methods = Mapping[str, FedMethod] | Sequence[FedMethod | tuple[str, FedMethod]]
+
+
+def name_methods(methods: Methods) -> dict[str, FedMethod]:
+    """The methods by distinct names; see `Comparison`.
+
+    Raises:
+        ConfigurationError: there is none, or one of them is no method.
+    """
+    pairs: Iterable[Any] = methods.items() if isinstance(methods, Mapping) else methods
+    named: dict[str, FedMethod] = {}
+    for pair in pairs:
+        wish, method = pair if isinstance(pair, tuple) else (None, pair)
+        if not isinstance(method, FedMethod):
+            raise ConfigurationError(f"`methods` must hold instances such as FedAvg(lr=0.1), but holds {method!r}.")
+        wish = name = wish or _describe(method)
+        taken, count = {slug(known).lower() for known in named}, 1
+        while slug(name).lower() in taken:
+            count += 1
+            name = f"{wish} #{count}"
+        named[name] = method
+    if not named:
+        raise ConfigurationError("`methods` must hold at least one method, but is empty.")
+    return named
+
+
+def _describe(method: FedMethod) -> str:
+    changed = [f.name for f in fields(method) if getattr(method, f.name) != f.default]
+    return " ".join([type(method).__name__.lower(), *(f"{name}={getattr(method, name)}" for name in changed)])
+
+
+def slug(name: str) -> str:
+    """The name of a folder."""
+    return re.sub(r"[^\w.=+,-]+", "_", name)

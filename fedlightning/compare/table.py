@@ -1,0 +1,202 @@
+"""The runs of a comparison, and the table that they add up to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedlightning.compare.diary import read_diary, write
+from fedlightning.errors import ConfigurationError
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, as its folder holds it.
+
+    Attributes:
+        name: of the method.
+        seed: of the run.
+        folder: of its logs, checkpoints and `run.json`.
+        curve: the metric by evaluated round.
+        rounds: finished rounds.
+        seconds: wall time, summed over the pieces of a run that was stopped; rounds that were lost and run again count
+            twice, for that is the time that was spent.
+        up_bytes, down_bytes: sent by and to all participants, over all rounds.
+        failure: why it diverged, or None.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    curve: Mapping[int, float]
+    rounds: int
+    seconds: float
+    up_bytes: float
+    down_bytes: float
+    failure: str | None
+
+    def final(self, last: int = 1) -> float:
+        """The mean of the last evaluations."""
+        return statistics.fmean([self.curve[t] for t in sorted(self.curve)][-last:])
+
+    def best(self, mode: Mode = "max") -> float:
+        """The best of all evaluations."""
+        return (max if mode == "max" else min)(self.curve.values())
+
+    def rounds_to(self, target: float | None, mode: Mode = "max") -> int | None:
+        """The first evaluated round whose metric is as good as the target; None where there is none."""
+        if target is None:
+            return None
+        sign = 1 if mode == "max" else -1
+        return next((t for t in sorted(self.curve) if sign * self.curve[t] >= sign * target), None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `compare` returns: the runs, and their summary by method.
+
+    Attributes:
+        outcomes: the runs, method by method, seeds in their order.
+        metric: of the evaluations that is compared.
+        mode: whether a larger ("max") or a smaller ("min") one is better.
+        target: that rounds are counted to, or None.
+        last: evaluations whose mean is the final value.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    metric: str = "val/accuracy"
+    mode: Mode = "max"
+    target: float | None = None
+    last: int = 1
+
+    @property
+    def names(self) -> list[str]:
+        """The methods."""
+        return list(dict.fromkeys(outcome.name for outcome in self.outcomes))
+
+    def of(self, name: str) -> list[Outcome]:
+        """The runs of a method."""
+        return [outcome for outcome in self.outcomes if outcome.name == name]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a method: means over the seeds, and sample standard deviations (None for fewer than two seeds).
+
+        Runs that diverged are counted and left out of the means; `rounds_to_target` is the mean over `seeds_at_target`.
+        """
+        return [self._row(name) for name in self.names]
+
+    def _row(self, name: str) -> dict[str, Any]:
+        runs = self.of(name)
+        whole = [run for run in runs if run.failure is None]
+        final, best = [run.final(self.last) for run in whole], [run.best(self.mode) for run in whole]
+        reached = [t for run in whole if (t := run.rounds_to(self.target, self.mode)) is not None]
+        return {
+            "method": name,
+            "final": _mean(final),
+            "final_std": _std(final),
+            "best": _mean(best),
+            "best_std": _std(best),
+            "rounds_to_target": _mean(reached),
+            "seeds_at_target": len(reached),
+            "seeds": len(runs),
+            "diverged": len(runs) - len(whole),
+            "seconds": _mean([run.seconds for run in runs]),
+            "up_bytes": _mean([run.up_bytes for run in whole]),
+            "down_bytes": _mean([run.down_bytes for run in whole]),
+        }
+
+    def __str__(self) -> str:
+        """The table for a terminal."""
+        lines = [self._headings(), *map(self._cells, self.rows())]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = ([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])] for cells in lines)
+        return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        headings = self._headings()
+        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *map(self._cells, self.rows())]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def csv(self) -> str:
+        """The rows as they are, without rounding; a field without a value is empty."""
+        text, rows = io.StringIO(), self.rows()
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write `table.txt`, `table.csv` and `table.md`."""
+        texts = {"table.txt": f"{self}\n", "table.csv": self.csv(), "table.md": f"{self.markdown()}\n"}
+        paths = [Path(folder, name) for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            write(path, text)
+        return paths
+
+    @property
+    def scale(self) -> int:
+        """Accuracies are shown in percent: 100 for them, else 1."""
+        return 100 if self.metric.endswith("accuracy") else 1
+
+    def _headings(self) -> list[str]:
+        what = self.metric.rpartition("/")[2] + " %" * (self.scale == 100)
+        target = [] if self.target is None else [f"rounds to {self.scale * self.target:g}"]
+        return ["method", f"final {what}", f"best {what}", *target, "seconds", "MB up", "MB down"]
+
+    def _cells(self, row: Mapping[str, Any]) -> list[str]:
+        failed = f" ({row['diverged']} of {row['seeds']} diverged)" * bool(row["diverged"])
+        both = [self._spread(row[key], row[f"{key}_std"]) for key in ("final", "best")]
+        missed = row["seeds"] - row["seeds_at_target"]
+        never = f"never in {missed} of {row['seeds']}" * bool(missed)
+        reached = "" if row["rounds_to_target"] is None else f"{row['rounds_to_target']:.4g}"
+        target = [] if self.target is None else [", ".join(filter(None, (reached, never)))]
+        sent = ["" if row[key] is None else f"{row[key] / 1e6:,.4g}" for key in ("up_bytes", "down_bytes")]
+        return [row["method"], (both[0] + failed).strip(), both[1], *target, f"{row['seconds']:.4g}", *sent]
+
+    def _spread(self, mean: float | None, std: float | None) -> str:
+        if mean is None:
+            return ""
+        digits = 2 if self.scale == 100 else 4
+        deviation = "" if std is None else f" ± {self.scale * std:.{digits}f}"
+        return f"{self.scale * mean:.{digits}f}{deviation}"
+
+
+def read_run(folder: Path, name: str, seed: int, metric: str = "val/accuracy") -> Outcome:
+    """A finished run from its folder.
+
+    Raises:
+        ConfigurationError: a round is missing from its metrics.csv, or it has no such metric.
+    """
+    path, diary = folder / "metrics.csv", read_diary(folder)
+    rounds: int = diary["pieces"][-1]["to"]
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    missing = sorted(set(range(rounds + 1)) - set(rows))
+    curve = {t: float(rows[t][metric]) for t in sorted(rows) if rows[t].get(metric)}
+    if missing or not curve:
+        lacks = f"round {missing[0]}" if missing else f"the metric {metric!r}"
+        raise ConfigurationError(
+            f"{path} must hold each of {rounds} rounds and {metric!r}, but lacks {lacks}; move {folder} away and run it again."
+        )
+    up, down = (
+        math.fsum(float(row.get(f"communication/{w}_bytes") or 0) for row in rows.values()) for w in ("up", "down")
+    )
+    seconds = sum(piece["seconds"] for piece in diary["pieces"])
+    return Outcome(name, seed, folder, curve, rounds, seconds, up, down, diary["failure"])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None

@@ -1,0 +1,342 @@
+"""The program that compares methods and sweeps what they depend on."""
+
+import csv
+import importlib
+import io
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from recipe_runner import RECIPES
+from rich.console import Console
+
+from fedlightning import Classification, ConfigurationError, Dissimilarity, FedAvg, FederatedTrainer
+from fedlightning.compare import Outcome, Table
+from fedlightning.data import FakeImages
+from fedlightning.loggers import run_loggers
+from fedlightning.models import build_model
+
+pytest.importorskip("matplotlib", reason="drawing needs the extra `figures`")
+
+TINY = ["--rounds", "2", "--local-steps", "2", "--clients-per-round", "3", "--evaluate-every", "1", "--slots", "1"]
+FAKE = ["--dataset", "fashion_mnist", "--data", "fake", "--model", "logistic", "--partition", "A0d10C20", *TINY]
+DATA = os.environ.get("FEDLIGHTNING_DATA")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
+    return importlib.import_module("compare")
+
+
+@pytest.fixture
+def settings(recipe: ModuleType) -> ModuleType:
+    return importlib.import_module("comparison.settings")
+
+
+@pytest.fixture
+def figures(recipe: ModuleType) -> ModuleType:
+    return importlib.import_module("comparison.figures")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without_seconds(path: Path) -> list[dict[str, str]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read(path)]
+
+
+# -- a comparison --------------------------------------------------------------------------------------------------
+def test_what_a_comparison_leaves(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["fedavg", "fedadam server_lr=0.05", "fedavg"]
+    paths = recipe.main(["--methods", *methods, "--seeds", "0", "3", *TINY, "--target", "0.01", "--out", "o"])
+    assert [str(path) for path in paths] == [
+        f"o/{n}" for n in ("table.txt", "table.csv", "table.md", "curves.png", "curves.pdf")
+    ]
+    assert all(path.stat().st_size > 100 for path in paths)
+    rows = read(Path("o/table.csv"))
+    assert [row["method"] for row in rows] == ["fedavg", "fedadam server_lr=0.05", "fedavg #2"]
+    for row, folder in zip(rows, ("fedavg", "fedadam_server_lr=0.05", "fedavg_2"), strict=True):
+        logs = [read(Path("o/runs", folder, f"seed_{seed}", "metrics.csv")) for seed in (0, 3)]
+        assert [len(log) for log in logs] == [3, 3]
+        assert float(row["final"]) == pytest.approx(sum(float(log[-1]["val/accuracy"]) for log in logs) / 2, abs=1e-15)
+    hyperparameters = json.loads(Path("o/runs/fedadam_server_lr=0.05/seed_0/run.json").read_text())["run"]
+    assert (hyperparameters["method/server_lr"], hyperparameters["method/lr"]) == (0.05, 0.1)
+    shown = capsys.readouterr().out
+    assert Path("o/table.txt").read_text() in shown
+    assert shown.count("2 rounds") == 6
+    before = without_seconds(Path("o/table.csv"))
+    recipe.main(["--methods", *methods, "--seeds", "0", "3", *TINY, "--target", "0.01", "--out", "o"])
+    assert without_seconds(Path("o/table.csv")) == before
+
+
+def test_a_program_that_was_stopped_goes_on(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--methods", "fedavg", "scaffold", "--seeds", "0", "1", *TINY, "--rounds", "4"]
+    recipe.main([*command, "--out", "whole"])
+    follow = importlib.import_module("comparison.board")._Follow
+    usual = follow.on_evaluation_end
+
+    def interrupt(self: Any, trainer: FederatedTrainer, metrics: Any) -> None:
+        usual(self, trainer, metrics)
+        if (self.name, self.seed, trainer.round) == ("scaffold", 0, 3):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(follow, "on_evaluation_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            recipe.main([*command, "--out", "cut", "--checkpoint-every", "2"])
+    assert not Path("cut/table.csv").exists()
+    recipe.main([*command, "--out", "cut", "--checkpoint-every", "2"])
+    assert without_seconds(Path("cut/table.csv")) == without_seconds(Path("whole/table.csv"))
+    pieces = json.loads(Path("cut/runs/scaffold/seed_0/run.json").read_text())["pieces"]
+    assert [piece["from"] for piece in pieces] == [0, 2]
+
+
+def test_the_folder_names_the_settings(recipe: ModuleType) -> None:
+    def folder(*more: str) -> str:
+        return str(recipe.Sitting(recipe.parse(["--methods", "fedavg", *more])).out)
+
+    assert folder() == "logs/compare/synthetic/logistic_1_1_T50_m10_K20_B10"
+    assert folder(*FAKE) == "logs/compare/fashion_mnist/fake_A0d10C20_logistic_T2_m3_K2_B32"
+    assert folder("--local-epochs", "2").endswith("logistic_1_1_T50_m10_E2_B10")
+    assert folder("--clients-per-round", "0.5", "--lr", "0.3", "--data-beta", "0.5").endswith(
+        "logistic_1_0.5_T50_m0.5_K20_B10_lr0.3"
+    )
+
+
+def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
+    def lr(text: str, **given: float) -> float:
+        return settings.Spec.parse(text).build({"lr": 0.1, "clip_norm": 10.0}, given).lr
+
+    assert (lr("fedavg"), lr("fedavg", lr=0.3), lr("fedavg lr=1e-2", lr=0.3)) == (0.1, 0.3, 0.01)
+    own = settings.method_named("deltasgd")().lr
+    assert own != 0.1
+    assert (lr("deltasgd"), lr("deltasgd", lr=0.3)) == (own, 0.3)
+    assert settings.Spec.parse("scaffold option=I clip_norm=null").build({"clip_norm": 10.0}, {}).clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--methods", "fedavgn"], "Did you mean 'fedavg'"),
+        (["--methods", "fedprox muu=1"], "Did you mean 'mu'"),
+        (["--methods", "fedprox mu"], "Did you mean 'mu'"),
+        (["--methods", "fedprox mu=-1"], r"`mu` of FedProx must be in \[0, inf\)"),
+        (["--methods", "fedprox mu=much"], r"`mu` of FedProx must be in \[0, inf\)"),
+        (["--methods", "fedavg", "--dataset", "cifar"], "Did you mean 'cifar10"),
+        (["--methods", "fedavg", "--rounds", "0"], "`max_rounds`"),
+        (["--methods", "fedavg", "--clients-per-round", "31"], "`clients_per_round` must be in 1…30"),
+        (["--methods", "fedavg", "--batch-size", "0"], "`batch_size`"),
+        (["--methods", "fedavg", "--local-epochs", "2"], "Either `epochs` or `steps`"),
+        (["--methods", "fedavg", "--slots", "moon/0"], "moon"),
+        (["--methods", "fedavg", "--compile", "maybe"], "`compile`"),
+        (["--methods", "fedavg", "--seeds", "1", "1"], "none twice"),
+        (["--methods", "fedavg", "--partition", "A0d10C10"], "synthetic has none"),
+        (["--methods", "fedavg", "--data", "fake"], "synthetic has none"),
+        (["--methods", "fedavg", "--model", "lenett", *FAKE[:4]], "Did you mean 'lenet'"),
+        (["--methods", "fedavg", *FAKE[:6], "--partition", "A10C10"], "name of a partition"),
+        (["--methods", "fedavg", *FAKE[:6], "--data-alpha", "1"], "fashion_mnist has none"),
+        (["--methods", "fedavg", "--sweep", "mu=0,1"], "no chosen method has that field"),
+        (["--methods", "fedavg", "--sweep", "roundz=1,2"], "Did you mean 'rounds'"),
+        (["--methods", "fedavg", "--sweep", "lr=0.1,0.1"], "each value once"),
+        (["--methods", "fedavg", "--sweep", "lr"], "each value once"),
+        (["--methods", "fedavg", "--sweep", "lr=0.1", "--sweep", "lr=1"], "swept twice"),
+        (["--methods", "fedavg lr=1", "--sweep", "lr=0.1"], "`--methods` has 'fedavg lr=1'"),
+        (["--methods", "fedavg", "--sweep", "lr=0.1,-1"], r"`lr` of FedAvg must be in \(0, inf\)"),
+        (["--methods", "fedavg", "--sweep", "alpha=1,2"], "such as A0d10C100"),
+        (["--methods", "fedavg", "--sweep", "partition=IIDC5"], "synthetic has none"),
+        (["--methods", "fedavg", "--sweep", "clients_per_round=3,31"], "`clients_per_round` must be in 1…30"),
+        (["--methods", "fedavg", *FAKE[:6], "--sweep", "alpha=0.1,0"], "`alpha` of Dirichlet"),
+        (["--methods", "fedavg", *FAKE[:6], "--partition", "IIDC9", "--sweep", "alpha=1"], "is 'IIDC9'"),
+        (["--methods", "fedavg", "scaffnew"], "scaffnew|Scaffnew"),
+        (["--methods", "adaptivefedprox", *FAKE], "`evaluate_on`"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_runs(
+    recipe: ModuleType, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        recipe.main([*TINY, *flags])
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- sweeps --------------------------------------------------------------------------------------------------------
+def test_the_points_of_a_sweep(settings: ModuleType) -> None:
+    values = {"partition": "A0d10C100M2", "local_steps": 10, "local_epochs": None, "batch_size": 32}
+    specs = [settings.Spec.parse(text) for text in ("fedavg", "fedprox")]
+    found = settings.points(["alpha=0.01,1", "mu=0.1,1", "local-epochs=2"], values, specs)
+    assert [point.name for point in found] == [
+        f"alpha={alpha}_mu={mu}_local_epochs=2" for alpha in (0.01, 1) for mu in (0.1, 1)
+    ]
+    assert [point.values["partition"] for point in found] == ["A0d01C100M2"] * 2 + ["A1d00C100M2"] * 2
+    assert {(point.values["local_steps"], point.values["local_epochs"]) for point in found} == {(None, 2)}
+    assert [spec.text for spec in found[1].specs] == ["fedavg", "fedprox mu=1"]
+    assert found[1].specs[1].fields == {"mu": 1}
+    assert found[0].place == found[1].place == "alpha=0.01_local_epochs=2"
+    (single,) = settings.points([], values, specs)
+    assert (single.name, single.place, single.values) == ("", "", values)
+    assert settings.with_alpha("H0d10C20", 0.5) == "H0d50C20"
+    assert settings.with_alpha("Q0d10C20", 2) == "Q2d00C20"
+
+
+def test_a_sweep_runs_each_run_once(recipe: ModuleType, figures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--methods", "fedavg", "fedprox", "--seeds", "0", *FAKE, "--out", "o"]
+    sweep = ["--sweep", "alpha=0.1,1", "--sweep", "mu=0.5,2", "--sweep", "batch_size=8"]
+    sheets: list[Any] = []
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, stem: sheets.append((stem, figure)) or save(figure, stem))
+    recipe.main([*command, *sweep])
+    runs = sorted(str(path.relative_to("o/runs")) for path in Path("o/runs").glob("*/*/*"))
+    assert runs == [
+        f"alpha={alpha}_batch_size=8/{method}/seed_0"
+        for alpha in (0.1, 1)
+        for method in ("fedavg", "fedprox_mu=0.5", "fedprox_mu=2")
+    ]
+    run = json.loads(Path("o/runs/alpha=1_batch_size=8/fedprox_mu=2/seed_0/run.json").read_text())["run"]
+    assert (run["method/mu"], run["batches"][0]) == (2, 8)
+    rows = read(Path("o/sweep.csv"))
+    assert [(row["alpha"], row["mu"], row["method"]) for row in rows] == [
+        (alpha, mu, method)
+        for alpha in ("0.1", "1")
+        for mu in ("0.5", "2")
+        for method in ("fedavg", f"fedprox mu={mu}")
+    ]
+    for row in rows:
+        table = read(Path("o", f"alpha={row['alpha']}_mu={row['mu']}_batch_size=8", "table.csv"))
+        (same,) = (other for other in table if other["method"] == row["method"])
+        assert row["final"] == same["final"]
+    stem, figure = sheets[-1]
+    assert stem == Path("o/heterogeneity")
+    panels = figure.get_axes()
+    assert [axes.get_xlabel() for axes in panels] == list(figures.AXES.values())
+    for axes in panels:
+        assert len(axes.containers) == 3  # fedavg once, fedprox for both mu
+        assert [len(line[0].get_xdata()) for line in axes.containers] == [2, 2, 2]
+    assert list(panels[0].containers[0][0].get_xdata()) == [0.1, 1.0]
+    drawn = panels[0].containers[2][0].get_ydata()
+    assert list(drawn) == pytest.approx([100 * float(row["final"]) for row in rows if row["method"] == "fedprox mu=2"])
+
+
+def test_heterogeneity_is_what_the_run_itself_would_measure(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--methods", "fedavg", "--seeds", "0", "4", *FAKE, "--sweep", "alpha=0.1", "--out", "o"]
+    recipe.main(command)
+    (row,) = read(Path("o/sweep.csv"))
+    expected: dict[str, list[float]] = {"B": [], "variance": [], "classes": []}
+    for seed in (0, 4):
+        data = FakeImages("A0d10C20", shape=(1, 28, 28), classes=10, seed=seed, batch_size=32, steps=2)
+        task = Classification(build_model("logistic", (1, 28, 28), 10, seed=seed), 10)
+        trainer = FederatedTrainer(1, 3, callbacks=[Dissimilarity()], logger=run_loggers(tmp_path / "other"))
+        trainer.fit(FedAvg(), task, data)
+        (logged, *_) = read(trainer.log_dir / "metrics.csv")
+        expected["B"].append(float(logged["dissimilarity/B"]))
+        expected["variance"].append(float(logged["dissimilarity/variance"]))
+        owned = [data.train.targets[data.clients.client(k)].tolist() for k in range(20)]
+        shares = [[labels.count(c) / len(labels) for c in set(labels)] for labels in owned]
+        expected["classes"].append(sum(math.exp(-sum(p * math.log(p) for p in client)) for client in shares) / 20)
+    for key, values in expected.items():
+        assert float(row[key]) == pytest.approx(sum(values) / 2, rel=1e-6)
+    monkeypatch.delattr(Dissimilarity, "_measure")  # it is kept
+    recipe.main(command)
+
+
+def test_a_sweep_without_alpha_measures_nothing(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Dissimilarity, "_measure")
+    paths = recipe.main(["--methods", "fedavg", "--seeds", "0", *TINY, "--sweep", "lr=0.1,0.2", "--out", "o"])
+    assert [path.name for path in paths[-2:]] == ["sweep.csv", "sweep.md"]
+    assert [row["lr"] for row in read(Path("o/sweep.csv"))] == ["0.1", "0.2"]
+    assert sorted(path.name for path in Path("o/runs").iterdir()) == ["fedavg_lr=0.1", "fedavg_lr=0.2"]
+
+
+# -- figures and the board -----------------------------------------------------------------------------------------
+def outcome(name: str, seed: int, curve: dict[int, float], failure: str | None = None) -> Outcome:
+    return Outcome(name, seed, Path(), curve, max(curve), 1.0, 0.0, 0.0, failure)
+
+
+def test_a_curve_a_method_and_a_band_where_there_are_seeds(figures: ModuleType) -> None:
+    runs = [
+        outcome("a", 0, {0: 0.1, 2: 0.5}),
+        outcome("a", 1, {0: 0.3, 2: 0.7}),
+        outcome("b", 0, {0: 0.1, 2: 0.4}),
+        outcome("b", 1, {0: 0.1}, "diverged"),
+        outcome("c", 0, {0: 0.1}, "diverged"),
+    ]
+    (axes,) = figures.curves(Table(tuple(runs), target=0.6), "title").get_axes()
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines) == ["a", "b", "c (diverged)", "_target"]
+    assert list(lines["a"].get_xdata()) == [0, 2]
+    assert list(lines["a"].get_ydata()) == pytest.approx([20, 60])
+    assert list(lines["b"].get_ydata()) == pytest.approx([10, 40])
+    (band,) = axes.collections
+    heights = {round(float(y), 6) for _, y in band.get_paths()[0].vertices}
+    deviation = 100 * math.sqrt(0.02)
+    assert heights == {round(middle + sign * deviation, 6) for middle in (20, 60) for sign in (-1, 1)}
+    assert len(figures.curves(Table(tuple(runs[:2]) * 2), "").get_axes()[0].collections) == 1
+
+
+def test_the_board_is_a_table_in_a_terminal_and_lines_elsewhere(recipe: ModuleType) -> None:
+    board = importlib.import_module("comparison.board")
+    terminal, plain = io.StringIO(), io.StringIO()
+    for target, is_terminal in ((terminal, True), (plain, False)):
+        console = Console(file=target, force_terminal=is_terminal, width=100, soft_wrap=True)
+        with board.Board("Here", ["a", "b"], [0, 7], console) as shown:
+            shown.goes_on("b", 7, "0.5000, round 3 of 9")
+            shown.ended(outcome("a", 0, {0: 0.25}))
+    assert "seed 7" in terminal.getvalue()
+    assert "0.5000, round 3 of 9" in terminal.getvalue()
+    assert plain.getvalue().splitlines() == ["Here: a, seed 0: 0.2500, 0 rounds, 1 s"]
+
+
+def test_a_line_now_and_then(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = importlib.import_module("comparison.board")
+    plain = io.StringIO()
+    shown = board.Board("Here", ["a"], [0], Console(file=plain))
+    monkeypatch.setattr(board, "perf_counter", lambda: shown._spoken + 21)
+    shown.goes_on("a", 0, "first")
+    monkeypatch.setattr(board, "perf_counter", lambda: shown._spoken + 19)
+    shown.goes_on("a", 0, "second")
+    assert plain.getvalue() == "Here: a, seed 0: first\n"
+
+
+# -- data sets -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "fashion_mnist"])
+def test_every_set_of_images_has_a_made_up_twin(recipe: ModuleType, dataset: str) -> None:
+    options = recipe.parse(["--methods", "fedavg", "--dataset", dataset, "--data", "fake"])
+    sitting = recipe.Sitting(options)
+    data = recipe.data_of(dataset, sitting.values, 0)
+    assert isinstance(data, FakeImages)
+    assert recipe.task_of(dataset, sitting.values, 0).classes == data.classes == {"cifar100": 100}.get(dataset, 10)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files"), [("cifar100", "cifar-100-python"), ("fashion_mnist", "FashionMNIST"), ("mnist", "MNIST")]
+)
+def test_real_data(recipe: ModuleType, dataset: str, files: str) -> None:
+    if DATA is None or not Path(DATA, files).is_dir():
+        pytest.skip(f"$FEDLIGHTNING_DATA holds no {files}")
+    model = ["--model", "logistic"]
+    recipe.main(
+        ["--methods", "fedavg", "--seeds", "0", "--dataset", dataset, "--data-dir", DATA, *TINY, *model, "--out", "o"]
+    )
+    (row,) = read(Path("o/table.csv"))
+    assert 0 < float(row["final"]) < 1
+
+
+def test_shakespeare(recipe: ModuleType) -> None:
+    if DATA is None or not Path(DATA, "shakespeare").is_dir():
+        pytest.skip("$FEDLIGHTNING_DATA holds no shakespeare")
+    command = ["--methods", "fedavg", "--dataset", "shakespeare", "--data-dir", DATA]
+    sitting = recipe.Sitting(recipe.parse(command))
+    task, data = recipe.task_of("shakespeare", sitting.values, 0), recipe.data_of("shakespeare", sitting.values, 0)
+    losses = task.loss(data.batch(data.train, data.clients.client(0)[:4]))
+    assert losses.shape == (4,)
+    assert (data.steps, data.batch_size) == (20, 10)
