@@ -26,10 +26,16 @@ class Dissimilarity(Callback):
         B(x) = √(Σ p_k ‖∇F_k(x)‖² / ‖∇f(x)‖²)    as `dissimilarity/B`, local dissimilarity (Definition 3)
 
     with ∇f = Σ p_k ∇F_k and p_k = n_k / Σ n_j. As in the authors' program ∇f is a weighted mean, but D an unweighted one
-    over all N clients. B is at least 1, and 1 where all gradients agree; where ∇f alone is zero it is infinite. F_k is the
-    task's loss over all training examples of client k, without a proximal term, an augmentation or dropout, and with the
-    running statistics of the global model. (The authors' program takes at most 200 examples a client for its LSTMs, and
-    no repeated character's gradient adds up in its embedding; here all examples count, and all gradients add up.)
+    over all N clients. B is at least 1, and 1 where all gradients agree; where ∇f alone is zero it is infinite. From the
+    same sums come the heterogeneity and the diversity of the gradients, all weighted:
+
+        ζ²(x) = Σ p_k ‖∇F_k(x) − ∇f(x)‖²         as `dissimilarity/heterogeneity`
+        ζ²(x) / ‖∇f(x)‖²                         as `dissimilarity/relative_heterogeneity`
+        Σ p_k ‖∇F_k(x)‖² / ‖∇f(x)‖² = B(x)²      as `dissimilarity/diversity`; Yin et al., AISTATS 2018, have it of sums
+
+    F_k is the task's loss over all training examples of client k, without a proximal term, an augmentation or dropout, and
+    with the running statistics of the global model. (The authors' program takes at most 200 examples a client for its LSTMs,
+    and no repeated character's gradient adds up in its embedding; here all examples count, and all gradients add up.)
 
     The model before the first round, after each `every` rounds and after the last is measured; the model is the one that
     is evaluated. The cost each time is one forward and one backward pass over all training examples of the measured
@@ -48,15 +54,13 @@ class Dissimilarity(Callback):
     """
 
     def __init__(self, every: int = 1, num_clients: int | None = None, batch_size: int = 1000) -> None:
-        for name, value in (("every", every), ("num_clients", num_clients), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"`{name}` of Dissimilarity must be at least 1, but is {value}.")
+        require_positive("Dissimilarity", every=every, num_clients=num_clients, batch_size=batch_size)
         self.every, self.num_clients, self.batch_size = every, num_clients, batch_size
         self._groups: list[list[int]] = []
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Choose the clients, tell the cost, and measure the model before the first round."""
-        clients, sizes = self._choose(trainer), trainer.data.clients.sizes
+        clients, sizes = choose_clients(trainer, self.num_clients, "Dissimilarity"), trainer.data.clients.sizes
         self._groups = deal(clients, sizes)
         rank_zero_info(
             f"dissimilarity: the gradients of {len(clients):,} of {trainer.num_clients:,} clients, over "
@@ -69,18 +73,6 @@ class Dissimilarity(Callback):
         """Measure the round's model, if it is its turn."""
         if trainer.round % self.every == 0 or trainer.round == trainer.max_rounds:
             trainer.log(self._measure(trainer))
-
-    def _choose(self, trainer: FederatedTrainer) -> list[int]:
-        count = trainer.num_clients
-        if self.num_clients is None:
-            return list(range(count))
-        if self.num_clients > count:
-            raise ConfigurationError(
-                f"`num_clients` of Dissimilarity must be in 1…{count}, but is {self.num_clients}; leave it out to measure "
-                "all clients."
-            )
-        chosen = stream(trainer.seed, "dissimilarity").choice(count, self.num_clients, replace=False)
-        return sorted(chosen.tolist())
 
     def _measure(self, trainer: FederatedTrainer) -> dict[str, float]:
         began = perf_counter()
@@ -103,5 +95,36 @@ class Dissimilarity(Callback):
         return {
             "dissimilarity/variance": sums.variance,
             "dissimilarity/B": sums.dissimilarity,
+            "dissimilarity/heterogeneity": sums.heterogeneity,
+            "dissimilarity/relative_heterogeneity": sums.relative_heterogeneity,
+            "dissimilarity/diversity": sums.diversity,
             "dissimilarity/seconds": perf_counter() - began,
         }
+
+
+def require_positive(owner: str, **numbers: int | None) -> None:
+    """Check that each number that is given is at least 1.
+
+    Raises:
+        ConfigurationError: it is not; its name and its owner are named.
+    """
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigurationError(f"`{name}` of {owner} must be at least 1, but is {value}.")
+
+
+def choose_clients(trainer: FederatedTrainer, wish: int | None, owner: str) -> list[int]:
+    """A uniform sample of the clients, the same all through a run and for everyone who measures; all of them for None.
+
+    Raises:
+        ConfigurationError: there are not so many.
+    """
+    count = trainer.num_clients
+    if wish is None:
+        return list(range(count))
+    if wish > count:
+        raise ConfigurationError(
+            f"`num_clients` of {owner} must be in 1…{count}, but is {wish}; leave it out to measure all clients."
+        )
+    chosen = stream(trainer.seed, "dissimilarity").choice(count, wish, replace=False)
+    return sorted(chosen.tolist())

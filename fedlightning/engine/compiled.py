@@ -173,7 +173,7 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
         return [*states.values(), torch.stack(losses)]
 
     with torch.no_grad(), hooks.calling("on_local_step"):
-        return make_fx(steps)(*_flatten(hooks, local, block))
+        return make_fx(steps, tracing_mode="fake", _allow_non_fake_inputs=True)(*_flatten(hooks, local, block))
 
 
 def _where(active: Tensor, after: Tensor, before: Tensor) -> Tensor:

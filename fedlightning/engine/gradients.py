@@ -1,16 +1,16 @@
-"""Gradients of whole clients, and the sums over clients that measures of their dissimilarity are made of."""
+"""Losses and gradients of whole clients, and the sums over clients that measures of dissimilarity are made of."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from fedlightning.data.module import Examples, FederatedDataModule
-from fedlightning.engine.replica import Replica
+from fedlightning.engine.replica import Replica, channels_last
 
 _OVERHEAD, _LEAST, _GROUPS = 100, 2000, 16
 """What a client costs beside its examples, what a group costs at least (both in examples), and how many groups at most."""
@@ -68,11 +68,34 @@ class GradientSums:
     @property
     def dissimilarity(self) -> float:
         """B = √(Σ p_k ‖g_k‖² / ‖∇f‖²), p_k = n_k / Σ n_j; 1 where all gradients are zero, infinite where ∇f alone is."""
-        mean = self.weighted / self.examples
-        local, pooled = float(self.squares[1]) / self.examples, float(mean.dot(mean))
+        return math.sqrt(self.diversity)
+
+    @property
+    def diversity(self) -> float:
+        """Σ p_k ‖g_k‖² / ‖∇f‖² = B²: 1 where all gradients agree."""
+        local, pooled = self._norms()
         if pooled == 0:
             return 1.0 if local == 0 else math.inf
-        return math.sqrt(local / pooled)
+        return local / pooled
+
+    @property
+    def heterogeneity(self) -> float:
+        """ζ² = Σ p_k ‖g_k − ∇f‖² = Σ p_k ‖g_k‖² − ‖∇f‖², the weighted variance."""
+        local, pooled = self._norms()
+        return local - pooled if math.isnan(local) else max(local - pooled, 0.0)
+
+    @property
+    def relative_heterogeneity(self) -> float:
+        """ζ² / ‖∇f‖²; 0 where all gradients are zero, infinite where ∇f alone is."""
+        spread, (_, pooled) = self.heterogeneity, self._norms()
+        if pooled == 0:
+            return 0.0 if spread == 0 else math.inf
+        return spread / pooled
+
+    def _norms(self) -> tuple[float, float]:
+        """Σ p_k ‖g_k‖² and ‖∇f‖²."""
+        mean = self.weighted / self.examples
+        return float(self.squares[1]) / self.examples, float(mean.dot(mean))
 
 
 @torch.no_grad()
@@ -105,8 +128,77 @@ def gradient_sums(
     with _evaluating(replica.task):
         for client in clients:
             owned = data.clients.client(client).to(replica.device)
-            sums.add(_full_gradient(replica, data, examples, owned, x, batch_size), len(owned))
+            gradient, _ = _full_gradient(replica, data, examples, owned, x, batch_size)
+            sums.add(gradient, len(owned))
     return sums.cpu()
+
+
+@contextmanager
+def client_objective(
+    replica: Replica,
+    data: FederatedDataModule,
+    examples: Examples,
+    client: int,
+    x: Tensor,
+    buffers: Tensor,
+    batch_size: int,
+) -> Iterator[Callable[[Tensor], tuple[float, Tensor]]]:
+    """A client's training loss f_k as a function: from w [P] to f_k(w) and ∇f_k(w) [P], in float64 on the slot's device.
+
+    The loss is that of `gradient_sums`; its forward and backward pass are in the model's own dtype.
+
+    Args:
+        replica: the slot's model.
+        data: whose client it is.
+        examples: its training set on the slot's device.
+        client: which client.
+        x: any parameters.
+        buffers: the model's buffers, flat [Q].
+        batch_size: examples of one forward and backward pass.
+    """
+    owned = data.clients.client(client).to(replica.device)
+    replica.load(x.to(replica.device), buffers.to(replica.device))
+
+    def objective(w: Tensor) -> tuple[float, Tensor]:
+        gradient, loss = _full_gradient(replica, data, examples, owned, w.to(replica.layout.dtype), batch_size)
+        return float(loss), gradient
+
+    with torch.no_grad(), _evaluating(replica.task):
+        yield objective
+
+
+@torch.no_grad()
+def mean_losses(
+    replica: Replica,
+    data: FederatedDataModule,
+    examples: Examples,
+    index: Tensor,
+    points: Sequence[Tensor],
+    buffers: Tensor,
+    batch_size: int,
+) -> list[float]:
+    """The mean loss over some examples at each of several points, without augmentation, in evaluation mode.
+
+    Args:
+        replica: the slot's model.
+        data: whose examples they are.
+        examples: its training set on the slot's device.
+        index: which of them [n].
+        points: parameters [P].
+        buffers: the model's buffers, flat [Q].
+        batch_size: examples of one forward pass.
+    """
+    index, losses = index.to(replica.device), []
+    replica.task.eval()
+    for point in points:
+        replica.load(point.to(replica.device, replica.layout.dtype), buffers.to(replica.device))
+        total = torch.zeros((), dtype=torch.float64, device=replica.device)
+        for part in index.split(batch_size):
+            batch = data.batch(examples, part)
+            total += replica.task.loss(tuple(channels_last(tensor) for tensor in batch)).sum(dtype=torch.float64)
+        losses.append(float(total) / len(index))
+    replica.task.train()
+    return losses
 
 
 def deal(clients: Sequence[int], sizes: Tensor) -> list[list[int]]:
@@ -130,14 +222,15 @@ def deal(clients: Sequence[int], sizes: Tensor) -> list[list[int]]:
 
 def _full_gradient(
     replica: Replica, data: FederatedDataModule, examples: Examples, owned: Tensor, x: Tensor, batch_size: int
-) -> Tensor:
-    """The gradient [P] (float64) of the mean loss over the examples at `owned`, batch after batch."""
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+) -> tuple[Tensor, Tensor]:
+    """Gradient [P] and value [] (float64) of the mean loss over the examples at `owned`, batch after batch."""
+    total, value = torch.zeros(len(x) + 1, dtype=torch.float64, device=x.device).split([len(x), 1])
     no_dropout = torch.zeros((), dtype=torch.int64, device=x.device)
     for index in owned.split(batch_size):
-        gradient, _ = replica.gradient(x, data.batch(examples, index), no_dropout)
+        gradient, loss = replica.gradient(x, data.batch(examples, index), no_dropout)
         total.add_(gradient, alpha=len(index) / len(owned))
-    return total
+        value.add_(loss, alpha=len(index) / len(owned))
+    return total, value[0]
 
 
 @contextmanager
