@@ -223,7 +223,7 @@ def test_ctrl_c_saves_the_last_finished_round_and_exits_cleanly() -> None:
         "--name",
         "long",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=listen)
     last = folder(name="long") / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 60
     while not last.exists() and time.monotonic() < deadline:
@@ -241,11 +241,16 @@ def last_round(name: str) -> int:
     return load_checkpoint(folder(name=name) / "checkpoints" / "last.ckpt")[0].round
 
 
+def listen() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would the recipe, were these tests one of them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def started(*argv: str, name: str = "long") -> subprocess.Popen[str]:
     """The recipe in a process of its own, once it has finished a round."""
     command = [sys.executable, str(RECIPES / "synthetic.py"), "--rounds", "100000", "--local-steps", "2", "--compile"]
     command += ["false", "--name", name, *argv]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.monotonic() + 60
     while not (folder(name=name) / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -50,6 +50,22 @@ SMALLER = {
         "--rounds",
         "1",
     ],
+    "cifar10": ["--local-steps", "1"],
+    "emnist_autoencoder": ["--local-steps", "1"],
+    "compare": ["--rounds", "1"],
+    "analyses": [
+        "--rounds",
+        "2",
+        "--local-steps",
+        "1",
+        "--passes",
+        "2",
+        "--measured-clients",
+        "2",
+        "--resolution",
+        "2",
+    ],
+    "client_optima": ["--rounds", "4", "--floor-rounds", "3", "--out", "figures"],
     "fedprox_paper": ["--rounds", "1", "--seed", "1", "--out", "figures"],
 }
 NEEDED = {"mnist": "MNIST", "femnist": "omniglot-small", "shakespeare": "shakespeare", "sent140": "sent140"}
