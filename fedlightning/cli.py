@@ -136,7 +136,8 @@ def run_recipe(
         main: the recipe.
         method: the default of `--method`.
         argv: the command line; the program's own by default.
-        **defaults: this recipe's defaults for fields of `FedMethod`, e.g. `lr=0.01`; a method that sets its own keeps it.
+        **defaults: this recipe's defaults for fields of `FedMethod`, e.g. `lr=0.01`, where a method that sets its own keeps it;
+            and for any fields of one method, e.g. `fedprox={"mu": 1.0}`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     recipe = Path(main.__code__.co_filename)

@@ -38,7 +38,7 @@ class Command:
         recipe: its file.
         given: what `first_flags` found.
         method: the recipe's default.
-        defaults: the recipe's defaults for fields of methods.
+        defaults: the recipe's defaults for fields of all methods, and by a method's name for those of one.
     """
 
     def __init__(
@@ -142,10 +142,10 @@ def _parser(main: Callable[..., Any], method: type[FedMethod], recipe: str, defa
         parser.add_argument("--label", type=str | None, default=None, help="the partition's name in the run's folder")
     parser.add_function_arguments(main, skip={"method", "run"})
     parser.add_class_arguments(method, nested_key=None)
-    own, usual = (
-        method.__dataclass_fields__,
-        FedMethod.__dataclass_fields__,
-    )  # a paper's default is stronger than a recipe's
-    parser.set_defaults({name: value for name, value in defaults.items() if own[name].default == usual[name].default})
+    own, usual = method.__dataclass_fields__, FedMethod.__dataclass_fields__
+    general = {name: value for name, value in defaults.items() if not isinstance(value, dict)}
+    # A paper's default is stronger than a recipe's for all methods, and weaker than a recipe's for this one.
+    parser.set_defaults({name: value for name, value in general.items() if own[name].default == usual[name].default})
+    parser.set_defaults(defaults.get(method.__name__.lower(), {}))
     parser.dash()
     return parser

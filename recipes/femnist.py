@@ -98,4 +98,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_recipe(main, lr=0.003)
+    run_recipe(main, method="fedprox", lr=0.003, fedprox={"mu": 1.0})

@@ -83,4 +83,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_recipe(main, lr=0.03)
+    run_recipe(main, method="fedprox", lr=0.03, fedprox={"mu": 1.0})

@@ -102,4 +102,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_recipe(main, lr=0.3)
+    run_recipe(main, method="fedprox", lr=0.3, fedprox={"mu": 0.01})

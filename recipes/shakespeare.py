@@ -99,4 +99,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_recipe(main, lr=0.8)
+    run_recipe(main, method="fedprox", lr=0.8, fedprox={"mu": 0.001})

@@ -36,7 +36,7 @@ def main(
     drop_stragglers: bool = False,
     replay: Literal["none", "fedprox"] = "none",
     dissimilarity: bool = False,
-    rounds: int = 50,
+    rounds: int = 200,
     clients_per_round: int | float = 10,
     batch_size: int = 10,
     local_epochs: int | None = None,
@@ -58,7 +58,7 @@ def main(
         drop_stragglers: leave out what they did, as FedAvg does in the paper.
         replay: fedprox draws stragglers, their epochs and the batches from the random streams of the paper's program.
         dissimilarity: measure the variance of the devices' gradients, and B, after each round.
-        rounds: rounds in all; the paper runs 200.
+        rounds: rounds in all.
         clients_per_round: a number of clients, or with a decimal point a fraction of them.
         batch_size: examples of a local step.
         local_epochs: passes over a client's data in a round; 20 unless local_steps is given.
@@ -92,4 +92,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_recipe(main, lr=0.01)
+    run_recipe(main, lr=0.01, fedprox={"mu": 1.0})

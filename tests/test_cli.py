@@ -453,3 +453,12 @@ def test_every_recipe_leaves_it_to_the_command_line_how_it_trains(recipe: str) -
     text = (RECIPES / f"{recipe}.py").read_text()
     assert "run.fit(trainer, " in text
     assert "trainer.fit(" not in text
+
+
+@pytest.mark.parametrize(("method", "mu"), [("fedprox", 0.7), ("adaptivefedprox", 0.0)])
+def test_a_recipe_has_defaults_for_one_methods_own_fields(method: str, mu: float) -> None:
+    argv = ["--method", method, "--rounds", "1", "--local-steps", "1", "--name", "own"]
+    run_recipe(load("synthetic").main, argv=argv, lr=0.02, fedprox={"mu": 0.7})
+    (path,) = Path("logs").rglob("own/config.yaml")
+    config = yaml.safe_load(path.read_text())
+    assert (config["mu"], config["lr"]) == (mu, 0.02)
