@@ -45,7 +45,7 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
 
 def curves(table: Table, title: str) -> "Figure":
     """One curve a method, the mean over the seeds, with a band of one sample deviation where there are several seeds."""
-    figure = _figure(7.5)
+    figure = _figure(11)
     axes = figure.subplots()
     for index, name in enumerate(table.names):
         mean, deviation = _mean_curve([run for run in table.of(name) if run.failure is None])

@@ -1,0 +1,30 @@
+"""Every configuration of a partition runs a round, on made-up images, as a user would start it."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from recipe_runner import RECIPES, load
+
+from fedlightning import Callback
+from fedlightning.cli import run_recipe
+from fedlightning.configs import ConfigFile
+from fedlightning.data import FakeImages, parse_partition
+
+FILES = sorted((RECIPES / "configs").glob("*/*.yaml"))
+SMALL = "--data fake --rounds 1 --local-steps 1 --batch-size 1 --clients-per-round 1".split()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_round_of_every_file(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model, its method fields and its partition, on this machine's slots."""
+    monkeypatch.chdir(tmp_path)
+    recipe, file = load(path.parent.name), ConfigFile.read(path)
+    images = 3 * parse_partition(file.values.get("partition", path.stem)).num_clients  # type: ignore[attr-defined]
+    monkeypatch.setattr(recipe, "FakeImages", partial(FakeImages, num_train=max(images, 200), num_test=4))
+    monkeypatch.setattr(recipe, "ModelCheckpoint", lambda **_: Callback())  # up to a gigabyte for a ViT
+    methods = file.values.get("methods") or {}
+    name = next((name for name in ("fedprox", "fedlesam", "fedadam") if name in methods), "fedavg")
+    run_recipe(recipe.main, argv=["--partition", path.stem, "--method", name, *SMALL])
+    (table,) = tmp_path.rglob("metrics.csv")
+    assert len(table.read_text().splitlines()) >= 3
