@@ -95,7 +95,7 @@ def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> No
     "method",
     [
         FedProx(mu=0.5),
-        DeltaSGD(),
+        pytest.param(DeltaSGD(), marks=pytest.mark.slow),
         pytest.param(Scaffold(), marks=pytest.mark.slow),
         pytest.param(FedDane(mu=0.1), marks=pytest.mark.slow),
     ],

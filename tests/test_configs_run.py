@@ -15,7 +15,13 @@ FILES = sorted((RECIPES / "configs").glob("*/*.yaml"))
 SMALL = "--data fake --rounds 1 --local-steps 1 --batch-size 1 --clients-per-round 1".split()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def case(path: Path) -> object:
+    """A ViT of 86 million parameters takes half a minute."""
+    heavy = [pytest.mark.slow] if ConfigFile.read(path).values.get("model") == "vitbase" else []
+    return pytest.param(path, id=f"{path.parent.name}/{path.stem}", marks=heavy)
+
+
+@pytest.mark.parametrize("path", [case(path) for path in FILES])
 def test_a_round_of_every_file(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its model, its method fields and its partition, on this machine's slots."""
     monkeypatch.chdir(tmp_path)
