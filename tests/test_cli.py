@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -276,6 +276,16 @@ def test_sigterm_ends_the_run_after_the_round_and_it_goes_on_to_the_same_bits() 
     assert torch.equal(one.server.x, other.server.x)
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """The handlers a program has in the foreground; one started in the background ignores SIGINT."""
+    numbers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def interrupted(work: Callable[[list[str]], None]) -> tuple[list[str], tuple[object, ...]]:
     """What was done before the interrupt, and its arguments."""
     done: list[str] = []
@@ -287,6 +297,7 @@ def interrupted(work: Callable[[list[str]], None]) -> tuple[list[str], tuple[obj
     raise AssertionError("not interrupted")
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_the_first_ctrl_c_waits_for_the_round_and_the_second_does_not() -> None:
     def once(done: list[str]) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -321,6 +332,7 @@ def test_ones_own_handler_and_ignored_signals_are_left_alone() -> None:
     assert heard == [signal.SIGTERM]
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_an_error_is_not_hidden_by_a_signal() -> None:
     def fails(_: list[str]) -> None:
         signal.raise_signal(signal.SIGTERM)
