@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fedlightning.errors import ConfigurationError
-from fedlightning.memory import ClientMemory
+from fedlightning.memory import HOST_BYTES, ClientMemory, read_dump
 from fedlightning.state import State
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], 
         "round": state.round,
         "identity": dict(identity),
         "callbacks": dict(callbacks),
-        "versions": {name: version(name) for name in ("fedlightning", "torch", "lightning")},
+        "versions": _versions(),
     }
-    clients = sorted(state.memory.rows())
+    clients, memory = state.memory.dump()
     content = {
         "meta": json.dumps(meta),
         "server": {name: tensor.cpu() for name, tensor in state.server.items()},
-        "clients": torch.tensor(clients, dtype=torch.int64),
-        "memory": [dict(state.memory.rows()[client]) for client in clients],
+        "clients": clients,
+        "memory": memory,
         "buffers": state.buffers.cpu(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,11 @@ def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], 
         raise
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("fedlightning", "torch", "lightning")}
+
+
 def load_checkpoint(path: Path, memory: ClientMemory | None = None) -> tuple[RoundState, dict[str, Any]]:
     """Read a checkpoint: the run, and its `identity`, `callbacks` and `versions`.
 
@@ -88,10 +94,12 @@ def load_checkpoint(path: Path, memory: ClientMemory | None = None) -> tuple[Rou
     if not path.is_file():
         raise ConfigurationError(f"`ckpt_path` must name a checkpoint, but there is no file {path}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # What would not fit into the host's memory is read from the file as it is needed; its checksums are not looked at.
+        large = path.stat().st_size > HOST_BYTES
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=large)
         meta: dict[str, Any] = json.loads(content["meta"])
-        rows = {int(c): State(**row) for c, row in zip(content["clients"], content["memory"], strict=True)}
-        server, buffers = State(**content["server"]), content["buffers"]
+        server, buffers = State(**content["server"]).apply(torch.clone), content["buffers"].clone()
+        rows = read_dump(content["clients"], content["memory"])
     except (RuntimeError, ValueError, TypeError, LookupError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ConfigurationError(
             f"`ckpt_path` must name a whole checkpoint of fedlightning, but {path} cannot be read "

@@ -2,63 +2,303 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from threading import RLock
+from typing import Any
+from weakref import WeakSet, finalize
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.errors import ConfigurationError
 from fedlightning.state import State
+
+HOST_BYTES = 8 * 2**30
+"""Rows up to so many bytes lie in the host's memory where no folder was asked for; those beyond in a mapped file."""
+
+_CHUNK = 4 * 2**20
+"""Bytes of an entry's rows that are allocated together."""
 
 
 class ClientMemory:
-    """Rows for the clients that took part, and only for those.
+    """Rows for the clients that took part, and only for those, in the order in which they came.
 
-    A memory is not changed: `updated` gives the next one, which shares the rows that stayed the same. With a directory
-    the rows lie in one sparse memory-mapped file for each entry, which takes disk only for rows that were written; there
-    an update replaces the row in place.
+    A memory is not changed: `updated` gives the next one. Both look at one table, in which a row is replaced in place; a
+    memory that is still held keeps, by itself, what the rows were that were replaced after it. So a round costs what its
+    participants' rows cost, however many clients there are and took part before.
+
+    Rows in files lie in one sparse memory-mapped file for each entry, which takes disk only for rows that were written. The
+    files are scratch: a run goes on from its checkpoint, not from them.
 
     Args:
         rows: what each client remembers.
-        directory: where the memory-mapped files go; None keeps the rows in the host's memory.
+        directory: where the memory-mapped files go; None keeps all rows in the host's memory.
         num_clients: N, needed with a directory.
+        host_bytes: rows up to so many bytes lie in the host's memory nonetheless, and the file of those beyond has no
+            name, so that it goes with the run.
+
+    Raises:
+        ConfigurationError: there is a directory, but no number of clients.
     """
 
     def __init__(
-        self, rows: Mapping[int, State] | None = None, directory: Path | None = None, num_clients: int = 0
+        self,
+        rows: Mapping[int, State] | None = None,
+        directory: Path | None = None,
+        num_clients: int = 0,
+        host_bytes: int = 0,
     ) -> None:
-        self._directory, self._num_clients = directory, num_clients
-        self._tables: dict[str, Tensor] = {}
-        self._rows: dict[int, State] = {}
+        if directory is not None and num_clients < 1:
+            raise ConfigurationError(
+                f"`num_clients` of ClientMemory must be at least 1 with a directory, but is {num_clients}."
+            )
+        self._look_at(_Store(_Place(directory, num_clients, host_bytes)))
         for client, state in (rows or {}).items():
-            self._rows[client] = self._keep(client, state)
+            self._store.write(client, state)
 
     def get(self, client: int) -> State | None:
         """What a client remembers, or None if it never took part."""
-        return self._rows.get(client)
+        with self._store.lock:
+            return self._before[client] if client in self._before else self._store.read(client)
 
     def updated(self, rows: Mapping[int, State]) -> ClientMemory:
         """The memory after a round in which these clients took part."""
-        memory = ClientMemory(None, self._directory, self._num_clients)
-        memory._tables = self._tables
-        memory._rows = {**self._rows, **{client: memory._keep(client, state) for client, state in rows.items()}}
-        return memory
+        if not rows:
+            return self
+        with self._store.lock:
+            store = self._store if self._version == self._store.version else self._copied()
+            store.preserve(rows)
+            for client, state in rows.items():
+                store.write(client, state)
+            return ClientMemory.__new__(ClientMemory)._look_at(store)
 
     def rows(self) -> Mapping[int, State]:
-        """All rows, for checkpoints."""
-        return self._rows
+        """All rows; each is read when it is asked for."""
+        return _Rows(self)
 
-    def _keep(self, client: int, state: State) -> State:
-        if self._directory is None:
-            return state.apply(lambda tensor: tensor.detach().cpu().clone())
-        return State(**{name: self._write(self._directory, client, name, t) for name, t in state.items()})
+    def dump(self) -> tuple[Tensor, dict[str, Any]]:
+        """Plain tensors for a checkpoint, which share the rows: ids [M] (−1 for none), and each entry's rows [M, …] in parts."""
+        with self._store.lock:
+            return (self._copied() if self._before else self._store).dump()
 
-    def _write(self, directory: Path, client: int, name: str, tensor: Tensor) -> Tensor:
-        if name not in self._tables:
-            directory.mkdir(parents=True, exist_ok=True)
-            size = self._num_clients * tensor.numel()
-            path = str(directory / f"{name}.bin")
-            table = torch.from_file(path, shared=True, size=size, dtype=tensor.dtype)
-            self._tables[name] = table.view(self._num_clients, *tensor.shape)
-        row = self._tables[name][client]
-        return row.copy_(tensor.detach())
+    def describe(self, nbytes: int) -> str:
+        """Where rows of so many bytes in all lie, in words."""
+        place = self._store.place
+        if place.directory is None or nbytes <= place.host_bytes:
+            return "the host's memory"
+        if not place.host_bytes:
+            return f"files in {place.directory}"
+        return f"the host's memory up to {place.host_bytes / 2**30:.4g} GiB, beyond in a file in {place.directory}"
+
+    def clients(self) -> list[int]:
+        """Those that took part."""
+        with self._store.lock:
+            return [client for client in self._store.slots if self._before.get(client, _EMPTY) is not None]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClientMemory, (dict(self.rows()),)
+
+    def _look_at(self, store: _Store) -> ClientMemory:
+        self._store, self._version = store, store.version
+        self._before: dict[int, State | None] = {}
+        store.memories.add(self)
+        return self
+
+    def _copied(self) -> _Store:
+        """A table of its own, for what comes after a memory that was already updated once."""
+        store = _Store(self._store.place.anew())
+        for client, state in self.rows().items():
+            store.write(client, state)
+        return store
+
+
+def read_dump(clients: Tensor, content: Any) -> dict[int, State]:
+    """The rows that `ClientMemory.dump` gave, or those of a checkpoint of format 1: a list of them."""
+    if isinstance(content, list):
+        return {client: State(**row) for client, row in zip(clients.tolist(), content, strict=True)}
+    rows = {int(client): State(**row) for client, row in content["others"].items()}
+    entries = (chain.from_iterable(parts) for parts in content["entries"].values())
+    for client, *row in zip(clients.tolist(), *entries, strict=True):
+        rows[client] = State(**dict(zip(content["entries"], row, strict=True)))
+    rows.pop(-1, None)
+    return rows
+
+
+_EMPTY = State()
+
+
+class _Rows(Mapping[int, State]):
+    def __init__(self, memory: ClientMemory) -> None:
+        self._memory = memory
+
+    def __getitem__(self, client: int) -> State:
+        row = self._memory.get(client)
+        if row is None:
+            raise KeyError(client)
+        return row
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._memory.clients())
+
+    def __len__(self) -> int:
+        return len(self._memory.clients())
+
+
+class _Store:
+    """The table that memories look at; rows of another kind than the first one lie beside it.
+
+    Attributes:
+        slots: the row of each client, by its number or, beside the table, itself.
+        version: how often the rows were updated; a memory of an earlier version keeps its own of those replaced since.
+        memories: those that are still held.
+    """
+
+    def __init__(self, place: _Place) -> None:
+        self.place, self.lock, self.version = place, RLock(), 0
+        self.slots: dict[int, int | State] = {}
+        self.memories: WeakSet[ClientMemory] = WeakSet()
+        self._columns: dict[str, _Column] = {}
+        self._kind: tuple[Any, ...] | None = None
+        self._ids: list[int] = []  # whose each row is; −1 for nobody's
+        self._free: list[int] = []
+        self._others: set[int] = set()  # whose rows lie beside the table
+
+    def read(self, client: int) -> State | None:
+        """A copy of a row."""
+        slot = self.slots.get(client)
+        if isinstance(slot, int):
+            return State(**{name: column.row(slot).clone() for name, column in self._columns.items()})
+        return slot
+
+    def preserve(self, clients: Mapping[int, Any]) -> None:
+        """Begin the next version; every memory that is held keeps these clients' rows, or that there were none."""
+        rows = {client: self.read(client) for client in clients}
+        for memory in list(self.memories):
+            for client, row in rows.items():
+                memory._before.setdefault(client, row)
+        self.version += 1
+
+    def write(self, client: int, state: State) -> None:
+        """Replace a row, or add one."""
+        kind = tuple((name, tensor.dtype, tensor.shape) for name, tensor in state.items())
+        if self._kind is None and kind:
+            self._kind = kind
+            self._columns = {name: _Column(name, tensor, self.place) for name, tensor in state.items()}
+        slot = self.slots.get(client)
+        if kind != self._kind:
+            self.slots[client] = state.apply(lambda tensor: tensor.detach().cpu().clone())
+            self._others.add(client)
+            if isinstance(slot, int):
+                self._ids[slot] = -1
+                self._free.append(slot)
+            return
+        if not isinstance(slot, int):
+            slot = self._free.pop() if self._free else self._grown()
+        for name, tensor in state.items():
+            self._columns[name].row(slot).copy_(tensor.detach())
+        self.slots[client], self._ids[slot] = slot, client
+        self._others.discard(client)
+
+    def dump(self) -> tuple[Tensor, dict[str, Any]]:
+        """As `ClientMemory.dump` has it."""
+        others = {client: dict(self.slots[client]) for client in self._others}  # type: ignore[arg-type]
+        entries = {name: column.parts(len(self._ids)) for name, column in self._columns.items()}
+        return torch.tensor(self._ids, dtype=torch.int64), {"entries": entries, "others": others}
+
+    def _grown(self) -> int:
+        for column in self._columns.values():
+            column.extend(len(self._ids))
+        self._ids.append(-1)
+        return len(self._ids) - 1
+
+
+class _Column:
+    """The rows of one entry, a few megabytes of them together."""
+
+    def __init__(self, name: str, like: Tensor, place: _Place) -> None:
+        self._name, self._place = name, place
+        self._shape, self._dtype = like.shape, like.dtype
+        self._row_bytes = like.numel() * like.element_size()
+        self._together = max(1, min(_CHUNK // max(1, self._row_bytes), place.num_clients or 256))
+        self._chunks: list[Tensor] = []
+        self._file: _File | None = None
+
+    def row(self, slot: int) -> Tensor:
+        """One row, to be read or written."""
+        return self._chunks[slot // self._together][slot % self._together]
+
+    def extend(self, slot: int) -> None:
+        """Make room for a row, the first that was not there."""
+        k, within = divmod(slot, self._together)
+        if within == 0:
+            self._chunks.append(self._chunk(k))
+        if self._file is not None:
+            self._file.reserve(slot * self._row_bytes, self._row_bytes)
+
+    def parts(self, length: int) -> list[Tensor]:
+        """The first rows, in parts [M, …] that share them, each of its own storage, as `torch.save` wants them."""
+        counts = (min(self._together, length - k * self._together) for k in range(len(self._chunks)))
+        return [_prefix(chunk, count) for chunk, count in zip(self._chunks, counts, strict=True)]
+
+    def _chunk(self, k: int) -> Tensor:
+        size = self._together * self._row_bytes
+        if self._file is None:
+            folder = self._place.folder(size)
+            if folder is None:
+                return torch.empty(self._together, *self._shape, dtype=self._dtype)
+            name = None if self._place.host_bytes else f"{self._name}.bin"
+            self._file = _File(folder, name, self._place.num_clients * self._row_bytes)
+        content = torch.from_numpy(self._file.content[k * size : (k + 1) * size])
+        return content.view(self._dtype).view(-1, *self._shape)
+
+
+class _Place:
+    """Where rows lie: the host's memory, as long as there is room by the rule, then files."""
+
+    def __init__(self, directory: Path | None, num_clients: int, host_bytes: int) -> None:
+        self.directory, self.num_clients, self.host_bytes = directory, num_clients, host_bytes
+        self._used = 0
+
+    def anew(self) -> _Place:
+        """The same rule for another table."""
+        return _Place(self.directory, self.num_clients, self.host_bytes)
+
+    def folder(self, size: int) -> Path | None:
+        """Where so many bytes more lie: a folder, or None for the host's memory."""
+        if self.directory is not None and self._used + size > self.host_bytes:
+            return self.directory
+        self._used += size
+        return None
+
+
+class _File:
+    """A sparse file of so many bytes, mapped into memory; without a name it goes when nobody looks at it any more."""
+
+    def __init__(self, folder: Path, name: str | None, size: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if name is None:
+            self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
+        else:
+            (folder / name).unlink(missing_ok=True)  # an earlier memory that is still held goes on with the old file
+            self._file = (folder / name).open("x+b")
+        finalize(self, self._file.close)
+        self._file.truncate(size)
+        self.content: np.ndarray[Any, Any] = np.memmap(self._file, np.uint8, "r+", shape=(size,))
+
+    def reserve(self, start: int, count: int) -> None:
+        """Take the disk for a row: where there is none left this is an error, and the write would be a crash."""
+        if count and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), start, count)
+
+
+def _prefix(chunk: Tensor, count: int) -> Tensor:
+    if not chunk.numel():
+        return chunk[:count].clone()
+    plain = chunk.reshape(-1).view(torch.uint8).numpy()
+    plain = plain[: plain.size // len(chunk) * count]
+    return torch.from_numpy(plain).view(chunk.dtype).view(count, *chunk.shape[1:])

@@ -24,7 +24,7 @@ from fedlightning.engine.job import RoundJob
 from fedlightning.engine.replica import flatten_buffers, persistent_buffers
 from fedlightning.errors import ConfigurationError
 from fedlightning.loggers import check_writable, log_hyperparameters, run_loggers
-from fedlightning.memory import ClientMemory
+from fedlightning.memory import HOST_BYTES, ClientMemory
 from fedlightning.method import FedMethod, Round, hyperparameters, visible, weights
 from fedlightning.reduce import OrderedMean
 from fedlightning.signals import stop_on_signal
@@ -214,7 +214,7 @@ class FederatedTrainer:
 
     def _start_state(self, state: RoundState | None, ckpt_path: str | Path | None) -> RoundState:
         device, folder = self.strategy.root_device, self.strategy.memory_dir
-        memory = ClientMemory(None, folder, self.num_clients)
+        memory = ClientMemory(None, folder or self.log_dir, self.num_clients, 0 if folder else HOST_BYTES)
         if ckpt_path is not None:
             path = self.log_dir / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
             state, meta = load_checkpoint(path, memory)
@@ -258,8 +258,8 @@ class FederatedTrainer:
     def _announce(self) -> None:
         if self.callbacks or self.loggers:
             each = self.method.configure_client(self.state.server.x).nbytes
-            where = f"files in {self.strategy.memory_dir}" if self.strategy.memory_dir else "the host's memory"
-            bill = f"{_bytes(each)} a client, at most {_bytes(each * self.num_clients)} in {where}"
+            most = each * self.num_clients
+            bill = f"{_bytes(each)} a client, at most {_bytes(most)} in {self.state.memory.describe(most)}"
             rank_zero_info(f"{self.strategy.describe()}; client state: {bill if each else 'none'}")
         flat = {f"method/{name}": value for name, value in hyperparameters(self.method).items()}
         trainer = {

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +43,17 @@ class Partition:
         sizes = torch.bincount(owners, minlength=num_clients)
         return cls(owners.argsort(stable=True), torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
 
+    @classmethod
+    def of_sizes(cls, sizes: Tensor, indices: Tensor | None = None) -> Partition:
+        """A partition from each client's number of examples [N] (int64), for any number of clients.
+
+        Args:
+            sizes: examples of each client.
+            indices: positions, one client's after another's [n]; by default 0, 1, … in the order of the data set.
+        """
+        offsets = torch.cat([sizes.new_zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        return cls(torch.arange(int(offsets[-1])) if indices is None else indices, offsets)
+
     @property
     def num_clients(self) -> int:
         """N."""
@@ -50,14 +64,28 @@ class Partition:
         """Examples of each client [N]."""
         return self.offsets.diff()
 
+    @cached_property
+    def largest(self) -> int:
+        """Examples of the largest client."""
+        return int(self.sizes.max())
+
     def size(self, client: int) -> int:
         """Examples of one client."""
-        start, end = self.offsets[client : client + 2].tolist()
-        return int(end - start)
+        start, end = self._bounds(client)
+        return end - start
 
     def client(self, client: int) -> Tensor:
         """The positions that a client owns."""
-        return self.indices[int(self.offsets[client]) : int(self.offsets[client + 1])]
+        start, end = self._bounds(client)
+        return self.indices[start:end]
+
+    @cached_property
+    def _offsets(self) -> np.ndarray[Any, Any]:
+        """The same memory, which is read faster number by number."""
+        return self.offsets.numpy()
+
+    def _bounds(self, client: int) -> tuple[int, int]:
+        return int(self._offsets.item(client)), int(self._offsets.item(client + 1))
 
     def owners(self) -> Tensor:
         """The client that owns each entry of `indices` [n]."""
@@ -78,13 +106,14 @@ class Partition:
             other: labels of the other data set [m].
         """
         found, ids = torch.unique(torch.cat([labels, other]), return_inverse=True)
-        counts = self.histogram(ids[: len(labels)], len(found))
-        counts = torch.where(counts.sum(0) > 0, counts, self.sizes[:, None]).to(torch.float64)
-        shares = counts.cumsum(0) / counts.sum(0)
+        mine, wanted = ids[: len(labels)][self.indices], ids[len(labels) :]
+        holders = self.owners()[mine.argsort(stable=True)].split(torch.bincount(mine, minlength=len(found)).tolist())
         owners = torch.empty(len(other), dtype=torch.int64)
-        for c in range(len(found)):
-            members = (ids[len(labels) :] == c).nonzero().squeeze(1)
-            cuts = (shares[:, c] * len(members)).round().to(torch.int64)
+        for c, members in enumerate(wanted.argsort(stable=True).split(wanted.bincount(minlength=len(found)).tolist())):
+            # One class at a time: all classes of a million clients would not fit into memory.
+            counts = holders[c].bincount(minlength=self.num_clients) if len(holders[c]) else self.sizes
+            shares = counts.to(torch.float64).cumsum(0) / counts.sum()
+            cuts = (shares * len(members)).round().to(torch.int64)
             owners[members] = torch.bucketize(torch.arange(len(members)), cuts, right=True)
         return Partition.of_owners(owners, self.num_clients)
 
@@ -92,9 +121,15 @@ class Partition:
         """Check that every client has an example and that the positions exist.
 
         Raises:
-            ConfigurationError: there is no client, a client without an example, or a position outside the data.
+            ConfigurationError: there is no client, a client without an example, or a position outside the data; or
+                `offsets` are not those of `indices`.
         """
-        empty = (self.sizes == 0).nonzero().squeeze(1)
+        if len(self.offsets) and (int(self.offsets[0]), int(self.offsets[-1])) != (0, len(self.indices)):
+            raise ConfigurationError(
+                f"`offsets` of the partition must go from 0 to its {len(self.indices)} `indices`, but go from "
+                f"{int(self.offsets[0])} to {int(self.offsets[-1])}."
+            )
+        empty = (self.sizes <= 0).nonzero().squeeze(1)
         if self.num_clients == 0 or len(empty):
             which = f"{len(empty)} of {self.num_clients} have none" if self.num_clients else "it has no client"
             which += f" (the first: client {int(empty[0])})" if len(empty) else ""
@@ -108,10 +143,10 @@ class Partition:
                 f"{int(self.indices.min())}…{int(self.indices.max())}; was it made for another data set?"
             )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A short hash of who owns what, written to checkpoints."""
         content = hashlib.blake2b(digest_size=8)
         for array in (self.indices, self.offsets):
-            content.update(array.contiguous().numpy().tobytes())
+            content.update(array.contiguous().numpy().data)
         return content.hexdigest()

@@ -140,7 +140,7 @@ class _History:
     def __init__(self, rule: FedProxReplay, rounds: Rounds) -> None:
         self._rule, self._rounds = rule, rounds
         self._epochs = rounds.data.epochs or 1
-        self._sizes = rounds.data.clients.sizes.tolist()
+        self._size = rounds.data.clients.size
         self._lock = Lock()
         self._next, self._passes = 0, Counter[int]()
 
@@ -154,7 +154,7 @@ class _History:
                 self._next += 1
             passes = dict(self._passes)
         trained = self._trained(round)
-        steps = {c: e * -(-self._sizes[c] // self._batch(c)) for c, e in trained.items() if e < self._epochs}
+        steps = {c: e * -(-self._size(c) // self._batch(c)) for c, e in trained.items() if e < self._epochs}
         count = self._rounds.count
         return ReplayedWork(tuple(trained), steps, count - self._rule.num_active(count), passes)
 
@@ -166,9 +166,9 @@ class _History:
             return dict.fromkeys(active, self._epochs)
         if len(active) == len(chosen):
             return dict.fromkeys(chosen, self._epochs)
-        before = (_epochs_after(self._sizes[client], self._epochs) for client in chosen[:-1])
+        before = (_epochs_after(self._size(client), self._epochs) for client in chosen[:-1])
         drawn = (int(generator.randint(1, self._epochs)), *before)
         return {c: self._epochs if c in active else e for c, e in zip(chosen, drawn, strict=True)}
 
     def _batch(self, client: int) -> int:
-        return self._rounds.data.batch_size or int(self._sizes[client])
+        return self._rounds.data.batch_size or self._size(client)

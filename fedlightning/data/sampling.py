@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -70,8 +72,9 @@ class SizeWeighted(ClientSampler):
     With the uniform mean (`weighting="uniform"` of the method) this is Algorithm 2 of FedProx (Li et al., MLSys 2020). The
     clients are drawn one after another, each in proportion to its n_k among those that are left: the `count` largest of
     log n_k + Gumbel noise (Efraimidis & Spirakis, 2006). So the first is drawn with p_k exactly, and a large client is chosen
-    less than m p_k times on average. A draw with replacement is not offered: a client that is drawn twice would train
-    twice on the same batches and count twice.
+    less than m p_k times on average. Of more than 10,000 clients the same is drawn without a number for each of them: one
+    after another from the sums of the sizes, until `count` different ones were met. A draw with replacement is not offered: a
+    client that is drawn twice would train twice on the same batches and count twice.
 
     Args:
         sizes: n_k of each client; None takes them from the data.
@@ -95,8 +98,19 @@ class SizeWeighted(ClientSampler):
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
-        noisy = np.log(self.sizes) + stream(seed, "sample", round).gumbel(size=num_clients)  # type: ignore[arg-type]
+        rng = stream(seed, "sample", round)
+        if num_clients > _MANY:
+            return sorted(_successive(rng, self._ends, count))
+        noisy = np.log(self._sizes) + rng.gumbel(size=num_clients)
         return sorted(np.argpartition(-noisy, count - 1)[:count].tolist())
+
+    @cached_property
+    def _sizes(self) -> np.ndarray[Any, Any]:
+        return np.array(self.sizes, dtype=np.int64)
+
+    @cached_property
+    def _ends(self) -> np.ndarray[Any, Any]:
+        return self._sizes.cumsum()
 
     def check(self, num_clients: int, count: int) -> None:
         """Check that there is a size for each client."""
@@ -109,12 +123,29 @@ class SizeWeighted(ClientSampler):
             )
 
 
+_MANY = 10_000
+
+
+def _successive(rng: np.random.Generator, ends: np.ndarray[Any, Any], count: int) -> set[int]:
+    """`count` different clients, each next one in proportion to its size among those left, from the sums of the sizes [N]."""
+    found: set[int] = set()
+    while True:
+        draws = rng.integers(0, ends[-1], 2 * (count - len(found)) + 16)
+        for client in np.searchsorted(ends, draws, side="right").tolist():
+            found.add(client)
+            if len(found) == count:
+                return found
+        sizes = np.diff(ends, prepend=0)  # those that were met are left out: a few clients may hold nearly all examples
+        sizes[list(found)] = 0
+        ends = sizes.cumsum()
+
+
 @dataclass(frozen=True)
 class RoundSeeded(ClientSampler):
     """The clients that the authors' program of FedProx (Li et al., MLSys 2020) chooses: the same for every seed.
 
     The round seeds NumPy's legacy generator, `RandomState(round).choice(N, count, replace=False)`; the order is kept. Those
-    of them that are no stragglers are drawn in the same way.
+    of them that are no stragglers are drawn in the same way. The generator shuffles all N clients: 20 ms for a million.
     """
 
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -112,13 +113,25 @@ class ImageData(FederatedDataModule):
             return inputs.to(torch.float32) / 255
         if self.crop is not None:
             return standardise_each(inputs.to(torch.float32) / 255)
-        channels = zip(inputs.unbind(-3), self.mean, self.std, strict=True)
-        return torch.stack([channel * (1 / (255 * std)) - mean / std for channel, mean, std in channels], dim=-3)
+        dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
+        scale, shift = _standardisation(tuple(self.mean), tuple(self.std), dtype, inputs.device)
+        return (inputs.to(dtype) * scale).sub_(shift)
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
         """The images and their targets at `index` [B], augmented by `draws` [B, D] and ready for the model."""
         inputs, labels = super().batch(examples, index, draws)
         return inputs, inputs if self.target == "image" else labels
+
+
+@lru_cache(maxsize=64)
+def _standardisation(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What pixels of 0…255 are multiplied by and lessened by [C, 1, 1]; kept on the device, since a copy there would wait."""
+    each = list(zip(mean, std, strict=True))
+    numbers = [[1 / (255 * deviation) for _, deviation in each], [middle / deviation for middle, deviation in each]]
+    scale, shift = torch.tensor(numbers, dtype=dtype, device=device)[..., None, None].unbind()
+    return scale, shift
 
 
 class _TorchvisionData(ImageData):

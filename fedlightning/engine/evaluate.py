@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.engine.replica import Replica, channels_last
+from fedlightning.engine.replica import Replica
 from fedlightning.errors import ConfigurationError
 
 CHUNK = 1000
@@ -24,11 +27,25 @@ class Split:
         prefix: what its metrics' names begin with.
         examples: all its examples.
         clients: who owns them.
+        resident: the same examples on other devices, one copy each; `on` adds what is missing.
     """
 
     prefix: str
     examples: Examples
     clients: Partition
+    resident: dict[torch.device, Examples] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> Examples:
+        """The examples on a device."""
+        with _COPYING:
+            if device not in self.resident:
+                self.resident[device] = self.examples.to(device)
+            return self.resident[device]
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Where in `clients.indices` the examples of each client end that has any [M]; M is at most their number."""
+        return self.clients.offsets[1:][self.clients.sizes > 0]
 
     def chunks(self) -> list[tuple[int, int]]:
         """The ranges of `clients.indices` that are evaluated together."""
@@ -36,11 +53,14 @@ class Split:
         return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
-def splits(data: FederatedDataModule) -> list[Split]:
-    """The sets that the data module asks to be evaluated."""
+_COPYING = Lock()
+
+
+def splits(data: FederatedDataModule, training: Mapping[torch.device, Examples] | None = None) -> list[Split]:
+    """The sets that the data module asks to be evaluated; `training` is what lies of its training set on devices."""
     every = {
         "test": Split("val", data.test, data.test_clients),
-        "train": Split("train_all", data.train, data.clients),
+        "train": Split("train_all", data.train, data.clients, dict(training or {})),
     }
     return [every[name] for name in data.evaluate_on]
 
@@ -52,42 +72,40 @@ def evaluate_chunk(
     """Per-example scores [B] by name, outputs and targets of a range of examples, on the host."""
     replica.load(x.to(replica.device), buffers.to(replica.device))
     replica.task.eval()
-    index = split.clients.indices[slice(*chunk)]
-    inputs, targets = data.batch(split.examples, index)
-    inputs, targets = inputs.to(replica.device), targets.to(replica.device)
-    outputs = replica.task(channels_last(inputs))
+    index = split.clients.indices[slice(*chunk)].to(replica.device)
+    inputs, targets = data.batch(split.on(replica.device), index)
+    outputs = replica.outputs(inputs)
     scores = replica.task.scores(outputs, targets)
     replica.task.train()
     return {name: values.cpu() for name, values in scores.items()}, outputs.cpu(), targets.cpu()
 
 
 class ClientSums:
-    """Sums of per-example scores, pooled and for each client of a split."""
+    """Sums of per-example scores for each client of a split that has examples, however many others there are."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
-        self._owners = split.clients.owners()
         self._sums: dict[str, Tensor] = {}
 
     def add(self, chunk: tuple[int, int], scores: dict[str, Tensor]) -> None:
         """Add the scores of a range of examples."""
-        owners = self._owners[slice(*chunk)]
+        owners = torch.searchsorted(self._split.ends, torch.arange(*chunk), right=True)
         for name, values in scores.items():
             if values.shape != owners.shape:
                 raise ConfigurationError(
                     f"`scores` of the task must be per example [{len(owners)}], but {name!r} is {list(values.shape)}; "
                     "reduce over everything but the first dimension."
                 )
-            total = self._sums.setdefault(name, torch.zeros(self._split.clients.num_clients, dtype=torch.float64))
+            total = self._sums.setdefault(name, torch.zeros(len(self._split.ends), dtype=torch.float64))
             total.index_add_(0, owners, values.to(torch.float64))
 
     def metrics(self) -> dict[str, float]:
         """The mean over examples; over clients the mean, the standard deviation and the mean of the worst tenth."""
-        sizes = self._split.clients.sizes
-        some, prefix, result = sizes > 0, self._split.prefix, {}
+        sizes = torch.diff(self._split.ends, prepend=torch.zeros(1, dtype=torch.int64))
+        prefix, result = self._split.prefix, {}
         for name, total in self._sums.items():
             result[f"{prefix}/{name}"] = float(total.sum() / sizes.sum())
-            clients = (total / sizes)[some].sort(descending=name == "loss").values
+            clients = (total / sizes).sort(descending=name == "loss").values
             result[f"{prefix}_clients/{name}_mean"] = float(clients.mean())
             result[f"{prefix}_clients/{name}_std"] = float(clients.std(correction=0))
             result[f"{prefix}_clients/{name}_worst_decile"] = float(clients[: -(-len(clients) // 10)].mean())
