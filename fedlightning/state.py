@@ -40,7 +40,7 @@ class State(Mapping[str, Tensor]):
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> State:
         """A new `State` with `function` applied to each entry."""
-        return State(**{name: function(tensor) for name, tensor in self._tensors.items()})
+        return _rebuild({name: function(tensor) for name, tensor in self._tensors.items()})
 
     def select(self, *names: str) -> State:
         """A new `State` of these entries alone."""
@@ -86,13 +86,16 @@ def stack(states: list[State]) -> State:
 
 
 def _rebuild(tensors: dict[str, Tensor]) -> State:
-    return State(**tensors)
+    """A `State` of entries whose names were checked before."""
+    state = State.__new__(State)
+    object.__setattr__(state, "_tensors", tensors)
+    return state
 
 
 _pytree.register_pytree_node(
     State,
     lambda state: (list(state.values()), tuple(state)),
-    lambda tensors, names: State(**dict(zip(names, tensors, strict=True))),
+    lambda tensors, names: _rebuild(dict(zip(names, tensors, strict=True))),
     serialized_type_name="fedlightning.State",
     to_dumpable_context=list,
     from_dumpable_context=tuple,

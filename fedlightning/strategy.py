@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from fedlightning import interpreter
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.engine.bill import CudaMeter, measure
 from fedlightning.engine.choices import Workload, choose_cohort, choose_compile, choose_slots, pack
 from fedlightning.engine.cohort import run_cohort, start, take
-from fedlightning.engine.compiled import UNROLL, CompiledExecutor, Programs
+from fedlightning.engine.compiled import CompiledExecutor, Programs
 from fedlightning.engine.evaluate import ClientSums, Split, evaluate_chunk, splits
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
+from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.hooks import GradientPass, Hooks
 from fedlightning.engine.job import Padding, RoundJob, plan_cohort
+from fedlightning.engine.precision import Numerics, Precision, check_precision
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.slots import Slot, Worker, WorkerPool
 from fedlightning.errors import ConfigurationError
@@ -41,13 +44,21 @@ class SlotStrategy:
             chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
             similar sizes: there half of the clients, at most 64.
         compile: trace eight local steps of a few clients into one graph and compile it ahead of time, for a CPU; the graphs
-            are kept on disk (`fedlightning.engine.compiled.cache_folder`). "auto" does so for small dense models in runs
+            are kept on disk (`fedlightning.engine.packages.cache_folder`). "auto" does so for small dense models in runs
             of at least 300,000 local steps of a client, which it would otherwise take a minute to call, if there is a C++
             compiler; it looks at nothing else, so that a run's numbers do not depend on what was compiled before. "trace"
-            runs the graphs without compiling them. Clients are then packed with others that take up to twice as many
-            steps, half of the participants at most and 16, and `cohort_size` is the largest such cohort.
+            runs the graphs without compiling them. Clients are then packed with others that take up to three times as many
+            steps, at most half of the participants and 16 (32 where all take similar numbers of steps), and `cohort_size`
+            is the largest such cohort. On GPUs a step is captured as a CUDA graph by each slot instead, which needs no
+            compiler; "auto" does so where a slot takes at least 2,000 local steps in the run, and leaves it where a step
+            turns out to wait for the host.
+        precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
+            GPU round float32 to TF32, and nothing else. "tf32" lets matrix products do so too; on a CPU it is "32-true".
+            "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
+            parameters, the gradients that methods see, and all states stay float32.
         threads_per_slot: intra-operator threads of each slot.
-        memory_dir: where the clients' memory lies as memory-mapped files; None keeps it in the host's memory.
+        memory_dir: where the clients' memory lies as memory-mapped files; None keeps the first 8 GiB in the host's memory
+            and the rest in a file in the run's folder.
 
     Raises:
         ConfigurationError: a slot's name does not parse, its device is not there, or it is named twice.
@@ -59,6 +70,7 @@ class SlotStrategy:
         *,
         cohort_size: str | int = "auto",
         compile: bool | Literal["auto", "trace"] = "auto",
+        precision: Precision = "32-true",
         threads_per_slot: int = 1,
         memory_dir: str | Path | None = None,
     ) -> None:
@@ -75,31 +87,62 @@ class SlotStrategy:
             raise ConfigurationError(
                 f"`compile` of SlotStrategy must be True, False, 'auto' or 'trace', but is {compile!r}."
             )
+        check_precision(precision)
+        self.precision = precision
         self._cohort_wish, self._compile_wish, self._threads = cohort_size, compile, threads_per_slot
         self.memory_dir = Path(memory_dir) if memory_dir else None
         self.slots: list[Slot] = []
         self.cohort_size = 1
         self.programs: Programs | None = None
+        self.graphs: Graphs | None = None
 
     def setup(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
         """Resolve "auto" for this run and start the slots."""
         self._task, self._data = task, data
         wish = self._wish
         self.slots = wish if isinstance(wish, list) else choose_slots(wish, layout.size, work.participants)
-        on_cpu = all(slot.kind == "cpu" for slot in self.slots)
-        how, self._why_not = choose_compile(self._compile_wish, task, layout, work, on_cpu)
-        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled=how is not None)
-        self.programs = Programs(how, self.cohort_size, self._threads) if how else None
+        check_precision(self.precision, layout.dtype)
+        self._choose(task, layout, data, work)
         devices = {slot.device for slot in self.slots}
         self._examples = {device: data.train.to(device) for device in devices}
-        self._splits = splits(data)
-        workers = [Worker(slot, Replica(task, layout, slot.device), self._threads) for slot in self.slots]
-        self._replica = workers[0].replica
-        self._pool: WorkerPool[Any] = WorkerPool(workers)
+        self._splits = splits(data, self._examples)
+        workers = [
+            Worker(slot, Replica(task, layout, slot.device, self.precision), self._threads) for slot in self.slots
+        ]
+        self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
+        self._billed = False
+        self._numerics = Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots))
+        self._numerics.__enter__()
+        self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
+
+    def _choose(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
+        """The cohort's size, and how local steps become graphs."""
+        wish, count = self._compile_wish, len(self.slots)
+        on_cpu, devices = all(slot.kind == "cpu" for slot in self.slots), {slot.device for slot in self.slots}
+        how, captured = None, False
+        if wish == "trace" and len(devices) > 1:
+            raise ConfigurationError(
+                f"`compile='trace'` must have all slots on one device, but they are on {len(devices)}; use True."
+            )
+        if on_cpu or wish == "trace":
+            how, self._why_not = choose_compile(wish, task, layout, work, on_cpu)
+        else:
+            captured, self._why_not = choose_graphs(wish, task, work.batched, work.total, count)
+        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled=how is not None)
+        self.programs = Programs(how, self.cohort_size, self._threads, work.longest) if how else None
+        self.graphs = Graphs(self.cohort_size, data.batch_size, wish is True) if captured and data.batch_size else None
 
     def teardown(self) -> None:
         """Stop the slots; the cohorts that still run are cancelled."""
         self._pool.close()
+        self._numerics.__exit__()
+        for slot in self.slots:
+            self._forget(str(slot))
+
+    def _forget(self, slot: str) -> None:
+        """Drop what is kept for a slot."""
+        if self.graphs:
+            self.graphs.forget(slot)
 
     @property
     def root_device(self) -> torch.device:
@@ -110,16 +153,22 @@ class SlotStrategy:
         """One line: interpreter, GIL, slots, cohort size, and whether the steps are compiled."""
         cohort = f"cohorts of {self.cohort_size}" if self.cohort_size > 1 else "one client at a time"
         if self.programs:
-            cohort += f", {UNROLL} steps a graph ({'compiled' if self.programs.how == 'compile' else 'traced'})"
+            cohort += (
+                f", {self.programs.unroll} steps a graph ({'compiled' if self.programs.how == 'compile' else 'traced'})"
+            )
+        elif self.graphs:
+            cohort += ", steps as CUDA graphs"
         elif self._why_not:
             cohort += f", not compiled ({self._why_not})"
         names = ", ".join(map(str, self.slots[:8])) + (f", … {len(self.slots)} in all" if len(self.slots) > 8 else "")
-        return f"{interpreter.description()}; slots {names} ({self._threads} thread each), {cohort}"
+        numbers = "" if self.precision == "32-true" else f", {self.precision}"
+        return f"{interpreter.description()}; slots {names} ({self._threads} thread each), {cohort}{numbers}"
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds that this run has spent building graphs."""
-        return self.programs.seconds if self.programs else 0.0
+        """Seconds that this run has spent building graphs; those of slots that did so at a time count once."""
+        captured = self.graphs.seconds / len(self.slots) if self.graphs else 0.0
+        return captured + (self.programs.seconds if self.programs else 0.0)
 
     def examples(self, device: torch.device) -> Examples:
         """The training set on a device; one copy a device, none on a CPU."""
@@ -141,32 +190,50 @@ class SlotStrategy:
                     raise
                 self.programs, self.cohort_size = None, 1
                 rank_zero_warn(f"One client at a time, since the local steps cannot be compiled: {error}")
-        spread = 2 if self.programs else None
+        spread = 3 if self.programs or self.graphs else None
         cohorts = pack(order, [job.num_steps(client) for client in order], self.cohort_size, spread)
+        if not (self._billed or job.gradient_pass):
+            self._billed = True
+            self._bill(job, max(cohorts, key=len, default=()))
 
         def train(cohort: tuple[int, ...]) -> Callable[[Worker], CohortResult]:
             return lambda worker: run_cohort(worker.replica, job, cohort, self._executor(worker, job), str(worker.slot))
 
-        yield from self._pool.map([train(cohort) for cohort in cohorts])
+        for result in self._pool.map([train(cohort) for cohort in cohorts]):
+            yield _handed_over(result)
 
     def _executor(self, worker: Worker, job: RoundJob) -> Executor:
         if self.programs:
             return CompiledExecutor(worker.replica, self.programs, str(worker.slot), job.gradient_pass)
-        return (
-            CohortExecutor(worker.replica, self.cohort_size) if self.cohort_size > 1 else LoopExecutor(worker.replica)
-        )
+        if self.graphs and worker.slot.kind == "cuda":
+            return GraphExecutor(worker.replica, self.graphs, str(worker.slot), job.gradient_pass)
+        return self._eager(worker.replica)
+
+    def _eager(self, replica: Replica) -> Executor:
+        return CohortExecutor(replica, self.cohort_size) if self.cohort_size > 1 else LoopExecutor(replica)
+
+    def _bill(self, job: RoundJob, cohort: tuple[int, ...]) -> None:
+        """Say what a slot needs of each GPU, or refuse what does not fit."""
+        for device, replica in self._replicas.items():
+            if device.type == "cuda" and cohort:
+                slots = sum(slot.device == device for slot in self.slots)
+                graphs = self.graphs is not None
+                bill = measure(CudaMeter(device), replica, job, cohort, self._eager(replica), slots, graphs)
+                rank_zero_info(bill.check())
 
     def _build(self, programs: Programs, job: RoundJob, client: int) -> None:
         """Build what graphs are missing, from a client's steps in this round; no slot works meanwhile."""
         for width in programs.widths:
             if programs.has(job.gradient_pass, width):
                 continue
-            replica, server = self._replica, job.server.apply(lambda tensor: tensor.to(self._replica.device))
+            replica = self._replicas[self.root_device]
+            server = job.server.apply(lambda tensor: tensor.to(self.root_device))
             hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
-            plan = plan_cohort(job, (client,), replica.device, Padding(width, UNROLL))
+            plan = plan_cohort(job, (client,), replica.device, Padding(width, programs.unroll))
             local = start(CohortExecutor(replica, width), hooks, plan)
-            block = take(job, plan, job.examples(replica.device), 0, UNROLL, width)
+            block = take(job, plan, job.examples(replica.device), 0, programs.unroll, width)
             programs.add(hooks, job.gradient_pass, local, block, replica)
+        programs.finish()
 
     def evaluate(self, x: Tensor, buffers: Tensor) -> dict[str, float]:
         """Metrics of the global model on each of the data module's splits."""
@@ -191,6 +258,14 @@ class SlotStrategy:
             self._task.update_metrics(metrics, outputs, targets)
         pooled = {f"{split.prefix}/{name}": float(metric.compute()) for name, metric in metrics.items()}
         return {**sums.metrics(), **pooled}
+
+
+def _handed_over(result: CohortResult) -> CohortResult:
+    """Keep what a slot's stream made until the trainer's thread has read it, whatever a callback does with it."""
+    for tensor in (*result.upload.values(), *result.state.values(), result.buffers):
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return result
 
 
 def _read_slots(wish: str | int | Sequence[str]) -> list[Slot] | int | None:

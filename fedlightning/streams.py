@@ -38,10 +38,10 @@ def torch_stream(seed: int, purpose: str, *where: int) -> torch.Generator:
     return torch.Generator().manual_seed(_digest(seed, purpose, where, 7))
 
 
-def keys(count: int, seed: int, purpose: str, *where: int) -> Tensor:
-    """`count` keys [count] (int64) for `keyed_uniform`, one for each step of the client at this address."""
-    base = _digest(seed, purpose, where, 8) - 2**63
-    return base + torch.arange(1, count + 1) * _GOLDEN
+def keys(count: int, seed: int, purpose: str, *where: Sequence[int]) -> Tensor:
+    """Keys [count, C] (int64) for `keyed_uniform`, one for each step of the clients at these C addresses."""
+    base = torch.tensor([_digest(seed, purpose, tuple(address), 8) - 2**63 for address in where])
+    return base + torch.arange(1, count + 1).unsqueeze(1) * _GOLDEN
 
 
 def keyed_uniform(key: Tensor, shape: Sequence[int], salt: int = 0) -> Tensor:

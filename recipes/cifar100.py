@@ -41,6 +41,7 @@ def main(
     slots: str = "auto",
     cohort_size: int | str = "auto",
     compile: bool | Literal["auto", "trace"] = "auto",
+    precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true",
     evaluate_every: int = 5,
     seed: int = 0,
     data: Literal["real", "fake"] = "real",
@@ -63,6 +64,7 @@ def main(
         slots: auto, a number, or names such as cuda:0/0,cuda:0/1.
         cohort_size: clients trained at once, or auto.
         compile: build several local steps into one graph ahead of time; auto does so where it pays.
+        precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the partition, the start model, the clients and the batches.
         data: real, or fake for images made on the spot; fake is named in the run's folder.
@@ -83,7 +85,7 @@ def main(
     trainer = FederatedTrainer(
         max_rounds=rounds,
         clients_per_round=clients_per_round,
-        strategy=SlotStrategy(slots, cohort_size=cohort_size, compile=compile),
+        strategy=SlotStrategy(slots, cohort_size=cohort_size, compile=compile, precision=precision),
         callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,

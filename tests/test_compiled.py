@@ -1,6 +1,7 @@
 """Local steps as graphs: they give the loop's numbers, are built once, and say why where they cannot be."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,13 +24,13 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.data import FakeImages, Synthetic
-from fedlightning.engine import choices, compiled
+from fedlightning.engine import choices, compiled, packages
 from fedlightning.engine.choices import pack
 from fedlightning.methods import DeltaSGD, FedDane, method_named, method_names
 from fedlightning.models import MLP, LogisticRegression
 
 SIZES = [3, 40, 7, 25, 1, 12, 9]
-needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(packages.compiler() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -141,12 +142,16 @@ def test_each_hyperparameter_and_layer_has_its_own_graph() -> None:
 
     def name(method: FedMethod, model: Classification, **batching: int) -> str:
         found: list[str] = []
-        original = compiled._package
+        usual = compiled.Programs._name
+
+        def noted(self: compiled.Programs, *arguments: Any) -> str:
+            found.append(usual(self, *arguments))
+            raise ZeroDivisionError
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compiled, "_package", lambda single, *rest: (found.append(compiled._digest(single)), 1 / 0))
+            patch.setattr(compiled.Programs, "_name", noted)
             with pytest.raises(ZeroDivisionError):
                 fit(method, model, True, cohort_size=1, clients=data(**batching))
-        assert original is compiled._package
         return found[0]
 
     names = [
@@ -231,3 +236,53 @@ def test_clients_are_packed_with_their_like() -> None:
     assert pack(order, steps, 4, 2) == [(0,), (1, 2, 3), (4, 5, 6, 7), (8, 9)]
     assert pack(order, steps, 4, None) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
     assert pack(order, steps, 1, 2) == [(i,) for i in order]
+
+
+@pytest.mark.parametrize(("features", "products"), [(20, False), (2000, True)])
+def test_only_small_products_become_sums(features: int, products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product below some thousand multiplications is fused with what is around it; a larger one is a library's."""
+    traced: list[str] = []
+    usual = compiled._trace
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        graph = usual(*arguments, **options)
+        traced.append(graph.code)
+        return graph
+
+    monkeypatch.setattr(compiled, "_trace", noted)
+    inputs, targets = torch.randn(24, features, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 3
+    clients = TensorData(Examples(inputs, targets), Partition.of(torch.arange(24).split(6)), batch_size=3, epochs=2)
+    model = Classification(LogisticRegression(features, 3), 3)
+    runs = [
+        FederatedTrainer(
+            1, strategy=SlotStrategy(1, cohort_size=2, compile=how), callbacks=[], logger=False, evaluate_every=0
+        ).fit(FedAvg(lr=0.1), model, clients)
+        for how in ("trace", False)
+    ]
+    torch.testing.assert_close(runs[0].server.x, runs[1].server.x, rtol=0, atol=1e-5)
+    assert traced
+    assert all(("aten.bmm" in code) == products for code in traced)
+
+
+def test_inputs_that_a_graph_does_not_look_at_are_left_out() -> None:
+    strategy = SlotStrategy(1, cohort_size=2, compile="trace")
+    FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0).fit(
+        FedAvg(lr=0.1), Classification(LogisticRegression(6, 3).double(), 3), data()
+    )
+    assert strategy.programs is not None
+    program = strategy.programs.program("cpu/0", False, 1)
+    names = [
+        "w",
+        "server.x",
+        "gradient",
+        "lr",
+        "num_steps",
+        "num_examples",
+        "round",
+        "key",
+        "mask",
+        "active",
+        "inputs",
+        "targets",
+    ]
+    assert [names[i] for i in program.used] == ["w", "lr", "mask", "active", "inputs", "targets"]

@@ -31,7 +31,7 @@ from fedlightning.models import (
 from fedlightning.streams import keys
 
 NAMES = ("logistic", "mlp", "cnn", "fedavg-cnn", "lenet", "resnet18", "resnet34", "resnet50")
-KEYS = keys(4, 0, "dropout", 1, 2)
+KEYS = keys(4, 0, "dropout", (1, 2))[:, 0]
 
 
 def size(model: nn.Module) -> int:

@@ -32,7 +32,7 @@ def test_torch_streams_are_addressed_too() -> None:
 
 
 def test_keyed_numbers_are_uniform_and_the_same_under_vmap() -> None:
-    key = keys(50, 0, "client", 3, 7)
+    key = keys(50, 0, "client", (3, 7))[:, 0]
     assert len(set(key.tolist())) == 50
     rows = torch.stack([keyed_uniform(k, (30, 40)) for k in key])
     assert torch.equal(vmap(lambda k: keyed_uniform(k, (30, 40)))(key), rows)
@@ -47,5 +47,5 @@ def test_keyed_numbers_are_uniform_and_the_same_under_vmap() -> None:
 
 
 def test_salts_tell_draws_from_one_key_apart() -> None:
-    key = keys(1, 0, "client", 0, 0)[0]
+    key = keys(1, 0, "client", (0, 0))[0, 0]
     assert not torch.equal(keyed_uniform(key, (5,)), keyed_uniform(key, (5,), salt=1))

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedlightning import interpreter
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.engine.compiled import compiler
+from fedlightning.engine.packages import compiler
 from fedlightning.engine.slots import Slot, cpu_count
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import FedMethod
@@ -35,12 +35,14 @@ class Workload:
     Attributes:
         participants: m, clients of a round.
         total: local steps of all clients in all rounds, about.
+        longest: local steps of a client, at most, about.
         balanced: whether the clients take similar numbers of steps.
         batched: whether the batches are of one size.
     """
 
     participants: int
     total: float
+    longest: int
     balanced: bool
     batched: bool
 
@@ -50,7 +52,8 @@ class Workload:
         few = range(min(data.clients.num_clients, 1000))
         steps = torch.tensor([data.num_steps(client, method.local_steps(0)) for client in few], dtype=torch.float64)
         balanced = bool(steps.mean() >= 0.5 * steps.max())
-        return cls(participants, rounds * participants * float(steps.mean()), balanced, data.batch_size is not None)
+        total = rounds * participants * float(steps.mean())
+        return cls(participants, total, int(steps.max()), balanced, data.batch_size is not None)
 
 
 def choose_slots(wish: int | None, parameters: int, participants: int) -> list[Slot]:
@@ -111,6 +114,8 @@ def choose_cohort(
             )
         return min(wish, work.participants)
     half = work.participants // 2
+    if compiled and work.balanced:
+        return max(1, min(32, half))
     if compiled:
         return 1 << (max(1, min(16, half)).bit_length() - 1)
     return min(64, half) if _dense(task, layout) and work.balanced and on_cpu and work.participants >= 16 else 1

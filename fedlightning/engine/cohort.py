@@ -92,19 +92,17 @@ def _train(
 
 def _spans(num_steps: list[int], executor: Executor) -> Iterator[tuple[int, int, int]]:
     """First step, number of steps and width of each block: of one width, and at most as long as the executor takes."""
-    k, last = 0, num_steps[0]
-
-    def width(k: int) -> int:
-        return executor.width(_active(num_steps, k))
-
+    k = 0
     if executor.first_alone:
-        yield 0, 1, width(0)
+        yield 0, 1, executor.width(len(num_steps))
         k = 1
-    while k < last:
-        count = executor.unroll
-        while count < executor.block and k + count < last and width(k + count) == width(k):
-            count += executor.unroll
-        yield k, count, width(k)
+    while k < num_steps[0]:
+        least = active = _active(num_steps, k)
+        width = executor.width(active)
+        while least > 1 and executor.width(least - 1) == width:
+            least -= 1
+        count = min(executor.block, -(-(num_steps[least - 1] - k) // executor.unroll) * executor.unroll)
+        yield k, count, width
         k += count
 
 
@@ -118,7 +116,7 @@ def take(
 ) -> Block:
     """The steps k, …, k + count − 1 of the first `width` clients; `trim` leaves out places that no batch of them fills."""
     steps = slice(k, k + count)
-    longest = max(plan.filled[k][:width]) if trim else plan.mask.shape[2]
+    longest = max(max(counts[:width]) for counts in plan.filled[steps]) if trim else plan.mask.shape[2]
     index, mask = plan.index[steps, :width, :longest], plan.mask[steps, :width, :longest]
     draws = None if plan.draws is None else plan.draws[steps, :width, :longest].flatten(0, 2)
     flat = job.data.batch(examples, index.reshape(-1), draws)
@@ -132,11 +130,13 @@ def _first(count: int, state: State) -> State:
 
 
 def _check_finite(job: RoundJob, clients: tuple[int, ...], losses: Tensor, upload: State, slot: str) -> None:
+    if all(_is_finite(tensor) for tensor in (losses, *upload.values())):
+        return
     for c, client in enumerate(clients):
-        if not _is_finite(losses[:, c]):
+        if not bool(torch.isfinite(losses[:, c]).all()):
             step = int((~torch.isfinite(losses[:, c])).nonzero()[0])
             what = f"the loss of client {client} at local step {step} is {float(losses[step, c])}"
-        elif not all(_is_finite(tensor[c]) for tensor in upload.values()):
+        elif not all(bool(torch.isfinite(tensor[c]).all()) for tensor in upload.values()):
             what = f"what client {client} uploads is not"
         else:
             continue

@@ -8,16 +8,10 @@ to the compiled library: through dynamo they would contend between slots.
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import platform
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -26,16 +20,33 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
-from fedlightning.engine.executors import Block, CohortExecutor
+from fedlightning.engine.executors import Block, CohortExecutor, one_by_one
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
+from fedlightning.engine.packages import Build, Run, cache_folder, load, processor
 from fedlightning.engine.replica import Replica
 from fedlightning.state import State
 
 UNROLL = 8
-"""Steps of one graph: from eight on, the call costs little beside them."""
+"""The most steps of one graph: from eight on, the call costs little beside them."""
 
-Runner = Callable[[list[Tensor]], Any]
+_SMALL = 16_384
+"""Multiplications of a matrix product below which calling a library costs more than the product."""
+
+_FEW = 4
+"""Clients that a hook is called for in turn."""
+
+
+class Program(NamedTuple):
+    """A graph that one slot may run.
+
+    Attributes:
+        run: from the inputs that it looks at to the local state's entries and the losses [U, C].
+        used: their positions among all inputs.
+    """
+
+    run: Run
+    used: tuple[int, ...]
 
 
 class Programs:
@@ -45,26 +56,29 @@ class Programs:
         how: "compile" them, or only "trace" them, which needs no compiler and shows that a method can be compiled.
         cohort_size: the largest width.
         threads: intra-operator threads of the compiled code.
+        longest: local steps of the longest client; a graph has no more.
 
     Attributes:
         widths: at most three: 1, the cohort's size, and one between.
+        unroll: U, steps of a graph.
         seconds: spent tracing and compiling.
     """
 
-    def __init__(self, how: Literal["compile", "trace"], cohort_size: int, threads: int) -> None:
-        self.how, self._threads = how, threads
+    def __init__(self, how: Literal["compile", "trace"], cohort_size: int, threads: int, longest: int) -> None:
+        self.how, self._threads, self.unroll = how, threads, min(UNROLL, longest)
         self.widths = tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
         self.seconds = 0.0
-        self._sources: dict[tuple[bool, int], Callable[[], Runner]] = {}
-        self._runners: dict[tuple[str, bool, int], Runner] = {}
+        self._sources: dict[tuple[bool, int], Callable[[], Program]] = {}
+        self._programs: dict[tuple[str, bool, int], Program] = {}
         self._first: dict[bool, bool] = {}
+        self._builds: list[Build] = []
 
     def has(self, gradient_pass: bool, width: int) -> bool:
         """Whether the graph of this width is there."""
         return (gradient_pass, width) in self._sources
 
     def add(self, hooks: Hooks, gradient_pass: bool, local: State, block: Block, replica: Replica) -> None:
-        """Trace and build the graph that takes this block's U steps; called by one thread, while no slot works."""
+        """Trace the graph that takes this block's U steps, and start to build it; `finish` waits for it."""
         began, width = time.perf_counter(), len(block.mask[0])
         one = _first_step(block)
         single = _trace(hooks, local, one, replica, first=False)
@@ -72,32 +86,52 @@ class Programs:
             lone = _trace(hooks, local, one, replica, first=True)
             self._first[gradient_pass] = _digest(lone) != _digest(single)
 
+        used = _used(single)
+
         def whole() -> GraphModule:
-            return _trace(hooks, local, block, replica, first=False)
+            return _without_unused(_trace(hooks, local, block, replica, first=False), used)
 
         if self.how == "trace":
             graph = whole()
-            self._sources[gradient_pass, width] = lambda: lambda inputs: graph(*inputs)
+            self._sources[gradient_pass, width] = lambda: Program(lambda inputs: graph(*inputs), used)
             return
-        flat = _flatten(hooks, local, block)
-        path, found = _package(single, whole, flat, self._threads)
-        self._sources[gradient_pass, width] = lambda: _load(path)
-        took = time.perf_counter() - began
-        self.seconds += took
-        what = "found compiled" if found else "compiled"
-        clients = f"{width} client{'s' * (width > 1)}"
-        rank_zero_info(f"{UNROLL} local steps of {type(hooks.method).__name__} for {clients}: {what} in {took:.1f} s")
+        inputs = [_flatten(hooks, local, block)[i] for i in used]
+        path = cache_folder() / f"{self._name(single, inputs)}.pt2"
+        self._sources[gradient_pass, width] = lambda: Program(load(path), used)
+        if not path.is_file():
+            self._builds.append(Build(path, whole(), inputs, self._threads))
+        self.seconds += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Wait until the graphs are built.
+
+        Raises:
+            RuntimeError: one cannot be compiled.
+        """
+        began, builds = time.perf_counter(), self._builds
+        self._builds = []
+        if builds:
+            rank_zero_info(
+                f"Compiling {len(builds)} graphs of {self.unroll} local steps; they are kept for later runs."
+            )
+        for build in builds:
+            build.wait()
+        self.seconds += time.perf_counter() - began
+
+    def _name(self, single: GraphModule, inputs: list[Tensor]) -> str:
+        shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs]
+        return _digest(single, shapes, self._threads, torch.__version__, platform.machine(), processor())
 
     def first_alone(self, gradient_pass: bool) -> bool:
         """Whether a client's first step differs from the others."""
         return self._first[gradient_pass]
 
-    def runner(self, slot: str, gradient_pass: bool, width: int) -> Runner:
+    def program(self, slot: str, gradient_pass: bool, width: int) -> Program:
         """The slot's own copy of a graph."""
         key = (slot, gradient_pass, width)
-        if key not in self._runners:
-            self._runners[key] = self._sources[key[1:]]()
-        return self._runners[key]
+        if key not in self._programs:
+            self._programs[key] = self._sources[key[1:]]()
+        return self._programs[key]
 
 
 class CompiledExecutor(CohortExecutor):
@@ -110,11 +144,10 @@ class CompiledExecutor(CohortExecutor):
         gradient_pass: whether they are those of the gradient pass.
     """
 
-    unroll, block = UNROLL, 8 * UNROLL
-
     def __init__(self, replica: Replica, programs: Programs, slot: str, gradient_pass: bool) -> None:
         super().__init__(replica, programs.widths[-1])
         self._programs, self._slot, self._gradient_pass = programs, slot, gradient_pass
+        self.unroll, self.block = programs.unroll, 16 * programs.unroll
         self.first_alone = programs.first_alone(gradient_pass)
 
     def width(self, active: int) -> int:
@@ -122,19 +155,26 @@ class CompiledExecutor(CohortExecutor):
         widths: tuple[int, ...] = self._programs.widths
         return next(width for width in widths if width >= active)
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a hook for each client; for few of them in turn, which is faster than to lift it."""
+        clients: Clients = arguments[-1]
+        count = len(clients.key)
+        return one_by_one(function, count, arguments) if count <= _FEW else super().call(function, *arguments)
+
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """U steps a call."""
         if block.first and self.first_alone:
             return super().steps(hooks, local, block)
-        width, count = block.mask.shape[1], len(local)
-        run = self._programs.runner(self._slot, self._gradient_pass, width)
+        run, used = self._programs.program(self._slot, self._gradient_pass, block.mask.shape[1])
+        count, state, losses = len(local), [entry.contiguous() for entry in local.values()], []
         fixed, stepped = _arguments(hooks, block)
-        chunks = zip(*(tensor.contiguous().unflatten(0, (-1, UNROLL)).unbind() for tensor in stepped), strict=True)
-        fixed, state = ([tensor.contiguous() for tensor in tensors] for tensors in (fixed, local.values()))
-        losses = []
-        for chunk in chunks:
-            results = run([*state, *fixed, *chunk])
-            state = list(results[:count])
+        kept = [i for i in used if i < count]
+        constant = [fixed[i - count].contiguous() for i in used if count <= i < count + len(fixed)]
+        rows = [stepped[i - count - len(fixed)] for i in used if i >= count + len(fixed)]
+        chunks = (row.contiguous().view(-1, self.unroll, *row.shape[1:]).unbind() for row in rows)
+        for chunk in zip(*chunks, strict=True):
+            results = run([*(state[i] for i in kept), *constant, *chunk])
+            state = results[:count]
             losses.append(results[count])
         return State(**dict(zip(local, state, strict=True))), torch.cat(losses)
 
@@ -173,7 +213,34 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
         return [*states.values(), torch.stack(losses)]
 
     with torch.no_grad(), hooks.calling("on_local_step"):
-        return make_fx(steps, tracing_mode="fake", _allow_non_fake_inputs=True)(*_flatten(hooks, local, block))
+        sums = {torch.ops.aten.bmm.default: _product}
+        lifted = make_fx(steps, sums, tracing_mode="fake", _allow_non_fake_inputs=True)
+        graph = lifted(*_flatten(hooks, local, block))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The products [C, M, N] of a [C, M, K] and b [C, K, N]; small ones as sums, which the compiler fuses with the rest."""
+    if a[0].numel() * b.shape[2] > _SMALL:
+        return NotImplemented  # type: ignore[no-any-return]  # make_fx then keeps the product as it is
+    return (a.unsqueeze(3) * b.unsqueeze(1)).sum(2)
+
+
+def _used(graph: GraphModule) -> tuple[int, ...]:
+    """The positions of the inputs that a graph looks at."""
+    inputs = graph.graph.find_nodes(op="placeholder")
+    return tuple(i for i, node in enumerate(inputs) if node.users)
+
+
+def _without_unused(graph: GraphModule, used: tuple[int, ...]) -> GraphModule:
+    """The graph without its other inputs."""
+    for i, node in enumerate(graph.graph.find_nodes(op="placeholder")):
+        if i not in used:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
 
 
 def _where(active: Tensor, after: Tensor, before: Tensor) -> Tensor:
@@ -201,71 +268,3 @@ def _digest(graph: GraphModule, *more: object) -> str:
             )
     digest.update(repr(more).encode())
     return digest.hexdigest()[:32]
-
-
-def _package(
-    single: GraphModule, whole: Callable[[], GraphModule], flat: list[Tensor], threads: int
-) -> tuple[Path, bool]:
-    """Where the compiled graph is, and whether it was there already; the graph of a single step tells them apart."""
-    shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in flat]
-    name = _digest(single, shapes, threads, torch.__version__, platform.machine(), _processor())
-    path = cache_folder() / f"{name}.pt2"
-    if path.is_file():
-        return path, True
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{name}.{os.getpid()}.pt2")
-    with _quiet(), torch.no_grad():
-        exported = torch.export.export(whole(), tuple(flat), strict=False)
-        torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(beside), inductor_configs={"cpp.threads": threads}
-        )
-    beside.replace(path)
-    return path, False
-
-
-def _load(path: Path) -> Runner:
-    with _quiet():
-        loaded = torch._inductor.aoti_load_package(str(path))
-    runner: Runner = loaded.loader.run
-    return runner
-
-
-def cache_folder() -> Path:
-    """Where compiled graphs are kept: `$FEDLIGHTNING_CACHE`, or fedlightning in the user's cache folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlightning"
-    return Path(os.environ.get("FEDLIGHTNING_CACHE") or usual) / "compiled"
-
-
-@cache
-def compiler() -> str | None:
-    """The C++ compiler that a graph would be built with; None if there is none."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # imports much, and only a compiled run needs it
-
-    try:
-        return get_cpp_compiler()
-    except Exception:  # noqa: BLE001 - inductor raises its own kinds, which differ between versions
-        return None
-
-
-@cache
-def _processor() -> str:
-    """What tells processors apart that the compiled code may not run on alike."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the remarks that the compiler's own modules make, e.g. on a missing GPU."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

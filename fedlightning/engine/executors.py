@@ -79,14 +79,13 @@ class LoopExecutor:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the hook on the one client's tensors."""
-        result = function(*map(_drop_dim, arguments))
-        return tuple(map(_add_dim, result)) if isinstance(result, tuple) else _add_dim(result)
+        return one_by_one(function, 1, arguments)
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """One local step; the batch has only filled places, since there is but one client."""
         clients, batch, mask = block.step(0)
         if block.first not in self._contexts:
-            self._contexts[block.first] = hooks.context(_drop_dim(clients), block.first)
+            self._contexts[block.first] = hooks.context(_of(clients, 0), block.first)
         client = replace(self._contexts[block.first], key=clients.key[0])
         one = tuple(tensor[0] for tensor in batch)
         losses: list[Tensor] = []
@@ -102,8 +101,8 @@ class LoopExecutor:
             losses.append(loss.detach())
             return gradient
 
-        after = hooks.step(_drop_dim(local), grad, client, mask)
-        return _add_dim(after), _first(losses, hooks).view(1, 1)
+        after = hooks.step(_of(local, 0), grad, client, mask)
+        return after.apply(lambda tensor: tensor.unsqueeze(0)), _first(losses, hooks).view(1, 1)
 
 
 class CohortExecutor:
@@ -164,12 +163,23 @@ def _keep_finished(after: State, before: State, active: int) -> State:
     return State(**{name: torch.cat([after[name][:active], before[name][active:]]) for name in after})
 
 
-def _drop_dim(value: Any) -> Any:
-    """The one client's tensors, without their leading [1]."""
-    if isinstance(value, Clients):
-        return Clients(*map(_drop_dim, value))
-    return value[0] if isinstance(value, Tensor) else value.apply(_drop_dim)
+def one_by_one(function: Callable[..., Any], count: int, arguments: tuple[Any, ...]) -> Any:
+    """Call a hook for each of `count` clients in turn, on its part of the arguments, and stack what it gives."""
+    return _stack([function(*(_of(argument, c) for argument in arguments)) for c in range(count)])
 
 
-def _add_dim(value: Any) -> Any:
-    return value.unsqueeze(0) if isinstance(value, Tensor) else value.apply(_add_dim)
+def _of(value: Any, c: int) -> Any:
+    """One client's part of tensors that have a leading [C]."""
+    if isinstance(value, Tensor):
+        return value[c]
+    return Clients(*(_of(part, c) for part in value)) if isinstance(value, Clients) else value.apply(lambda t: t[c])
+
+
+def _stack(results: list[Any]) -> Any:
+    """Several clients' results, with a leading [C]."""
+    one = results[0]
+    if isinstance(one, tuple):
+        return tuple(map(_stack, map(list, zip(*results, strict=True))))
+    if isinstance(one, Tensor):
+        return one.unsqueeze(0) if len(results) == 1 else torch.stack(results)
+    return State(**{name: _stack([result[name] for result in results]) for name in one})

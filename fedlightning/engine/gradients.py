@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning.data.module import Examples, FederatedDataModule
-from fedlightning.engine.replica import Replica, channels_last
+from fedlightning.engine.replica import Replica
 
 _OVERHEAD, _LEAST, _GROUPS = 100, 2000, 16
 """What a client costs beside its examples, what a group costs at least (both in examples), and how many groups at most."""
@@ -194,8 +194,7 @@ def mean_losses(
         replica.load(point.to(replica.device, replica.layout.dtype), buffers.to(replica.device))
         total = torch.zeros((), dtype=torch.float64, device=replica.device)
         for part in index.split(batch_size):
-            batch = data.batch(examples, part)
-            total += replica.task.loss(tuple(channels_last(tensor) for tensor in batch)).sum(dtype=torch.float64)
+            total += replica.losses(data.batch(examples, part)).sum(dtype=torch.float64)
         losses.append(float(total) / len(index))
     replica.task.train()
     return losses

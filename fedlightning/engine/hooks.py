@@ -18,7 +18,12 @@ from fedlightning.vector import Layout
 
 _REMEDIES = (
     (
-        ("data-dependent control flow", "vmap: It looks like you're calling .item()", "aten::_local_scalar_dense"),
+        (
+            "data-dependent control flow",
+            "vmap: It looks like you're calling .item()",
+            "aten::_local_scalar_dense",
+            "stream is capturing",
+        ),
         "lets the program's path depend on a tensor's value; use `torch.where`, or run it with `cohort_size=1`",
     ),
     (

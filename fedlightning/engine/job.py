@@ -52,7 +52,7 @@ class RoundJob:
     def num_steps(self, client: int) -> int:
         """K of a client; in the gradient pass, the batches of one pass over its data."""
         if self.gradient_pass:
-            size = int(self.data.clients.sizes[client])
+            size = self.data.clients.size(client)
             return -(-size // (self.data.batch_size or size))
         if client in self.work.steps:
             return self.work.steps[client]
@@ -145,12 +145,11 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
     length = padding.lead + -(-(max(steps) - padding.lead) // padding.unroll) * padding.unroll
     schedules = [job.schedule(client, k) for client, k in zip(clients, steps, strict=True)]
     purpose = "gradient" if job.gradient_pass else "client"
-    step_keys = [keys(2 + k, job.seed, purpose, job.round.index, c) for c, k in zip(clients, steps, strict=True)]
     x, width = job.server.x, padding.width
     places = [*clients, *clients[-1:] * (width - len(clients))]
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
     whole = padding.unroll > 1 and job.data.batch_size is None
-    index = _pad([s.index for s in schedules], -1, length, width, int(job.data.clients.sizes.max()) if whole else 0)
+    index = _pad([s.index for s in schedules], -1, length, width, job.data.clients.largest if whole else 0)
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
     remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
     return CohortPlan(
@@ -158,7 +157,7 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
         index.clamp(min=0).to(device),
         (index >= 0).to(device),
         _pad(draws, 0, length, width, index.shape[-1]).to(device) if draws else None,
-        _pad(step_keys, 0, 2 + length, width).to(device),
+        keys(2 + length, job.seed, purpose, *((job.round.index, client) for client in places)).to(device),
         torch.stack([job.gradients.get(client, x.new_empty(0)).to(device) for client in places]),
         stack([state.apply(lambda tensor: tensor.to(device)) for state in remembered]),
         _numbers(job, places, device),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import queue
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
+from fedlightning.engine.graphs import CAPTURE
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ClientError, ConfigurationError
 
@@ -76,7 +80,9 @@ class Worker:
 
     def __init__(self, slot: Slot, replica: Replica, threads: int) -> None:
         self.slot, self.replica, self.threads = slot, replica, threads
-        self._stream = torch.cuda.Stream(slot.device) if slot.kind == "cuda" else None
+        on_gpu = slot.kind == "cuda"
+        self._stream = torch.cuda.Stream(slot.device) if on_gpu else None
+        self._trainers = torch.cuda.current_stream(slot.device) if on_gpu else None
 
     def prepare(self) -> AbstractContextManager[Any]:
         """Set the calling thread up as this slot's; enter the result to run on its stream."""
@@ -85,31 +91,49 @@ class Worker:
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     def begin(self) -> None:
-        """Let the slot's stream wait for what the trainer's thread has queued: the aggregate, the data."""
-        if self._stream:
-            self._stream.wait_stream(torch.cuda.default_stream(self.slot.device))
+        """Let the slot's stream wait for what the trainer's thread has queued: the aggregate, the data.
+
+        The slot reads tensors that the trainer's thread made, and need not mark them: none is let go before `finish`.
+        """
+        if self._stream and self._trainers:
+            self._stream.wait_stream(self._trainers)
 
     def finish(self) -> None:
-        """Wait until what was queued on the slot's stream is done."""
+        """Wait until what was queued on the slot's stream is done, so that any thread may read the results at once.
+
+        Whoever reads them on another stream and lets go of them marks them for it (`record_stream`), or the slot may write
+        to their memory while they are read.
+        """
         if self._stream:
             self._stream.synchronize()
+
+    def release(self) -> None:
+        """Give back the memory that the slot holds, once nothing refers to it any more."""
+        self.replica.release()
+        gc.collect()
+        if self._stream:
+            with CAPTURE:  # what is cached cannot be given back while a graph is captured
+                self._stream.synchronize()
+                torch.cuda.empty_cache()
 
 
 class WorkerPool(Generic[Result]):
     """Runs work on whichever slot is free, and gives the results in the order in which the work was given.
 
-    A slot that runs out of memory is retired and its work is done again, whole, on another; the first other error stops
-    what has not begun and is raised.
+    A slot that runs out of memory is retired: it gives back what it holds, and then its work is done again, whole, on
+    another. The first other error stops what has not begun and is raised.
 
     Args:
         workers: the slots.
+        forget: is given a slot that retires, in its thread, to drop what was kept for it.
     """
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(self, workers: Sequence[Worker], forget: Callable[[str], None] = lambda slot: None) -> None:
         self._todo: queue.SimpleQueue[tuple[int, Work[Any]] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
         keep_freed_memory()
-        self._alive = len(workers)
+        self._count, self._forget = len(workers), forget
+        self._lock = threading.Lock()
         self.cancelled = threading.Event()
         self.retired: list[str] = []
         self._threads = [
@@ -143,24 +167,35 @@ class WorkerPool(Generic[Result]):
     def _serve(self, worker: Worker) -> None:
         with worker.prepare():
             while (item := self._todo.get()) is not None:
-                if self.cancelled.is_set():
-                    continue
-                position, work = item
-                try:
-                    worker.begin()
-                    result = work(worker)
-                    worker.finish()
-                except torch.OutOfMemoryError as error:
-                    self._retire(worker, item, error)
+                if not self.cancelled.is_set() and not self._do(worker, item):
                     return
-                except BaseException as error:  # noqa: BLE001 - raised again in the trainer's thread
-                    self._done.put((position, None, error))
-                else:
-                    self._done.put((position, result, None))
 
-    def _retire(self, worker: Worker, item: tuple[int, Work[Any]], error: torch.OutOfMemoryError) -> None:
-        self.retired.append(str(worker.slot))
-        if len(self.retired) < self._alive:
+    def _do(self, worker: Worker, item: tuple[int, Work[Any]]) -> bool:
+        """Do work and hand over what comes of it; False if the slot is retired."""
+        position, work = item
+        try:
+            worker.begin()
+            result = work(worker)
+            worker.finish()
+        except BaseException as error:  # noqa: BLE001 - raised again in the trainer's thread
+            if out_of_memory(error):
+                self._retire(worker, item, error)
+                return False
+            self._done.put((position, None, error))
+        else:
+            self._done.put((position, result, None))
+        return True
+
+    def _retire(self, worker: Worker, item: tuple[int, Work[Any]], error: BaseException) -> None:
+        """Let others do the work once the memory is free: until then the error's frames hold the cohort's tensors."""
+        _let_go(error)
+        self._forget(str(worker.slot))
+        worker.release()
+        with self._lock:
+            self.retired.append(str(worker.slot))
+            last = len(self.retired) == self._count
+        if not last:
+            rank_zero_info(f"Slot {worker.slot} ran out of memory and is retired; its work is done again on another.")
             self._todo.put(item)
             return
         failure = ClientError(
@@ -169,6 +204,28 @@ class WorkerPool(Generic[Result]):
         )
         failure.__cause__ = error
         self._done.put((item[0], None, failure))
+
+
+_NO_MEMORY = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+"""How memory runs out elsewhere than in torch's own allocator for a GPU."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it rewords, says that memory ran out."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the variables of the frames that an error and its causes went through; the traceback itself stays."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def keep_freed_memory() -> None:

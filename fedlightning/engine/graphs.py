@@ -1,0 +1,375 @@
+"""Local steps as CUDA graphs: one step of a cohort captured once for each slot, replayed over static buffers.
+
+A step of a small model is a few hundred kernels of microseconds each, which take longer to launch than to run; a replay
+launches them at once. What is captured is the loop's own step (one client) or the cohort's (several), so a graph computes
+what they compute, and nothing is compiled. Only steps that never wait for the device can be captured; whether a step does is
+looked at while it is tried, before the first capture.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedlightning.engine.executors import Block, CohortExecutor, LoopExecutor
+from fedlightning.engine.hooks import Hooks
+from fedlightning.engine.job import Clients
+from fedlightning.engine.replica import Replica, mean_loss
+from fedlightning.errors import ConfigurationError
+from fedlightning.method import Batch, FedMethod
+from fedlightning.state import State
+
+CAPTURE = threading.Lock()
+"""Held while a graph is captured and while memory is given back: a process may do but one of these at a time."""
+
+_WARM_UP = 3
+"""Steps that are tried before a capture, in which libraries make their handles and choose their kernels."""
+
+Step = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], tuple[list[Tensor], Tensor]]
+"""From state, fixed inputs and the step's own to the next state, in new tensors, and the losses."""
+
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+"""From work over static buffers to what does it again."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where the host would wait for the device: a tensor's value is read, or tensors travel between devices."""
+
+    _READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2")
+    _COPIES = ("aten::_to_copy", "aten::copy_")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, or refuse it."""
+        name = func._schema.name
+        if name in self._READS or (name.startswith("aten::index") and _by_mask(args)):
+            raise RuntimeError(f"{name} reads a tensor's value, for which the host waits (data-dependent control flow)")
+        result = func(*args, **(kwargs or {}))
+        if name in self._COPIES and len({tensor.device.type for tensor in (*args, result) if _is_tensor(tensor)}) > 1:
+            raise RuntimeError(f"{name} copies between devices, for which the host waits; make tensors where `w` is")
+        return result
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _by_mask(args: tuple[Any, ...]) -> bool:
+    """Whether entries are picked by a mask, whose count the host must know."""
+    indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+    return any(_is_tensor(index) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+class CudaCapture:
+    """Captures on the calling thread's stream, the slot's, into the slot's own pool of memory.
+
+    The graphs of a slot share the pool: they run one after another, and what they compute is copied out at once, so one may
+    overwrite what another has left.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        """A replay of `run`."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            CAPTURE,
+            torch.cuda.graph(  # other slots go on meanwhile, hence "thread_local"
+                graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ),
+        ):
+            run()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class StepGraph:
+    """One local step over static buffers, which hold copies of the inputs; what it gives are copies, too.
+
+    Args:
+        step: the step.
+        state, fixed, stepped: inputs of the shapes and dtypes that all inputs will have; their values are tried.
+        capture: makes the graph.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        state: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        stepped: Sequence[Tensor],
+        capture: Capture,
+    ) -> None:
+        self._state, self._fixed, self._stepped = ([_buffer(t) for t in part] for part in (state, fixed, stepped))
+        for _ in range(_WARM_UP):
+            with NoWaiting():  # type: ignore[no-untyped-call]
+                _, loss = step(self._state, self._fixed, self._stepped)
+        self._loss = _buffer(loss)
+
+        def once() -> None:
+            after, loss = step(self._state, self._fixed, self._stepped)
+            torch._foreach_copy_([*self._state, self._loss], [*after, loss])
+
+        self._replay = capture(once)
+
+    def __call__(
+        self, state: Sequence[Tensor], fixed: Sequence[Tensor], stepped: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """The state after S steps, from stepped inputs [S, …], and the losses [S, …].
+
+        Raises:
+            ValueError: an input has another shape or dtype than the buffer.
+        """
+        static = [*self._state, *self._fixed]
+        _check([*static, *self._stepped], [*state, *fixed, *(tensor[0] for tensor in stepped)])
+        torch._foreach_copy_(static, [*state, *fixed])
+        losses = self._loss.new_empty(len(stepped[0]), *self._loss.shape)
+        for s in range(len(losses)):
+            torch._foreach_copy_(self._stepped, [tensor[s] for tensor in stepped])
+            self._replay()
+            losses[s].copy_(self._loss)
+        return [tensor.clone() for tensor in self._state], losses
+
+
+def _buffer(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _check(static: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    for buffer, tensor in zip(static, inputs, strict=True):
+        if buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            raise ValueError(
+                f"A graph's input must be {list(buffer.shape)} of {buffer.dtype}, but is {list(tensor.shape)} of "
+                f"{tensor.dtype}."
+            )
+
+
+class Graphs:
+    """The graphs of a run's slots.
+
+    Args:
+        cohort_size: the largest width.
+        batch_size: B of a full batch.
+        strict: whether a step that cannot be captured is an error; if not, it runs as it is, with one warning.
+        capture: makes what captures for a slot; called in the slot's thread.
+
+    Attributes:
+        widths: at most three: 1, the cohort's size, and one between.
+        seconds: that slots have spent trying and capturing, all together.
+        why_not: why steps are not captured, once that is known.
+    """
+
+    def __init__(
+        self, cohort_size: int, batch_size: int, strict: bool, capture: Callable[[], Capture] = CudaCapture
+    ) -> None:
+        self.widths = tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
+        self.batch_size, self.strict, self._make = batch_size, strict, capture
+        self.seconds, self.why_not = 0.0, ""
+        self._slots: dict[str, tuple[Capture, dict[Any, StepGraph]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, slot: str, key: Any, build: Callable[[Capture], StepGraph]) -> StepGraph | None:
+        """A slot's graph, built where it is not there; None where steps cannot be captured."""
+        if slot not in self._slots:
+            self._slots[slot] = (self._make(), {})
+        capture, graphs = self._slots[slot]
+        if key not in graphs and not self.why_not:
+            began = time.perf_counter()
+            try:
+                graphs[key] = build(capture)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if self.strict:
+                    raise
+                self._give_up(error)
+            with self._lock:
+                self.seconds += time.perf_counter() - began
+        return graphs.get(key)
+
+    def forget(self, slot: str) -> None:
+        """Drop a slot's graphs and their buffers."""
+        self._slots.pop(slot, None)
+
+    def _give_up(self, error: RuntimeError) -> None:
+        with self._lock:
+            first, self.why_not = not self.why_not, str(error).splitlines()[0]
+        if first:
+            rank_zero_warn(f"Local steps are not captured in CUDA graphs, since they wait for the host: {error}")
+
+
+_LONG = 2000
+"""Local steps of a slot from which a second of trying and capturing is less than what replays save."""
+
+
+def choose_graphs(wish: bool | str, task: nn.Module, batched: bool, total: float, slots: int) -> tuple[bool, str]:
+    """Whether steps on GPUs are captured and, where they are not but might be, why.
+
+    Args:
+        wish: True, False, or "auto", which captures where a slot takes at least 2,000 local steps in the run, since even
+            a ResNet's step takes longer to launch than to run on a large GPU.
+        task: the model.
+        batched: whether batches have a fixed size.
+        total: local steps of all clients in the run.
+        slots: how many share them.
+
+    Raises:
+        ConfigurationError: it is asked for, but cannot be.
+    """
+    if wish is False:
+        return False, ""
+    recurrent = next((name for name, m in task.named_modules() if isinstance(m, nn.RNNBase)), None)
+    obstacle = "" if batched else "batches are whole data sets"
+    if recurrent is not None:
+        obstacle = f"cuDNN's recurrent layer {recurrent!r} copies its weights"
+    if wish is True and obstacle:
+        raise ConfigurationError(
+            f"`compile=True` on a GPU must have batches of one size and no recurrent layer of cuDNN, but {obstacle}; use "
+            "'auto', or set `batch_size`."
+        )
+    if obstacle or (wish == "auto" and total < _LONG * slots):
+        return False, obstacle
+    return True, ""
+
+
+class _Alone(LoopExecutor):
+    """One client's step from a batch of which some places may be empty."""
+
+    def step(
+        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
+    ) -> tuple[State, Tensor]:
+        """The local state [1, …] and the loss [1] after a step on a batch [1, B, …]."""
+        replica = self._replica
+        own: Clients = _pytree.tree_map(_one, clients)
+        client = hooks.context(own, first)
+        one, losses = tuple(tensor[0] for tensor in batch), []
+
+        def grad(w: Tensor) -> Tensor:
+            if type(hooks.method).objective is FedMethod.objective:
+                gradient, loss = replica.gradient(w, one, client.key, mask[0])
+            else:
+                leaf = w.detach().requires_grad_()
+                with torch.enable_grad():
+                    each = hooks.method.objective(replica.at(client.key), leaf, one, client)
+                    loss = mean_loss(each, mask[0])
+                    (gradient,) = torch.autograd.grad(loss, leaf)
+            losses.append(loss.detach())
+            return gradient
+
+        after = hooks.step(local.apply(_one), grad, client, mask[0])
+        loss = losses[0] if losses else hooks.server.x.new_zeros(())
+        return after.apply(lambda tensor: tensor.unsqueeze(0)), loss.unsqueeze(0)
+
+
+def _one(tensor: Tensor) -> Tensor:
+    return tensor[0]
+
+
+class GraphExecutor(CohortExecutor):
+    """Replays the steps of the loop (width 1) or of a cohort; up to eight steps share one gather of their batches.
+
+    Batches are padded to full ones, so that one graph serves all; a model with batch norm, whose statistics padding would
+    spoil, takes the steps with smaller batches without a graph.
+
+    Args:
+        replica: the slot's model.
+        graphs: the run's graphs.
+        slot: whose they are.
+        gradient_pass: whether they are those of the gradient pass.
+    """
+
+    unroll, first_alone = 1, False
+
+    def __init__(self, replica: Replica, graphs: Graphs, slot: str, gradient_pass: bool) -> None:
+        super().__init__(replica, graphs.widths[-1])
+        self._graphs, self._slot, self._gradient_pass = graphs, slot, gradient_pass
+        self._pads = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in replica.task.modules())
+        self.block = 8 if self._pads else 1
+        self._alone = _Alone(replica)
+
+    def width(self, active: int) -> int:
+        """The narrowest of the graphs' widths that holds so many clients."""
+        widths: tuple[int, ...] = self._graphs.widths
+        return next(width for width in widths if width >= active)
+
+    def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
+        """The block's steps, the client's first one by a graph of its own."""
+        clients = block.clients
+        fixed = [*hooks.server.values(), clients.gradient, *clients.state.values(), *clients.numbers.values()]
+        batch = [_padded(t, self._graphs.batch_size) if self._pads else t for t in (block.mask, *block.batch)]
+        stepped = [clients.key, block.active, *batch]
+        state, losses, done = list(local.values()), [], 0
+        for end, first in ((1, True), (len(block.mask), False)) if block.first else ((len(block.mask), False),):
+            if end > done:
+                part = [tensor[done:end] for tensor in stepped]
+                state, loss = self._run(hooks, tuple(local), state, fixed, clients, part, first)
+                losses.append(loss)
+            done = end
+        return State(**dict(zip(local, state, strict=True))), torch.cat(losses)
+
+    def _run(
+        self,
+        hooks: Hooks,
+        names: tuple[str, ...],
+        state: list[Tensor],
+        fixed: list[Tensor],
+        clients: Clients,
+        stepped: list[Tensor],
+        first: bool,
+    ) -> tuple[list[Tensor], Tensor]:
+        step = self._step(hooks, names, clients, first)
+        one = [tensor[0] for tensor in stepped]
+        key = (self._gradient_pass, first, *((t.shape, t.dtype) for t in (*state, *fixed, *one)))
+
+        def build(capture: Capture) -> StepGraph:
+            with self._replica.unchanged():
+                return StepGraph(step, state, fixed, one, capture)
+
+        full = one[2].shape[1] == self._graphs.batch_size
+        if full and (graph := self._graphs.get(self._slot, key, build)):
+            return graph(state, fixed, stepped)
+        losses = []
+        for s in range(len(stepped[0])):
+            state, loss = step(state, fixed, [tensor[s] for tensor in stepped])
+            losses.append(loss)
+        return state, torch.stack(losses)
+
+    def _step(self, hooks: Hooks, names: tuple[str, ...], clients: Clients, first: bool) -> Step:
+        """One step of C clients as a function of its tensors alone; it keeps none of those it was made from."""
+        kind, method, layout = type(hooks), hooks.method, hooks.layout
+        shape = _pytree.tree_structure((hooks.server, clients.gradient, clients.state, clients.numbers))
+        take_step = self._alone.step if len(clients.gradient) == 1 else self.step
+
+        def step(
+            state: Sequence[Tensor], fixed: Sequence[Tensor], stepped: Sequence[Tensor]
+        ) -> tuple[list[Tensor], Tensor]:
+            server, gradient, remembered, numbers = _pytree.tree_unflatten(fixed, shape)
+            key, active, mask, *batch = stepped
+            now, before = Clients(gradient, remembered, numbers, key), State(**dict(zip(names, state, strict=True)))
+            after, loss = take_step(kind(method, server, layout), before, now, tuple(batch), mask, first)
+            return [_where(active, after[name], before[name]) for name in names], loss
+
+        return step
+
+
+def _where(active: Tensor, after: Tensor, before: Tensor) -> Tensor:
+    return torch.where(active.view(-1, *[1] * (after.dim() - 1)), after, before)
+
+
+def _padded(tensor: Tensor, batch_size: int) -> Tensor:
+    """Batches [S, C, b, …] as [S, C, B, …], with zeros at the end."""
+    if tensor.shape[2] == batch_size:
+        return tensor
+    padded = tensor.new_zeros(*tensor.shape[:2], batch_size, *tensor.shape[3:])
+    padded[:, :, : tensor.shape[2]] = tensor
+    return padded

@@ -1,0 +1,124 @@
+"""Graphs compiled ahead of time: by other processes side by side, and kept on disk.
+
+Run as a program, this file is one of those processes; it imports nothing of the library then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+Run = Callable[[list[Tensor]], Any]
+
+
+class Build:
+    """A package that another process builds meanwhile.
+
+    Args:
+        path: where it will lie.
+        graph: what it will compute.
+        inputs: tensors of the shapes it will take.
+        threads: intra-operator threads of the compiled code.
+    """
+
+    def __init__(self, path: Path, graph: GraphModule, inputs: Sequence[Tensor], threads: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="fedlightning-")
+        source = Path(self._folder.name) / "graph.pt2"
+        with quiet(), torch.no_grad():
+            torch.export.save(torch.export.export(graph, tuple(inputs), strict=False), source)
+        command = [sys.executable, "-P", "-W", "ignore", __file__, str(source), str(path), str(threads)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def wait(self) -> None:
+        """Wait until the package is there.
+
+        Raises:
+            RuntimeError: it could not be built.
+        """
+        try:
+            _, errors = self._process.communicate()
+        finally:
+            self._process.kill()
+            self._folder.cleanup()
+        if self._process.returncode:
+            raise RuntimeError(f"The compiler must build the local steps, but says: {errors.strip()[-2000:]}")
+
+
+def build(source: str, target: str, threads: int) -> None:
+    """Compile an exported program, and put the package in its place once it is whole."""
+    beside = Path(target).with_suffix(f".{os.getpid()}.pt2")
+    with quiet(), torch.no_grad():
+        torch._inductor.aoti_compile_and_package(
+            torch.export.load(source),
+            package_path=str(beside),
+            inductor_configs={"cpp.threads": threads, "aot_inductor.allow_stack_allocation": True},
+        )
+    beside.replace(target)
+
+
+def load(path: Path) -> Run:
+    """A copy of the compiled graph, for one slot."""
+    with quiet():
+        loaded = torch._inductor.aoti_load_package(str(path))
+    run: Run = loaded.loader.run
+    return run
+
+
+def cache_folder() -> Path:
+    """Where compiled graphs are kept: `$FEDLIGHTNING_CACHE`, or fedlightning in the user's cache folder."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlightning"
+    return Path(os.environ.get("FEDLIGHTNING_CACHE") or usual) / "compiled"
+
+
+@cache
+def compiler() -> str | None:
+    """The C++ compiler that a graph would be built with; None if there is none."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # imports much, and only a compiled run needs it
+
+    try:
+        return get_cpp_compiler()
+    except Exception:  # noqa: BLE001 - inductor raises its own kinds, which differ between versions
+        return None
+
+
+@cache
+def processor() -> str:
+    """What tells processors apart that the compiled code may not run on alike."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks that the compiler's own modules make, e.g. on a missing GPU."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+if __name__ == "__main__":
+    build(sys.argv[1], sys.argv[2], int(sys.argv[3]))

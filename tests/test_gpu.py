@@ -1,0 +1,644 @@
+"""What a GPU needs, as far as a CPU can show it: precision, captured steps, no waiting for the device, memory.
+
+The device "meta" stands for a GPU where it can: its tensors are elsewhere than the host's, and whoever reads a value or mixes
+devices gets an error. A tape of operations stands for a CUDA graph: it runs them again on the same memory, without Python.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipe_runner import load
+from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedlightning import (
+    Classification,
+    ClientError,
+    ConfigurationError,
+    Examples,
+    FedAvg,
+    FederatedTrainer,
+    FedMethod,
+    FedProx,
+    MethodError,
+    Partition,
+    RoundState,
+    Scaffold,
+    SlotStrategy,
+    State,
+    TensorData,
+)
+from fedlightning import strategy as strategy_module
+from fedlightning.data import FakeImages
+from fedlightning.data.stragglers import Work
+from fedlightning.engine import bill, cohort, slots
+from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
+from fedlightning.engine.graphs import (
+    Capture,
+    GraphExecutor,
+    Graphs,
+    NoWaiting,
+    StepGraph,
+    choose_graphs,
+)
+from fedlightning.engine.hooks import GradientPass, Hooks
+from fedlightning.engine.job import Padding, RoundJob, plan_cohort
+from fedlightning.engine.precision import Numerics, _uses_tensor_cores
+from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
+from fedlightning.engine.slots import Slot, Worker, WorkerPool, out_of_memory
+from fedlightning.memory import ClientMemory
+from fedlightning.method import Round, visible
+from fedlightning.methods import method_named, method_names
+from fedlightning.models import MLP, LogisticRegression
+from fedlightning.vector import Layout
+
+SIZES = [3, 40, 7, 25, 1, 12, 9]
+SMALL = {"fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.01, "fedams": 0.01, "fedmpx": 0.01}
+META = torch.device("meta")
+
+
+def data(dtype: torch.dtype = torch.float64, **batching: object) -> TensorData:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
+    clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
+    return TensorData(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
+
+
+def task(*layers: nn.Module, dtype: torch.dtype = torch.float64) -> Classification:
+    torch.manual_seed(1)
+    return Classification(nn.Sequential(MLP(6, 3, (8,)), *layers).to(dtype), 3)
+
+
+def named(name: str) -> FedMethod:
+    options = {"server_lr": SMALL[name]} if name in SMALL else {}
+    return method_named(name)(lr=0.05, **options)  # type: ignore[arg-type]
+
+
+def fit(
+    method: FedMethod, model: Classification, strategy: SlotStrategy, clients: TensorData | None = None, rounds: int = 2
+) -> RoundState:
+    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
+    return trainer.fit(method, model, clients or data())
+
+
+def same(one: RoundState, other: RoundState, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(one.server.x, other.server.x, rtol=0, atol=atol)
+    torch.testing.assert_close(one.buffers, other.buffers, rtol=0, atol=atol)
+    for client, row in one.memory.rows().items():
+        for name in row:
+            torch.testing.assert_close(row[name], other.memory.rows()[client][name], rtol=0, atol=10 * atol)
+
+
+# -- precision --------------------------------------------------------------------------------------------------------
+def test_other_precisions_and_models_are_refused() -> None:
+    with pytest.raises(
+        ConfigurationError, match="`precision` of SlotStrategy must be '32-true', 'tf32' or 'bf16-mixed'"
+    ):
+        SlotStrategy(precision="16-mixed")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="must be of float32 for `precision='bf16-mixed'`, but is of float64"):
+        fit(FedAvg(), task(), SlotStrategy(1, precision="bf16-mixed"))
+
+
+def half(slots: int = 1, precision: str = "bf16-mixed", method: FedMethod | None = None, **how: Any) -> RoundState:
+    model, clients = task(nn.Dropout(0.3), dtype=torch.float32), data(torch.float32)
+    strategy = SlotStrategy(slots, precision=precision, **({"cohort_size": 1, "compile": False} | how))  # type: ignore[arg-type]
+    return fit(method or Scaffold(lr=0.05), model, strategy, clients)
+
+
+@pytest.mark.parametrize("how", [{}, {"cohort_size": 3}, {"cohort_size": 1, "compile": "trace"}], ids=str)
+def test_bfloat16_is_used_in_every_executor_and_states_stay_float32(how: dict[str, object]) -> None:
+    loop, full, here = half(), half(precision="32-true"), half(**how)
+    assert here.server.x.dtype == here.server.c.dtype == torch.float32
+    apart = (here.server.x - full.server.x).norm()
+    assert 1e-5 < apart < 0.02 * full.server.x.norm()
+    assert (here.server.x - loop.server.x).norm() < 0.5 * apart + 1e-3
+    assert torch.equal(here.server.x, half(3, **how).server.x)
+
+
+class Outputs(FedAvg):
+    """Sees what the model gives."""
+
+    def objective(self, model, w, batch, client):  # type: ignore[no-untyped-def]
+        outputs = model(w, batch[0])
+        if outputs.dtype != torch.float32:
+            raise ValueError(f"outputs are of {outputs.dtype}")
+        return model.loss(w, batch) + outputs.square().sum(1)
+
+
+@pytest.mark.parametrize("cohort_size", [1, 3])
+def test_a_methods_own_mathematics_is_in_float32(cohort_size: int) -> None:
+    half(method=Outputs(lr=0.01), cohort_size=cohort_size)
+
+
+def test_evaluation_takes_the_precision_too() -> None:
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        model, clients = task(dtype=torch.float32), data(torch.float32, evaluate_on=("train",))
+        strategy = SlotStrategy(1, precision=precision)  # type: ignore[arg-type]
+        trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False)
+        trainer.fit(FedAvg(lr=0.0 + 1e-30), model, clients)
+        found[precision] = trainer.metrics["train_all/loss"]
+    assert found["bf16-mixed"] != found["32-true"]
+    assert found["bf16-mixed"] == pytest.approx(found["32-true"], rel=1e-2)
+
+
+def test_convolutions_in_bfloat16() -> None:
+    images = FakeImages("IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batch_size=4)
+    model = Classification(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 3)), 3)
+    runs = [
+        fit(FedAvg(lr=0.01), model, SlotStrategy(1, precision=precision, cohort_size=size), images)  # type: ignore[arg-type]
+        for precision, size in (("32-true", 1), ("bf16-mixed", 1), ("bf16-mixed", 2))
+    ]
+    full, loop, lifted = (run.server.x for run in runs)
+    assert 0 < (loop - full).norm() < 0.02 * full.norm()
+    torch.testing.assert_close(lifted, loop, rtol=0, atol=5e-3)
+
+
+def test_torchs_switches_are_set_for_a_run_on_a_gpu_and_put_back() -> None:
+    cudnn: Any = torch.backends.cudnn
+
+    def switches() -> tuple[object, ...]:
+        return torch.get_float32_matmul_precision(), cudnn.conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
+
+    before = switches()
+    for precision, on_gpu, inside in (
+        ("tf32", True, ("high", "tf32", True, False)),
+        ("bf16-mixed", True, (before[0], before[1], True, False)),
+        ("tf32", False, before),
+    ):
+        with Numerics(precision, on_gpu):
+            assert switches() == inside
+        assert switches() == before
+
+
+def test_images_are_turned_on_a_gpu_where_tensor_cores_take_them() -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    try:
+        for setting in ("tf32", "ieee"):
+            cudnn.conv.fp32_precision = setting
+            assert _uses_tensor_cores(torch.float32) == (setting == "tf32")
+            with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
+                assert _uses_tensor_cores(torch.bfloat16)
+            assert not _uses_tensor_cores(torch.float64)
+    finally:
+        cudnn.conv.fp32_precision = before
+
+
+# -- captured steps ---------------------------------------------------------------------------------------------------
+class Tape(TorchDispatchMode):
+    """Operations and the tensors they were given, to run them again on the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # An alias stays at its memory, where a parameter may be pointed elsewhere.
+        where = _pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}, result))
+        self.operations.append((func, *where))
+        return result
+
+    @torch.no_grad()
+    def again(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            new = func(*args, **kwargs)
+            for old, fresh in zip(_pytree.tree_leaves(result), _pytree.tree_leaves(new), strict=True):
+                if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != fresh.untyped_storage().data_ptr():
+                    old.copy_(fresh)
+
+
+def on_tape() -> Capture:
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        with Tape() as tape:
+            run()
+        return tape.again
+
+    return capture
+
+
+class Captured(SlotStrategy):
+    """Takes CPU slots for GPUs."""
+
+    strict = True
+
+    def _choose(self, task, layout, data, work):  # type: ignore[no-untyped-def]
+        super()._choose(task, layout, data, work)
+        self.graphs = Graphs(self.cohort_size, data.batch_size, self.strict, on_tape)
+
+    def _executor(self, worker: Worker, job: RoundJob) -> Executor:
+        assert self.graphs
+        return GraphExecutor(worker.replica, self.graphs, str(worker.slot), job.gradient_pass)
+
+
+def captured(slots: int = 1, cohort_size: int = 1) -> Captured:
+    return Captured(slots, cohort_size=cohort_size, compile=False)
+
+
+ALL = [name for name in method_names() if name != "adaptivefedprox"]
+
+
+@pytest.mark.parametrize("cohort_size", [1, 3])
+@pytest.mark.parametrize("name", ALL)
+def test_captured_steps_give_the_loops_numbers(name: str, cohort_size: int) -> None:
+    """1 to 20 steps in batches of 1 to 4, with dropout, over two rounds: nothing of the first may be left in a graph."""
+    method, model = named(name), task(nn.Dropout(0.3))
+    same(
+        fit(method, model, captured(1, cohort_size)), fit(method, model, SlotStrategy(1, cohort_size=1, compile=False))
+    )
+
+
+@pytest.mark.parametrize("cohort_size", [1, 3])
+def test_slots_change_no_bit_of_captured_steps(cohort_size: int) -> None:
+    method, model = Scaffold(lr=0.05), task(nn.Dropout(0.3))
+    one, three = (fit(method, model, captured(slots, cohort_size)) for slots in (1, 3))
+    assert torch.equal(one.server.x, three.server.x)
+    assert torch.equal(one.server.c, three.server.c)
+
+
+def test_batch_norm_is_captured_on_full_batches_alone() -> None:
+    model = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
+    whole = data()
+    whole.setup()
+    clients = TensorData(whole.train, Partition.of(torch.arange(97).split([10, 31, 56])), batch_size=4, epochs=2)
+    loop = fit(FedAvg(), model, SlotStrategy(1, cohort_size=1, compile=False), clients)
+    same(fit(FedAvg(), model, captured(2), clients), loop)
+    assert loop.buffers.abs().sum() > 0
+
+
+def test_a_methods_objective_is_captured() -> None:
+    class Entropy(FedAvg):
+        def objective(self, model, w, batch, client):  # type: ignore[no-untyped-def]
+            teacher = model(client.x, batch[0]).softmax(-1)
+            return model.loss(w, batch) - (teacher * model(w, batch[0]).log_softmax(-1)).sum(-1)
+
+    model = task(nn.Dropout(0.2))
+    loop = fit(Entropy(), model, SlotStrategy(1, cohort_size=1, compile=False))
+    for size in (1, 3):
+        same(fit(Entropy(), model, captured(1, size)), loop)
+
+
+class Peeks(FedAvg):
+    """Branches on a value, which the loop allows."""
+
+    def direction(self, local, grad, client):  # type: ignore[no-untyped-def]
+        g = grad(local.w)
+        return g / g.norm() if g.norm() > 0.5 else g
+
+
+def test_a_step_that_waits_is_an_error_where_graphs_were_asked_for() -> None:
+    with pytest.raises(
+        MethodError, match=r"`Peeks.direction` \(.*test_gpu.py:\d+\) lets the program's path depend .*where"
+    ):
+        fit(Peeks(), task(), captured())
+
+
+def test_a_step_that_waits_runs_as_it_is_under_auto() -> None:
+    class Lenient(Captured):
+        strict = False
+
+    strategy = Lenient(2, cohort_size=1, compile=False)
+    with pytest.warns(UserWarning, match="not captured in CUDA graphs, since they wait for the host") as warned:
+        state = fit(Peeks(), task(), strategy)
+    assert len(warned) == 1
+    same(state, fit(Peeks(), task(), SlotStrategy(1, cohort_size=1, compile=False)))
+
+
+def add(state: Any, fixed: Any, stepped: Any) -> tuple[list[Tensor], Tensor]:
+    return [state[0] + fixed[0] * stepped[0], state[0].clone()], stepped[0].sum()
+
+
+def test_what_a_graph_gives_is_not_its_buffers() -> None:
+    state, fixed, steps = [torch.zeros(2), torch.zeros(2)], [torch.tensor(2.0)], [torch.tensor([[1.0, 1], [3, 4]])]
+    graph = StepGraph(add, state, fixed, [steps[0][0]], on_tape())
+    first, losses = graph(state, fixed, steps)
+    kept = [tensor.clone() for tensor in (*first, losses)]
+    assert first[0].tolist() == [8.0, 10.0]
+    assert first[1].tolist() == [2.0, 2.0]  # the state before, though the next was written to its place
+    assert losses.tolist() == [2.0, 7.0]
+    graph([torch.ones(2), torch.ones(2)], [torch.tensor(5.0)], steps)
+    assert all(torch.equal(now, then) for now, then in zip((*first, losses), kept, strict=True))
+    assert state[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.zeros(1, 2)])
+def test_an_input_of_another_shape_or_dtype_is_refused(wrong: Tensor) -> None:
+    state, fixed, step = [torch.zeros(2), torch.zeros(2)], [torch.tensor(2.0)], torch.ones(2)
+    graph = StepGraph(add, state, fixed, [step], on_tape())
+    with pytest.raises(ValueError, match="A graph's input must be"):
+        graph([wrong, state[1]], fixed, [step[None]])
+
+
+def test_each_slot_has_its_own_graphs_and_few_of_them() -> None:
+    strategy = captured(3, 3)
+    kept: list[Graphs] = []
+    forget = Graphs.forget
+
+    def look(graphs: Graphs, slot: str) -> None:
+        kept.append(graphs)
+        assert len(graphs._slots[slot][1]) <= 6  # three widths, with and without the first step
+        forget(graphs, slot)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Graphs, "forget", look)
+        fit(Scaffold(), task(), strategy, rounds=4)
+    assert len(kept) == 3
+    assert not kept[0]._slots
+    assert strategy.compile_seconds > 0
+
+
+def test_auto_captures_long_runs_of_batches_of_one_size() -> None:
+    model = task()
+    assert choose_graphs("auto", model, True, 8000, 4) == (True, "")
+    assert choose_graphs("auto", model, True, 7999, 4) == (False, "")
+    assert choose_graphs(False, model, True, 1e9, 1) == (False, "")
+    assert choose_graphs("auto", model, False, 1e9, 1) == (False, "batches are whole data sets")
+    assert choose_graphs("auto", nn.LSTM(2, 2), True, 1e9, 1)[0] is False
+    assert choose_graphs(True, model, True, 1, 4) == (True, "")
+    with pytest.raises(ConfigurationError, match=r"must have batches of one size .* but batches are whole data sets"):
+        choose_graphs(True, model, False, 1e9, 1)
+
+
+# -- no waiting for the device ----------------------------------------------------------------------------------------
+def job_on(device: torch.device, method: FedMethod, model: Classification, clients: Any) -> tuple[RoundJob, Replica]:
+    """A round as the trainer makes it, with everything on a device."""
+    clients.setup()
+    layout, replica = Layout.of(model), Replica(model, Layout.of(model), device)
+    x = layout.read(model).to(device)
+    server, gradients = visible(method, method.configure_server(x)), {}
+    if method.gradient_pass() != "none":
+        gradients = dict.fromkeys(range(clients.clients.num_clients), x)
+        server = server.replace(gradient=x)
+    buffers = flatten_buffers(persistent_buffers(model), torch.device("cpu")).to(device)
+    examples = clients.train.to(device)
+    job = RoundJob(
+        method, Round(0, 7, 3, 0.05), 0, layout, server, ClientMemory(), buffers, clients, lambda _: examples, lambda: False,
+        gradients=gradients, work=Work(),
+    )  # fmt: skip
+    return job, replica
+
+
+def train(job: RoundJob, replica: Replica, executor: Executor, chosen: tuple[int, ...], kind: type[Hooks]) -> State:
+    """The steps of a cohort and its end, under a watch."""
+    hooks = kind(job.method, job.server, job.layout)
+    padding = Padding(executor.width(len(chosen)), executor.unroll, int(executor.first_alone))
+    plan = plan_cohort(job, chosen, replica.device, padding)
+    schedules = [job.schedule(client, job.num_steps(client)).index for client in chosen]
+    vars(plan)["filled"] = _filled(schedules, plan.mask.shape[:2])
+    with torch.no_grad(), NoWaiting():  # type: ignore[no-untyped-call]
+        local, losses = cohort._train(executor, hooks, plan, job, replica.device)
+        upload, _ = executor.call(lambda s, c: hooks.end(s, hooks.context(c, False)), local, plan.clients(1))
+    assert losses.device == replica.device
+    return upload
+
+
+def _filled(schedules: list[Tensor], shape: torch.Size) -> list[list[int]]:
+    """What the plan counts once for a cohort; here on the host, for nothing comes from "meta"."""
+    counts = torch.zeros(shape, dtype=torch.int64)
+    for c, index in enumerate(schedules):
+        counts[: len(index), c] = (index >= 0).sum(-1)
+    return counts.tolist()
+
+
+@pytest.mark.parametrize("how", ["loop", "graphs"])
+@pytest.mark.parametrize("name", method_names())
+def test_no_step_of_any_method_waits_for_the_device_or_mixes_devices(name: str, how: str) -> None:
+    model = Classification(nn.Sequential(MLP(6, 3, (8,)), nn.Dropout(0.3)), 3)
+    job, replica = job_on(META, named(name), model, data(torch.float32))
+    if how == "loop":
+        upload = train(job, replica, LoopExecutor(replica), (6,), Hooks)
+    else:  # 6, 4 and 2 steps: a cohort of three narrows to two, which takes the widest graph, and to one
+        graphs = Graphs(3, 4, True, on_tape)
+        upload = train(job, replica, GraphExecutor(replica, graphs, "meta", False), (6, 2, 0), Hooks)
+    assert {tensor.device.type for tensor in upload.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_step_of_the_gradient_pass_waits_either(size: int) -> None:
+    job, replica = job_on(META, FedAvg(), task(dtype=torch.float32), data(torch.float32))
+    train(
+        job, replica, CohortExecutor(replica, 3) if size > 1 else LoopExecutor(replica), (6, 2, 0)[:size], GradientPass
+    )
+
+
+@pytest.mark.parametrize("crop", [None, 6])
+def test_no_batch_of_images_waits_for_the_device(crop: int | None) -> None:
+    images = FakeImages(
+        "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batch_size=4, crop=crop
+    )
+    model = Classification(LogisticRegression(3 * (crop or 8) ** 2, 3), 3)
+    job, replica = job_on(META, FedProx(mu=0.1, clip_norm=1.0), model, images)
+    train(job, replica, LoopExecutor(replica), (1,), Hooks)
+
+
+@pytest.mark.parametrize("how", [{}, {"cohort_size": 3}, {"cohort_size": 1, "compile": "trace"}], ids=str)
+def test_no_step_reads_a_value_in_a_run(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = cohort._train
+
+    def watched(*arguments: Any) -> Any:
+        with NoWaiting():  # type: ignore[no-untyped-call]
+            return original(*arguments)
+
+    monkeypatch.setattr(cohort, "_train", watched)
+    fit(FedProx(clip_norm=1.0), task(nn.Dropout(0.2)), SlotStrategy(2, **({"cohort_size": 1, "compile": False} | how)))
+    with pytest.raises((RuntimeError, MethodError), match="_local_scalar_dense"):
+        fit(Peeks(), task(), SlotStrategy(1, cohort_size=1, compile=False))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [lambda t: float(t.sum()), lambda t: t.nonzero(), lambda t: t[t > 0], lambda t: bool((t > 0).all())],
+)
+def test_the_watch_sees_what_waits(wait: Callable[[Tensor], object]) -> None:
+    with NoWaiting(), pytest.raises(RuntimeError, match="for which the host waits"):  # type: ignore[no-untyped-call]
+        wait(torch.ones(3))
+
+
+def test_the_watch_sees_copies_between_devices() -> None:
+    with NoWaiting(), pytest.raises(RuntimeError, match="copies between devices"):  # type: ignore[no-untyped-call]
+        torch.ones(3).to(META)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+def test_the_bill_adds_up() -> None:
+    gib = 2**30
+    line = bill.Bill("cuda:0", 4, gib - bill.LIBRARIES, False, 139 * gib).check()
+    assert line == "A slot needs about 1 GiB; cuda:0 has 139 GiB free for 4 slots."
+    assert bill.Bill("cuda:0", 1, gib, True, 1).each == 2 * gib + bill.LIBRARIES
+    assert bill.Bill("cuda:0", 4, gib - bill.LIBRARIES, False, 4 * gib).check()
+    with pytest.raises(ConfigurationError, match=r"cuda:0 must have memory for its 4 slots.*use at most 3 slots on it"):
+        bill.Bill("cuda:0", 4, gib - bill.LIBRARIES, False, 4 * gib - 1).check()
+    with pytest.raises(ConfigurationError, match="use a smaller `cohort_size` or a smaller batch"):
+        bill.Bill("cuda:0", 1, gib, False, gib).check()
+
+
+class FakeMeter:
+    """Counts how often the work is done."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.steps = error, 0
+
+    def peak(self, work: Callable[[], Any]) -> int:
+        if self.error:
+            raise self.error
+        self.steps = int(work().num_steps.sum())
+        return 5
+
+    def free(self) -> int:
+        return 10**9
+
+
+def test_the_bill_is_measured_on_one_step_of_each_client() -> None:
+    job, replica = job_on(torch.device("cpu"), Scaffold(), task(), data())
+    meter = FakeMeter()
+    found = bill.measure(meter, replica, job, (1, 3, 2), CohortExecutor(replica, 3), 2, False)
+    assert (meter.steps, found.peak, found.slots, found.device) == (3, 5, 2, "cpu")
+    meter = FakeMeter(torch.OutOfMemoryError("tried to allocate"))
+    with pytest.raises(ConfigurationError, match="must have memory for a local step of 3 clients"):
+        bill.measure(meter, replica, job, (1, 3, 2), CohortExecutor(replica, 3), 2, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (RuntimeError("CUDA error: out of memory\n..."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes"), False),
+        (KeyError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, is_memory: bool) -> None:
+    assert out_of_memory(error) == is_memory
+    reworded = MethodError("reworded")
+    reworded.__cause__ = error
+    assert out_of_memory(reworded) == is_memory
+
+
+def worker(number: int) -> Worker:
+    model = task()
+    return Worker(Slot("cpu", 0, number), Replica(model, Layout.of(model), torch.device("cpu")), 1)
+
+
+def test_a_retired_slot_holds_nothing_when_its_work_begins_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[Tensor]] = []
+    left: list[object] = []
+    retired, both = threading.Event(), threading.Barrier(2)
+    workers = [worker(0), worker(1)]
+
+    def fill(own: Worker) -> None:
+        large = torch.zeros(1000)
+        held.append(weakref.ref(large))
+        try:
+            raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+        except RuntimeError as error:
+            raise torch.OutOfMemoryError("out of memory") from error
+
+    def work(own: Worker) -> str:
+        if retired.is_set():
+            return str(own.slot)
+        both.wait(10)
+        if own.slot.number == 0:
+            fill(own)
+        retired.wait(10)
+        return "the other's"
+
+    def before_it_is_done_again(message: str) -> None:
+        left.extend([held[0](), sum(p.numel() for p in workers[0].replica.task.parameters()), *forgotten])
+        retired.set()
+
+    forgotten: list[str] = []
+    monkeypatch.setattr(slots, "rank_zero_info", before_it_is_done_again)
+    pool: WorkerPool[str] = WorkerPool(workers, forgotten.append)
+    assert sorted(pool.map([work, work])) == ["cpu/1", "the other's"]
+    assert left == [None, 0, "cpu/0"]
+    assert pool.retired == ["cpu/0"]
+    pool.close()
+
+
+def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, model = Scaffold(lr=0.05), task(nn.Dropout(0.3))
+    reference = fit(method, model, SlotStrategy(1, cohort_size=1, compile=False), rounds=3)
+    original, calls = strategy_module.run_cohort, iter(range(1000))
+
+    def sometimes(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> Any:
+        result = original(replica, job, clients, executor, slot)
+        if next(calls) in (4, 9):  # after the work, when the memory of the slot is full of it
+            raise torch.OutOfMemoryError("tried to allocate")
+        return result
+
+    monkeypatch.setattr(strategy_module, "run_cohort", sometimes)
+    strategy = SlotStrategy(3, cohort_size=1, compile=False)
+    state = fit(method, model, strategy, rounds=3)
+    assert len(strategy._pool.retired) == 2
+    assert torch.equal(state.server.x, reference.server.x)
+    assert torch.equal(state.server.c, reference.server.c)
+
+
+def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, model = Scaffold(lr=0.05), task()
+    reference = fit(method, model, captured())
+    original, strategy, calls = strategy_module.run_cohort, captured(2), iter(range(1000))
+    left: list[int] = []
+
+    def sometimes(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> Any:
+        result = original(replica, job, clients, executor, slot)
+        count = next(calls)
+        if count == 5:
+            raise torch.OutOfMemoryError("tried to allocate")
+        if count > 7:
+            assert strategy.graphs
+            left.append(len(strategy.graphs._slots))
+        return result
+
+    monkeypatch.setattr(strategy_module, "run_cohort", sometimes)
+    state = fit(method, model, strategy)
+    assert set(left) == {1}
+    assert torch.equal(state.server.x, reference.server.x)
+
+
+def test_all_slots_out_of_memory_is_an_error_with_its_cause() -> None:
+    def work(_: Worker) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    pool: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
+    with pytest.raises(ClientError, match=r"all ran out of it .*tried to allocate 2 GiB") as caught:
+        list(pool.map([work]))
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    assert caught.value.__cause__.__traceback__
+    pool.close()
+
+
+# -- the recipe -------------------------------------------------------------------------------------------------------
+def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = (
+        "--rounds 1 --models lenet --slots 1,2 --cohorts 2 --participants 2 --local-steps 1 --batch-size 2 --images 200"
+    )
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
+    load("gpu").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in lines[-3:]] == [
+        ["lenet", "1", "1", "off"], ["lenet", "2", "1", "off"], ["lenet", "1", "2", "off"],
+    ]  # fmt: skip
+    assert all(float(line.split()[4]) > 0 and line.endswith("%") for line in lines[-3:])
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        load("gpu").main()
+    assert capsys.readouterr().out.startswith("There is no GPU here")
+
+
+def test_the_recipe_counts_a_models_operations() -> None:
+    """A product forward and one backward, since inputs need no gradient, of two operations for each weight."""
+    assert load("gpu").flops("logistic", 5) == 2 * 2 * 3072 * 100
