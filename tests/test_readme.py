@@ -93,7 +93,7 @@ def test_commands(command: str, workplace: Path) -> None:
     """With fewer steps and, where CIFAR-100 is not there, made-up images; the flags that come last win."""
     words = [sys.executable, *shlex.split(command)[1:]]
     recipe = Path(next(word for word in words if word.endswith(".py"))).stem
-    folder = Path(os.environ.get("FEDLIGHTNING_DATA", "data"))
+    folder = Path(os.environ.get("FEDLIGHTNING_DATA", ROOT / "data"))
     if recipe in NEEDED and not (folder / NEEDED[recipe]).exists():
         pytest.skip(f"{recipe} needs {NEEDED[recipe]} in $FEDLIGHTNING_DATA")
     words += SMALLER.get(recipe, [])

@@ -49,6 +49,20 @@ class Program(NamedTuple):
     used: tuple[int, ...]
 
 
+class _Step(NamedTuple):
+    """What one step of a few clients tells of all graphs of a pass, since they differ in width alone.
+
+    Attributes:
+        digest: of its operations and constants.
+        used: positions of the inputs that it looks at.
+        first_alone: whether a client's first step differs from the others.
+    """
+
+    digest: str
+    used: tuple[int, ...]
+    first_alone: bool
+
+
 class Programs:
     """The graphs of a run, for each width, and the widths there are.
 
@@ -70,7 +84,7 @@ class Programs:
         self.seconds = 0.0
         self._sources: dict[tuple[bool, int], Callable[[], Program]] = {}
         self._programs: dict[tuple[str, bool, int], Program] = {}
-        self._first: dict[bool, bool] = {}
+        self._steps: dict[bool, _Step] = {}
         self._builds: list[Build] = []
 
     def has(self, gradient_pass: bool, width: int) -> bool:
@@ -80,13 +94,12 @@ class Programs:
     def add(self, hooks: Hooks, gradient_pass: bool, local: State, block: Block, replica: Replica) -> None:
         """Trace the graph that takes this block's U steps, and start to build it; `finish` waits for it."""
         began, width = time.perf_counter(), len(block.mask[0])
-        one = _first_step(block)
-        single = _trace(hooks, local, one, replica, first=False)
-        if gradient_pass not in self._first:
-            lone = _trace(hooks, local, one, replica, first=True)
-            self._first[gradient_pass] = _digest(lone) != _digest(single)
-
-        used = _used(single)
+        if gradient_pass not in self._steps:
+            one = _first_step(block)
+            lone, single = (_trace(hooks, local, one, replica, first) for first in (True, False))
+            self._steps[gradient_pass] = _Step(_digest(single), _used(single), _digest(lone) != _digest(single))
+        step = self._steps[gradient_pass]
+        used = step.used
 
         def whole() -> GraphModule:
             return _without_unused(_trace(hooks, local, block, replica, first=False), used)
@@ -96,7 +109,7 @@ class Programs:
             self._sources[gradient_pass, width] = lambda: Program(lambda inputs: graph(*inputs), used)
             return
         inputs = [_flatten(hooks, local, block)[i] for i in used]
-        path = cache_folder() / f"{self._name(single, inputs)}.pt2"
+        path = cache_folder() / f"{self._name(step, inputs)}.pt2"
         self._sources[gradient_pass, width] = lambda: Program(load(path), used)
         if not path.is_file():
             self._builds.append(Build(path, whole(), inputs, self._threads))
@@ -118,13 +131,14 @@ class Programs:
             build.wait()
         self.seconds += time.perf_counter() - began
 
-    def _name(self, single: GraphModule, inputs: list[Tensor]) -> str:
+    def _name(self, step: _Step, inputs: list[Tensor]) -> str:
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs]
-        return _digest(single, shapes, self._threads, torch.__version__, platform.machine(), processor())
+        known = (step.digest, shapes, self._threads, torch.__version__, platform.machine(), processor())
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
 
     def first_alone(self, gradient_pass: bool) -> bool:
         """Whether a client's first step differs from the others."""
-        return self._first[gradient_pass]
+        return self._steps[gradient_pass].first_alone
 
     def program(self, slot: str, gradient_pass: bool, width: int) -> Program:
         """The slot's own copy of a graph."""
@@ -258,13 +272,12 @@ def _first_step(block: Block) -> Block:
     )
 
 
-def _digest(graph: GraphModule, *more: object) -> str:
-    """A name for a graph, its constants and whatever else decides about the compiled code."""
+def _digest(graph: GraphModule) -> str:
+    """What tells a graph and its constants apart from others."""
     digest = hashlib.sha256(graph.code.encode())
     for name, constant in sorted({**dict(graph.named_buffers()), **vars(graph)}.items()):
         if isinstance(constant, Tensor):
             digest.update(
                 name.encode() + constant.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             )
-    digest.update(repr(more).encode())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
