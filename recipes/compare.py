@@ -42,6 +42,7 @@ from comparison.settings import (
 )
 
 from fedlightning import Callback, Dissimilarity, FedAvg, FederatedTrainer, FedLightningError, SlotStrategy
+from fedlightning.callbacks.analysis.figures import require_matplotlib, write_figure
 from fedlightning.compare import Comparison, Table
 from fedlightning.loggers import run_loggers
 
@@ -148,7 +149,7 @@ class Sitting:
             folder = self.out / point.name
             written += [
                 *table.save(folder),
-                *figures.save(figures.curves(table, self._title(point)), folder / "curves"),
+                *write_figure(figures.curves(table, self._title(point)), folder / "curves"),
             ]
             print(f"\n{self._title(point)}\n{table}\n", flush=True)
             rows += self._sweep_rows(point, comparison, table)
@@ -201,7 +202,7 @@ class Sitting:
         print(paths[1].read_text(encoding="utf-8"))
         if "alpha" in rows[0]:
             title = self.setting.title + " (made-up images)" * (self.values["data"] == "fake")
-            paths += figures.save(figures.heterogeneity(rows, table, title), self.out / "heterogeneity")
+            paths += write_figure(figures.heterogeneity(rows, table, title), self.out / "heterogeneity")
         return paths
 
 
@@ -260,7 +261,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> list[Path]:
     """Compare, and return the tables' and figures' files."""
     options = parse(argv)
-    figures.require_matplotlib()
+    require_matplotlib("compare")
     sitting = Sitting(options)
     paths = sitting.run()
     print(*paths, sep="\n")

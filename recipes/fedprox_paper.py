@@ -22,10 +22,11 @@ from itertools import product
 from pathlib import Path
 
 from fedprox.curves import Column, DataMissing, read, reading
-from fedprox.figures import Look, Panel, Sheet, require_matplotlib, save
+from fedprox.figures import Look, Panel, Sheet, save
 from fedprox.settings import EPOCHS, REAL, SETTINGS, SYNTHETIC, Curve, Options
 
 from fedlightning import ConfigurationError, FedLightningError
+from fedlightning.callbacks.analysis.figures import require_matplotlib
 
 DROPS = (0.0, 0.5, 0.9)
 METRICS = {
@@ -196,7 +197,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> list[Path]:
     """Run the curves that are missing, draw the figure and return its files."""
     given = parse(argv)
-    require_matplotlib()
+    require_matplotlib("fedprox_paper")
     plan = FIGURES[given.figure]
     datasets = [dataset for dataset in plan.columns if dataset in SYNTHETIC or not given.quick]
     options = Options(given.seed, given.slots, given.data_dir, given.rounds, given.labels)

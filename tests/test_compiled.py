@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from unequal_clients import ALL, data, named, same, task
 
 from fedlightning import (
     Callback,
@@ -26,10 +27,9 @@ from fedlightning import (
 from fedlightning.data import FakeImages, Synthetic
 from fedlightning.engine import choices, compiled, packages
 from fedlightning.engine.choices import pack
-from fedlightning.methods import DeltaSGD, FedDane, method_named, method_names
-from fedlightning.models import MLP, LogisticRegression
+from fedlightning.methods import DeltaSGD, FedDane
+from fedlightning.models import LogisticRegression
 
-SIZES = [3, 40, 7, 25, 1, 12, 9]
 needs_compiler = pytest.mark.skipif(packages.compiler() is None, reason="no C++ compiler")
 
 
@@ -39,19 +39,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.getbasetemp() / "programs"
     monkeypatch.setenv("FEDLIGHTNING_CACHE", str(folder))
     return folder
-
-
-def data(**batching: object) -> TensorData:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=torch.float64)
-    targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
-    clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
-    return TensorData(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
-
-
-def task(*layers: nn.Module) -> Classification:
-    torch.manual_seed(1)
-    return Classification(nn.Sequential(MLP(6, 3, (8,)), *layers).double(), 3)
 
 
 def fit(
@@ -70,23 +57,13 @@ def fit(
     return trainer.fit(method, model, clients or data())
 
 
-def same(one: RoundState, other: RoundState, atol: float) -> None:
-    torch.testing.assert_close(one.server.x, other.server.x, rtol=0, atol=atol)
-    for client, row in one.memory.rows().items():
-        for name in row:
-            torch.testing.assert_close(row[name], other.memory.rows()[client][name], rtol=0, atol=10 * atol)
-
-
 # -- the same numbers -------------------------------------------------------------------------------------------------
-ALL = [name for name in method_names() if name != "adaptivefedprox"]
-SMALL = {"fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.01, "fedams": 0.01, "fedmpx": 0.01}
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> None:
     """1 to 20 steps, in cohorts that are padded at their end, in their batches and in their width, with dropout."""
-    options = {"server_lr": SMALL[name]} if name in SMALL else {}
-    method = method_named(name)(lr=0.05, **options)  # type: ignore[arg-type]
+    method = named(name)
     model = task(nn.Dropout(0.3))
     same(fit(method, model, "trace", cohort_size=2, rounds=2), fit(method, model, rounds=2), 1e-12)
 

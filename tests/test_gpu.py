@@ -16,12 +16,12 @@ from recipe_runner import load
 from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from unequal_clients import ALL, data, named, same, task
 
 from fedlightning import (
     Classification,
     ClientError,
     ConfigurationError,
-    Examples,
     FedAvg,
     FederatedTrainer,
     FedMethod,
@@ -54,31 +54,11 @@ from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buf
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, out_of_memory
 from fedlightning.memory import ClientMemory
 from fedlightning.method import Round, visible
-from fedlightning.methods import method_named, method_names
+from fedlightning.methods import method_names
 from fedlightning.models import MLP, LogisticRegression
 from fedlightning.vector import Layout
 
-SIZES = [3, 40, 7, 25, 1, 12, 9]
-SMALL = {"fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.01, "fedams": 0.01, "fedmpx": 0.01}
 META = torch.device("meta")
-
-
-def data(dtype: torch.dtype = torch.float64, **batching: object) -> TensorData:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=torch.float64).to(dtype)
-    targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
-    clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
-    return TensorData(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
-
-
-def task(*layers: nn.Module, dtype: torch.dtype = torch.float64) -> Classification:
-    torch.manual_seed(1)
-    return Classification(nn.Sequential(MLP(6, 3, (8,)), *layers).to(dtype), 3)
-
-
-def named(name: str) -> FedMethod:
-    options = {"server_lr": SMALL[name]} if name in SMALL else {}
-    return method_named(name)(lr=0.05, **options)  # type: ignore[arg-type]
 
 
 def fit(
@@ -86,14 +66,6 @@ def fit(
 ) -> RoundState:
     trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
     return trainer.fit(method, model, clients or data())
-
-
-def same(one: RoundState, other: RoundState, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(one.server.x, other.server.x, rtol=0, atol=atol)
-    torch.testing.assert_close(one.buffers, other.buffers, rtol=0, atol=atol)
-    for client, row in one.memory.rows().items():
-        for name in row:
-            torch.testing.assert_close(row[name], other.memory.rows()[client][name], rtol=0, atol=10 * atol)
 
 
 # -- precision --------------------------------------------------------------------------------------------------------
@@ -241,9 +213,6 @@ class Captured(SlotStrategy):
 
 def captured(slots: int = 1, cohort_size: int = 1) -> Captured:
     return Captured(slots, cohort_size=cohort_size, compile=False)
-
-
-ALL = [name for name in method_names() if name != "adaptivefedprox"]
 
 
 @pytest.mark.parametrize("cohort_size", [1, 3])

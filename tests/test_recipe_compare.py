@@ -59,7 +59,7 @@ def test_what_a_comparison_leaves(recipe: ModuleType, tmp_path: Path, capsys: py
     methods = ["fedavg", "fedadam server_lr=0.05", "fedavg"]
     paths = recipe.main(["--methods", *methods, "--seeds", "0", "3", *TINY, "--target", "0.01", "--out", "o"])
     assert [str(path) for path in paths] == [
-        f"o/{n}" for n in ("table.txt", "table.csv", "table.md", "curves.png", "curves.pdf")
+        f"o/{n}" for n in ("table.txt", "table.csv", "table.md", "curves.pdf", "curves.png")
     ]
     assert all(path.stat().st_size > 100 for path in paths)
     rows = read(Path("o/table.csv"))
@@ -191,8 +191,10 @@ def test_a_sweep_runs_each_run_once(recipe: ModuleType, figures: ModuleType, mon
     command = ["--methods", "fedavg", "fedprox", "--seeds", "0", *FAKE, "--out", "o"]
     sweep = ["--sweep", "alpha=0.1,1", "--sweep", "mu=0.5,2", "--sweep", "batch_size=8"]
     sheets: list[Any] = []
-    save = figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, stem: sheets.append((stem, figure)) or save(figure, stem))
+    write = recipe.write_figure
+    monkeypatch.setattr(
+        recipe, "write_figure", lambda figure, stem: sheets.append((stem, figure)) or write(figure, stem)
+    )
     recipe.main([*command, *sweep])
     runs = sorted(str(path.relative_to("o/runs")) for path in Path("o/runs").glob("*/*/*"))
     assert runs == [

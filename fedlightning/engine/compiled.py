@@ -20,10 +20,18 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
-from fedlightning.engine.executors import Block, CohortExecutor, one_by_one
+from fedlightning.engine.executors import (
+    Block,
+    CohortExecutor,
+    constants,
+    few_widths,
+    narrowest,
+    one_by_one,
+    where_active,
+)
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
-from fedlightning.engine.packages import Build, Run, cache_folder, load, processor
+from fedlightning.engine.packages import Order, Run, build, cache_folder, load, processor
 from fedlightning.engine.replica import Replica
 from fedlightning.state import State
 
@@ -80,19 +88,19 @@ class Programs:
 
     def __init__(self, how: Literal["compile", "trace"], cohort_size: int, threads: int, longest: int) -> None:
         self.how, self._threads, self.unroll = how, threads, min(UNROLL, longest)
-        self.widths = tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
+        self.widths = few_widths(cohort_size)
         self.seconds = 0.0
         self._sources: dict[tuple[bool, int], Callable[[], Program]] = {}
         self._programs: dict[tuple[str, bool, int], Program] = {}
         self._steps: dict[bool, _Step] = {}
-        self._builds: list[Build] = []
+        self._orders: list[Order] = []
 
     def has(self, gradient_pass: bool, width: int) -> bool:
         """Whether the graph of this width is there."""
         return (gradient_pass, width) in self._sources
 
     def add(self, hooks: Hooks, gradient_pass: bool, local: State, block: Block, replica: Replica) -> None:
-        """Trace the graph that takes this block's U steps, and start to build it; `finish` waits for it."""
+        """Trace the graph that takes this block's U steps; `finish` builds it."""
         began, width = time.perf_counter(), len(block.mask[0])
         if gradient_pass not in self._steps:
             one = _first_step(block)
@@ -112,23 +120,22 @@ class Programs:
         path = cache_folder() / f"{self._name(step, inputs)}.pt2"
         self._sources[gradient_pass, width] = lambda: Program(load(path), used)
         if not path.is_file():
-            self._builds.append(Build(path, whole(), inputs, self._threads))
+            self._orders.append(Order(path, whole(), inputs, self._threads))
         self.seconds += time.perf_counter() - began
 
     def finish(self) -> None:
-        """Wait until the graphs are built.
+        """Build the graphs that were added and are not on disk.
 
         Raises:
             RuntimeError: one cannot be compiled.
         """
-        began, builds = time.perf_counter(), self._builds
-        self._builds = []
-        if builds:
+        began, orders = time.perf_counter(), self._orders
+        self._orders = []
+        if orders:
             rank_zero_info(
-                f"Compiling {len(builds)} graphs of {self.unroll} local steps; they are kept for later runs."
+                f"Compiling {len(orders)} graphs of {self.unroll} local steps; they are kept for later runs."
             )
-        for build in builds:
-            build.wait()
+            build(orders)
         self.seconds += time.perf_counter() - began
 
     def _name(self, step: _Step, inputs: list[Tensor]) -> str:
@@ -166,8 +173,7 @@ class CompiledExecutor(CohortExecutor):
 
     def width(self, active: int) -> int:
         """The narrowest width there is a graph for."""
-        widths: tuple[int, ...] = self._programs.widths
-        return next(width for width in widths if width >= active)
+        return narrowest(self._programs.widths, active)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a hook for each client; for few of them in turn, which is faster than to lift it."""
@@ -181,7 +187,7 @@ class CompiledExecutor(CohortExecutor):
             return super().steps(hooks, local, block)
         run, used = self._programs.program(self._slot, self._gradient_pass, block.mask.shape[1])
         count, state, losses = len(local), [entry.contiguous() for entry in local.values()], []
-        fixed, stepped = _arguments(hooks, block)
+        fixed, stepped = constants(hooks, block.clients), _rows(block)
         kept = [i for i in used if i < count]
         constant = [fixed[i - count].contiguous() for i in used if count <= i < count + len(fixed)]
         rows = [stepped[i - count - len(fixed)] for i in used if i >= count + len(fixed)]
@@ -193,18 +199,14 @@ class CompiledExecutor(CohortExecutor):
         return State(**dict(zip(local, state, strict=True))), torch.cat(losses)
 
 
-def _arguments(hooks: Hooks, block: Block) -> tuple[list[Tensor], list[Tensor]]:
-    """A graph's inputs besides the local state: those that stay, and those that have a row for each step."""
-    clients = block.clients
-    fixed = [*hooks.server.values(), clients.gradient, *clients.state.values(), *clients.numbers.values()]
-    return fixed, [clients.key, block.mask, block.active, *block.batch]
+def _rows(block: Block) -> list[Tensor]:
+    """A graph's inputs that have a row for each step."""
+    return [block.clients.key, block.mask, block.active, *block.batch]
 
 
 def _flatten(hooks: Hooks, local: State, block: Block) -> list[Tensor]:
-    fixed, stepped = _arguments(hooks, block)
-    return [
-        tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in (*local.values(), *fixed, *stepped)
-    ]
+    inputs = (*local.values(), *constants(hooks, block.clients), *_rows(block))
+    return [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
 
 
 def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bool) -> GraphModule:
@@ -222,7 +224,7 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
         for s in range(len(mask)):
             now = Clients(gradient, remembered, numbers, key[s])
             after, loss = executor.step(inner, states, now, tuple(tensor[s] for tensor in batch), mask[s], first)
-            states = State(**{name: _where(active[s], after[name], states[name]) for name in states})
+            states = State(**{name: where_active(active[s], after[name], states[name]) for name in states})
             losses.append(loss)
         return [*states.values(), torch.stack(losses)]
 
@@ -255,10 +257,6 @@ def _without_unused(graph: GraphModule, used: tuple[int, ...]) -> GraphModule:
             graph.graph.erase_node(node)
     graph.recompile()
     return graph
-
-
-def _where(active: Tensor, after: Tensor, before: Tensor) -> Tensor:
-    return torch.where(active.view(-1, *[1] * (after.dim() - 1)), after, before)
 
 
 def _first_step(block: Block) -> Block:

@@ -12,7 +12,7 @@ from torch.func import grad_and_value, vmap
 
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
-from fedlightning.engine.replica import Replica
+from fedlightning.engine.replica import Replica, mean_loss
 from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State
 
@@ -87,22 +87,35 @@ class LoopExecutor:
         if block.first not in self._contexts:
             self._contexts[block.first] = hooks.context(_of(clients, 0), block.first)
         client = replace(self._contexts[block.first], key=clients.key[0])
-        one = tuple(tensor[0] for tensor in batch)
+        after, loss = self._step(hooks, local, client, batch, mask, padded=False)
+        return after, loss.unsqueeze(0)
+
+    def step(
+        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
+    ) -> tuple[State, Tensor]:
+        """The local state [1, …] and the loss [1] after a step on a batch [1, B, …] of which some places may be empty."""
+        return self._step(hooks, local, hooks.context(_of(clients, 0), first), batch, mask, padded=True)
+
+    def _step(
+        self, hooks: Hooks, local: State, client: ClientContext, batch: Batch, mask: Tensor, padded: bool
+    ) -> tuple[State, Tensor]:
+        one, filled = tuple(tensor[0] for tensor in batch), mask[0] if padded else None
         losses: list[Tensor] = []
 
         def grad(w: Tensor) -> Tensor:
             if type(hooks.method).objective is FedMethod.objective:
-                gradient, loss = self._replica.gradient(w, one, client.key)
+                gradient, loss = self._replica.gradient(w, one, client.key, filled)
             else:
                 leaf = w.detach().requires_grad_()
                 with torch.enable_grad():
-                    loss = hooks.method.objective(self._replica.at(client.key), leaf, one, client).mean()
+                    each = hooks.method.objective(self._replica.at(client.key), leaf, one, client)
+                    loss = mean_loss(each, filled)
                     (gradient,) = torch.autograd.grad(loss, leaf)
             losses.append(loss.detach())
             return gradient
 
         after = hooks.step(_of(local, 0), grad, client, mask)
-        return after.apply(lambda tensor: tensor.unsqueeze(0)), _first(losses, hooks).view(1, 1)
+        return after.apply(lambda tensor: tensor.unsqueeze(0)), _first(losses, hooks).unsqueeze(0)
 
 
 class CohortExecutor:
@@ -138,8 +151,7 @@ class CohortExecutor:
             losses: list[Tensor] = []
 
             def mean(w: Tensor) -> Tensor:
-                each = hooks.method.objective(model, w, batch, client) * mask
-                return each.sum() / mask.sum().clamp(min=1)
+                return mean_loss(hooks.method.objective(model, w, batch, client), mask)
 
             def grad(w: Tensor) -> Tensor:
                 gradient: Tensor
@@ -151,6 +163,26 @@ class CohortExecutor:
 
         result: tuple[State, Tensor] = vmap(one, randomness="error")(local, clients, mask, *batch)
         return result
+
+
+def few_widths(cohort_size: int) -> tuple[int, ...]:
+    """The widths that graphs are made for: 1, the cohort's size, and one between."""
+    return tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
+
+
+def narrowest(widths: tuple[int, ...], active: int) -> int:
+    """The narrowest of rising widths that holds so many clients."""
+    return next(width for width in widths if width >= active)
+
+
+def constants(hooks: Hooks, clients: Clients) -> list[Tensor]:
+    """What a graph is given besides the local state that stays the same in all of its steps."""
+    return [*hooks.server.values(), clients.gradient, *clients.state.values(), *clients.numbers.values()]
+
+
+def where_active(active: Tensor, after: Tensor, before: Tensor) -> Tensor:
+    """Entries [C, …] after a step for those clients that take it [C], before it for the others."""
+    return torch.where(active.view(-1, *[1] * (after.dim() - 1)), after, before)
 
 
 def _first(losses: list[Tensor], hooks: Hooks) -> Tensor:

@@ -19,12 +19,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedlightning.engine.executors import Block, CohortExecutor, LoopExecutor
+from fedlightning.engine.executors import (
+    Block,
+    CohortExecutor,
+    LoopExecutor,
+    constants,
+    few_widths,
+    narrowest,
+    where_active,
+)
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
-from fedlightning.engine.replica import Replica, mean_loss
+from fedlightning.engine.replica import Replica
 from fedlightning.errors import ConfigurationError
-from fedlightning.method import Batch, FedMethod
 from fedlightning.state import State
 
 CAPTURE = threading.Lock()
@@ -172,7 +179,7 @@ class Graphs:
     def __init__(
         self, cohort_size: int, batch_size: int, strict: bool, capture: Callable[[], Capture] = CudaCapture
     ) -> None:
-        self.widths = tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
+        self.widths = few_widths(cohort_size)
         self.batch_size, self.strict, self._make = batch_size, strict, capture
         self.seconds, self.why_not = 0.0, ""
         self._slots: dict[str, tuple[Capture, dict[Any, StepGraph]]] = {}
@@ -242,39 +249,6 @@ def choose_graphs(wish: bool | str, task: nn.Module, batched: bool, total: float
     return True, ""
 
 
-class _Alone(LoopExecutor):
-    """One client's step from a batch of which some places may be empty."""
-
-    def step(
-        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
-    ) -> tuple[State, Tensor]:
-        """The local state [1, …] and the loss [1] after a step on a batch [1, B, …]."""
-        replica = self._replica
-        own: Clients = _pytree.tree_map(_one, clients)
-        client = hooks.context(own, first)
-        one, losses = tuple(tensor[0] for tensor in batch), []
-
-        def grad(w: Tensor) -> Tensor:
-            if type(hooks.method).objective is FedMethod.objective:
-                gradient, loss = replica.gradient(w, one, client.key, mask[0])
-            else:
-                leaf = w.detach().requires_grad_()
-                with torch.enable_grad():
-                    each = hooks.method.objective(replica.at(client.key), leaf, one, client)
-                    loss = mean_loss(each, mask[0])
-                    (gradient,) = torch.autograd.grad(loss, leaf)
-            losses.append(loss.detach())
-            return gradient
-
-        after = hooks.step(local.apply(_one), grad, client, mask[0])
-        loss = losses[0] if losses else hooks.server.x.new_zeros(())
-        return after.apply(lambda tensor: tensor.unsqueeze(0)), loss.unsqueeze(0)
-
-
-def _one(tensor: Tensor) -> Tensor:
-    return tensor[0]
-
-
 class GraphExecutor(CohortExecutor):
     """Replays the steps of the loop (width 1) or of a cohort; up to eight steps share one gather of their batches.
 
@@ -295,17 +269,16 @@ class GraphExecutor(CohortExecutor):
         self._graphs, self._slot, self._gradient_pass = graphs, slot, gradient_pass
         self._pads = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in replica.task.modules())
         self.block = 8 if self._pads else 1
-        self._alone = _Alone(replica)
+        self._alone = LoopExecutor(replica)
 
     def width(self, active: int) -> int:
         """The narrowest of the graphs' widths that holds so many clients."""
-        widths: tuple[int, ...] = self._graphs.widths
-        return next(width for width in widths if width >= active)
+        return narrowest(self._graphs.widths, active)
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """The block's steps, the client's first one by a graph of its own."""
         clients = block.clients
-        fixed = [*hooks.server.values(), clients.gradient, *clients.state.values(), *clients.numbers.values()]
+        fixed = constants(hooks, clients)
         batch = [_padded(t, self._graphs.batch_size) if self._pads else t for t in (block.mask, *block.batch)]
         stepped = [clients.key, block.active, *batch]
         state, losses, done = list(local.values()), [], 0
@@ -357,13 +330,9 @@ class GraphExecutor(CohortExecutor):
             key, active, mask, *batch = stepped
             now, before = Clients(gradient, remembered, numbers, key), State(**dict(zip(names, state, strict=True)))
             after, loss = take_step(kind(method, server, layout), before, now, tuple(batch), mask, first)
-            return [_where(active, after[name], before[name]) for name in names], loss
+            return [where_active(active, after[name], before[name]) for name in names], loss
 
         return step
-
-
-def _where(active: Tensor, after: Tensor, before: Tensor) -> Tensor:
-    return torch.where(active.view(-1, *[1] * (after.dim() - 1)), after, before)
 
 
 def _padded(tensor: Tensor, batch_size: int) -> Tensor:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, PIPE, Popen
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,41 +25,45 @@ from torch.fx import GraphModule
 Run = Callable[[list[Tensor]], Any]
 
 
-class Build:
-    """A package that another process builds meanwhile.
+class Order(NamedTuple):
+    """A package to be built.
 
-    Args:
+    Attributes:
         path: where it will lie.
         graph: what it will compute.
         inputs: tensors of the shapes it will take.
         threads: intra-operator threads of the compiled code.
     """
 
-    def __init__(self, path: Path, graph: GraphModule, inputs: Sequence[Tensor], threads: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(prefix="fedlightning-")
-        source = Path(self._folder.name) / "graph.pt2"
-        with quiet(), torch.no_grad():
-            torch.export.save(torch.export.export(graph, tuple(inputs), strict=False), source)
-        command = [sys.executable, "-P", "-W", "ignore", __file__, str(source), str(path), str(threads)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    def wait(self) -> None:
-        """Wait until the package is there.
-
-        Raises:
-            RuntimeError: it could not be built.
-        """
-        try:
-            _, errors = self._process.communicate()
-        finally:
-            self._process.kill()
-            self._folder.cleanup()
-        if self._process.returncode:
-            raise RuntimeError(f"The compiler must build the local steps, but says: {errors.strip()[-2000:]}")
+    path: Path
+    graph: GraphModule
+    inputs: Sequence[Tensor]
+    threads: int
 
 
-def build(source: str, target: str, threads: int) -> None:
+def build(orders: Sequence[Order]) -> None:
+    """Build packages, each by a process of its own; none is left behind, whatever happens.
+
+    Raises:
+        RuntimeError: one could not be built.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedlightning-") as folder, ExitStack() as running:
+        processes = []
+        for i, order in enumerate(orders):
+            source = Path(folder) / f"{i}.pt2"
+            with quiet(), torch.no_grad():
+                torch.export.save(torch.export.export(order.graph, tuple(order.inputs), strict=False), source)
+            order.path.parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-P", "-W", "ignore", __file__, *map(str, (source, order.path, order.threads))]
+            processes.append(running.enter_context(Popen(command, stdout=DEVNULL, stderr=PIPE, text=True)))
+            running.callback(processes[-1].kill)
+        for process in processes:
+            _, errors = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"The compiler must build the local steps, but says: {errors.strip()[-2000:]}")
+
+
+def _compile(source: str, target: str, threads: int) -> None:
     """Compile an exported program, and put the package in its place once it is whole."""
     beside = Path(target).with_suffix(f".{os.getpid()}.pt2")
     with quiet(), torch.no_grad():
@@ -92,7 +96,7 @@ def compiler() -> str | None:
 
     try:
         return get_cpp_compiler()
-    except Exception:  # noqa: BLE001 - inductor raises its own kinds, which differ between versions
+    except RuntimeError:  # inductor's InvalidCxxCompiler is one
         return None
 
 
@@ -121,4 +125,4 @@ def quiet() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    build(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    _compile(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -2,10 +2,9 @@
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlightning import ConfigurationError
+from fedlightning.callbacks.analysis.figures import new_figure
 from fedlightning.compare import Outcome, Table
 
 if TYPE_CHECKING:
@@ -20,32 +19,9 @@ AXES = {
 """What accuracy is drawn against, with the labels of the axes."""
 
 
-def require_matplotlib() -> None:
-    """Check that one can draw, before hours are spent on what is to be drawn.
-
-    Raises:
-        ConfigurationError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError(
-            'Drawing needs matplotlib, but it cannot be imported; run `pip install -e ".[figures]"`.'
-        ) from error
-
-
-def save(figure: "Figure", stem: Path) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.pdf`; the same values give the same files."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
-    for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
-        figure.savefig(path, dpi=120, metadata=metadata)
-    return paths
-
-
 def curves(table: Table, title: str) -> "Figure":
     """One curve a method, the mean over the seeds, with a band of one sample deviation where there are several seeds."""
-    figure = _figure(11)
+    figure = new_figure(11, 4.5)
     axes = figure.subplots()
     for index, name in enumerate(table.names):
         mean, deviation = _mean_curve([run for run in table.of(name) if run.failure is None])
@@ -77,7 +53,7 @@ def heterogeneity(rows: Sequence[dict[str, Any]], table: Table, title: str) -> "
         table: of any point, for the metric.
         title: above all.
     """
-    figure = _figure(13)
+    figure = new_figure(13, 4.5)
     panels = figure.subplots(1, len(AXES), sharey=True)
     labels = list(dict.fromkeys(row["label"] for row in rows))
     for axes, (key, text) in zip(panels, AXES.items(), strict=True):
@@ -108,15 +84,6 @@ def _mean_curve(runs: Sequence[Outcome]) -> tuple[dict[int, float], dict[int, fl
 
 def _metric(table: Table) -> str:
     return table.metric.rpartition("/")[2] + " (%)" * (table.scale == 100)
-
-
-def _figure(width: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _finish(figure: "Figure", axes: "Axes") -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedlightning import ConfigurationError
+from fedlightning.callbacks.analysis.figures import new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,38 +62,15 @@ class Sheet:
     shared: bool = False
 
 
-def require_matplotlib() -> None:
-    """Check that one can draw, before hours are spent on what is to be drawn.
-
-    Raises:
-        ConfigurationError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError(
-            'Drawing needs matplotlib, but it cannot be imported; run `pip install -e ".[figures]"`.'
-        ) from error
-
-
 def save(sheet: Sheet, stem: Path) -> list[Path]:
-    """Draw a sheet as `<stem>.pdf` and `<stem>.png`; the same values give the same files."""
-    figure = draw(sheet)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path, metadata in zip(paths, ({"CreationDate": None}, {}), strict=True):
-        figure.savefig(path, dpi=80, metadata=metadata)
-    return paths
+    """Draw a sheet as `<stem>.pdf` and `<stem>.png`."""
+    return write_figure(draw(sheet), stem, dpi=80)
 
 
 def draw(sheet: Sheet) -> "Figure":
     """Draw a sheet with matplotlib's Agg backend, without its global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = len(sheet.rows[0])
-    figure = Figure((sheet.panel[0] * columns, sheet.panel[1] * len(sheet.rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(sheet.panel[0] * columns, sheet.panel[1] * len(sheet.rows))
     grid = figure.subplots(len(sheet.rows), columns, squeeze=False)
     for axes, panels in zip(grid, sheet.rows, strict=True):
         for ax, panel in zip(axes, panels, strict=True):

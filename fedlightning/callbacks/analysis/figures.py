@@ -1,7 +1,8 @@
-"""How the analyses draw: with matplotlib's Agg backend, without its global state."""
+"""How the analyses and the recipes draw: with matplotlib's Agg backend, without its global state."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlightning.errors import ConfigurationError
@@ -23,8 +24,7 @@ def require_matplotlib(owner: str) -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
-            f'{owner} draws with matplotlib, but it cannot be imported; run `pip install -e ".[figures]"`, or leave {owner} '
-            "out."
+            f'{owner} draws with matplotlib, but it cannot be imported; run `pip install -e ".[figures]"`.'
         ) from error
 
 
@@ -43,6 +43,15 @@ def whole_numbers(axis: Axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def write_figure(figure: Figure, stem: Path, dpi: int = 120) -> list[Path]:
+    """Write `<stem>.pdf` and `<stem>.png`; the same values give the same files."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+    for path, metadata in zip(paths, ({"CreationDate": None}, {}), strict=True):
+        figure.savefig(path, dpi=dpi, metadata=metadata)
+    return paths
 
 
 def save_figure(trainer: FederatedTrainer, name: str, figure: Figure) -> None:
