@@ -19,9 +19,13 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer:
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))  # its two shifts, each with the multiplier after it
 
 
-def _digest(seed: int, purpose: str, where: tuple[int, ...], size: int) -> int:
+def _hash(seed: int, purpose: str, where: tuple[int, ...], size: int) -> bytes:
     address = "/".join([str(int(seed)), purpose, *(str(int(part)) for part in where)])
-    return int.from_bytes(hashlib.blake2b(address.encode(), digest_size=size).digest(), "little")
+    return hashlib.blake2b(address.encode(), digest_size=size).digest()
+
+
+def _digest(seed: int, purpose: str, where: tuple[int, ...], size: int) -> int:
+    return int.from_bytes(_hash(seed, purpose, where, size), "little")
 
 
 def stream(seed: int, purpose: str, *where: int) -> np.random.Generator:
@@ -30,7 +34,7 @@ def stream(seed: int, purpose: str, *where: int) -> np.random.Generator:
     The address is hashed (BLAKE2b) to the 128-bit key of a counter-based generator (Philox), so neighbouring seeds,
     rounds and clients give unrelated streams that never collide.
     """
-    return np.random.Generator(np.random.Philox(key=_digest(seed, purpose, where, 16)))
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(_hash(seed, purpose, where, 16), "<u8")))
 
 
 def torch_stream(seed: int, purpose: str, *where: int) -> torch.Generator:
@@ -40,8 +44,8 @@ def torch_stream(seed: int, purpose: str, *where: int) -> torch.Generator:
 
 def keys(count: int, seed: int, purpose: str, *where: Sequence[int]) -> Tensor:
     """Keys [count, C] (int64) for `keyed_uniform`, one for each step of the clients at these C addresses."""
-    base = torch.tensor([_digest(seed, purpose, tuple(address), 8) - 2**63 for address in where])
-    return base + torch.arange(1, count + 1).unsqueeze(1) * _GOLDEN
+    base = np.array([_digest(seed, purpose, tuple(address), 8) - 2**63 for address in where])
+    return torch.from_numpy(base + np.arange(1, count + 1)[:, np.newaxis] * _GOLDEN)
 
 
 def keyed_uniform(key: Tensor, shape: Sequence[int], salt: int = 0) -> Tensor:
