@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +24,10 @@ from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.hooks import GradientPass, Hooks
 from fedlightning.engine.job import Padding, RoundJob, plan_cohort
+from fedlightning.engine.planning import Plans
 from fedlightning.engine.precision import Numerics, Precision, check_precision
 from fedlightning.engine.replica import Replica
-from fedlightning.engine.slots import Slot, Worker, WorkerPool
+from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
 from fedlightning.errors import ConfigurationError
 from fedlightning.task import FederatedTask
 from fedlightning.vector import Layout
@@ -38,18 +41,18 @@ class SlotStrategy:
     Args:
         slots: names such as ["cuda:0/0", "cuda:0/1", "cpu/0"], also in one string with commas; a number of slots on the
             default device; or "auto": on GPUs two slots a device without the GIL, else one; on a CPU one a core without
-            the GIL or for a model of at least a million parameters, else one, since Python-bound slots under the GIL
-            slow each other down.
+            the GIL, for compiled steps or for a model of at least a million parameters, else one, since Python-bound
+            slots under the GIL slow each other down.
         cohort_size: clients trained at once under vmap; 1 trains them one after another, which serves any model; "auto"
             chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
             similar sizes: there half of the clients, at most 64.
-        compile: trace eight local steps of a few clients into one graph and compile it ahead of time, for a CPU; the graphs
-            are kept on disk (`fedlightning.engine.packages.cache_folder`). "auto" does so for small dense models in runs
-            of at least 300,000 local steps of a client, which it would otherwise take a minute to call, if there is a C++
-            compiler; it looks at nothing else, so that a run's numbers do not depend on what was compiled before. "trace"
-            runs the graphs without compiling them. Clients are then packed with others that take up to three times as many
-            steps, at most half of the participants and 16 (32 where all take similar numbers of steps), and `cohort_size`
-            is the largest such cohort. On GPUs a step is captured as a CUDA graph by each slot instead, which needs no
+        compile: trace eight local steps of a client into one graph and compile it ahead of time, for a CPU; it is kept on
+            disk (`fedlightning.engine.packages.cache_folder`). A slot calls it for one client after another without the
+            interpreter, and so without its lock. "auto" does so for small dense models in runs of at least 150,000 local
+            steps of a client, which it would otherwise take half a minute to call, if there is a C++ compiler; it looks at
+            nothing else, so that a run's numbers do not depend on what was compiled before. "trace" runs the graph without
+            compiling it. `cohort_size` is then how many clients a slot takes at a time, by default up to 32 that together
+            have an eighth of the round's steps. On GPUs a step is captured as a CUDA graph by each slot instead, which needs no
             compiler; "auto" does so where a slot takes at least 2,000 local steps in the run, and leaves it where a step
             turns out to wait for the host.
         precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
@@ -103,6 +106,8 @@ class SlotStrategy:
         self.slots = wish if isinstance(wish, list) else choose_slots(wish, layout.size, work.participants)
         check_precision(self.precision, layout.dtype)
         self._choose(task, layout, data, work)
+        if wish is None and self.programs and self.programs.how == "compile":  # it runs without the interpreter's lock
+            self.slots = choose_slots(min(cpu_count(), work.participants), layout.size, work.participants)
         devices = {slot.device for slot in self.slots}
         self._examples = {device: data.train.to(device) for device in devices}
         self._splits = splits(data, self._examples)
@@ -129,7 +134,7 @@ class SlotStrategy:
         else:
             captured, self._why_not = choose_graphs(wish, task, work.batched, work.total, count)
         self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled=how is not None)
-        self.programs = Programs(how, self.cohort_size, self._threads, work.longest) if how else None
+        self.programs = Programs(how, self._threads, work.longest) if how else None
         self.graphs = Graphs(self.cohort_size, data.batch_size, wish is True) if captured and data.batch_size else None
 
     def teardown(self) -> None:
@@ -190,21 +195,26 @@ class SlotStrategy:
                     raise
                 self.programs, self.cohort_size = None, 1
                 rank_zero_warn(f"One client at a time, since the local steps cannot be compiled: {error}")
-        spread = 3 if self.programs or self.graphs else None
-        cohorts = pack(order, [job.num_steps(client) for client in order], self.cohort_size, spread)
+        spread, share = 3 if self.graphs else math.inf, 0.125 if self.programs else 1
+        cohorts = pack(order, [job.num_steps(client) for client in order], self.cohort_size, spread, share)
         if not (self._billed or job.gradient_pass):
             self._billed = True
             self._bill(job, max(cohorts, key=len, default=()))
 
-        def train(cohort: tuple[int, ...]) -> Callable[[Worker], CohortResult]:
-            return lambda worker: run_cohort(worker.replica, job, cohort, self._executor(worker, job), str(worker.slot))
+        plans = Plans(job, cohorts, len(self.slots))
 
-        for result in self._pool.map([train(cohort) for cohort in cohorts]):
+        def train(position: int, worker: Worker) -> CohortResult:
+            replica, executor = worker.replica, self._executor(worker, job)
+            plan = plans.take(position, executor, replica.device)
+            return run_cohort(replica, job, cohorts[position], plan, executor, str(worker.slot))
+
+        for result in self._pool.map([partial(train, position) for position in range(len(cohorts))]):
             yield _handed_over(result)
 
     def _executor(self, worker: Worker, job: RoundJob) -> Executor:
         if self.programs:
-            return CompiledExecutor(worker.replica, self.programs, str(worker.slot), job.gradient_pass)
+            slot, gathers = str(worker.slot), self._data.only_gathers
+            return CompiledExecutor(worker.replica, self.programs, slot, job.gradient_pass, gathers)
         if self.graphs and worker.slot.kind == "cuda":
             return GraphExecutor(worker.replica, self.graphs, str(worker.slot), job.gradient_pass)
         return self._eager(worker.replica)
@@ -222,18 +232,16 @@ class SlotStrategy:
                 rank_zero_info(bill.check())
 
     def _build(self, programs: Programs, job: RoundJob, client: int) -> None:
-        """Build what graphs are missing, from a client's steps in this round; no slot works meanwhile."""
-        for width in programs.widths:
-            if programs.has(job.gradient_pass, width):
-                continue
-            replica = self._replicas[self.root_device]
-            server = job.server.apply(lambda tensor: tensor.to(self.root_device))
-            hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
-            plan = plan_cohort(job, (client,), replica.device, Padding(width, programs.unroll))
-            local = start(CohortExecutor(replica, width), hooks, plan)
-            block = take(job, plan, job.examples(replica.device), 0, programs.unroll, width)
-            programs.add(hooks, job.gradient_pass, local, block, replica)
-        programs.finish()
+        """Build the pass's graph if it is missing, from a client's steps in this round; no slot works meanwhile."""
+        if programs.has(job.gradient_pass):
+            return
+        replica = self._replicas[self.root_device]
+        server = job.server.apply(lambda tensor: tensor.to(self.root_device))
+        hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
+        plan = plan_cohort(job, (client,), replica.device, Padding(1, programs.unroll))
+        local = start(CohortExecutor(replica, 1), hooks, plan)
+        block = take(job, plan, job.examples(replica.device), 0, programs.unroll, 1)
+        programs.add(hooks, job.gradient_pass, local, block, replica)
 
     def evaluate(self, x: Tensor, buffers: Tensor) -> dict[str, float]:
         """Metrics of the global model on each of the data module's splits."""

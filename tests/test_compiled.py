@@ -24,9 +24,12 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
+from fedlightning.callback import CohortResult
 from fedlightning.data import FakeImages, Synthetic
-from fedlightning.engine import choices, compiled, packages
+from fedlightning.data.module import Schedule
+from fedlightning.engine import choices, compiled, packages, walks
 from fedlightning.engine.choices import pack
+from fedlightning.engine.executors import Gathered
 from fedlightning.methods import DeltaSGD, FedDane
 from fedlightning.models import LogisticRegression
 
@@ -81,8 +84,11 @@ def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> No
 )
 def test_compiled_steps_give_the_loops_numbers(method: FedMethod) -> None:
     """DeltaSGD's first step is another than the rest; FedDANE has a pass of gradients, which is a graph of its own."""
-    model = task(nn.Dropout(0.3))
-    same(fit(method, model, True, cohort_size=2), fit(method, model), 1e-12)
+    model, losses = task(nn.Dropout(0.3)), (Losses(), Losses())
+    compiled_run = fit(method, model, True, cohort_size=2, callbacks=(losses[0],))
+    same(compiled_run, fit(method, model, callbacks=(losses[1],)), 1e-12)
+    assert losses[0].seen.keys() == losses[1].seen.keys()
+    assert all(abs(loss - losses[1].seen[where]) < 1e-12 for where, loss in losses[0].seen.items())
 
 
 @needs_compiler
@@ -94,6 +100,80 @@ def test_compiled_bits_do_not_depend_on_slots_nor_on_what_the_cache_held(cache: 
     assert torch.equal(first.server.x, again.server.x)
     assert before
     assert sorted(cache.rglob("*.pt2")) == before
+
+
+@needs_compiler
+@pytest.mark.parametrize("gathers", [True, False])
+def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several clients of a cohort, of unequal steps; batches that C picks from the examples, or that were made before."""
+    walked: list[int] = []
+
+    def both(path: Path, used: tuple[int, ...], unroll: int) -> walks.Walk:
+        native = walks.compiled_walk(path, used, unroll)
+        assert isinstance(native, walks.NativeWalk)
+        python = walks.walk_in_python(packages.load(path), used, unroll)
+
+        def walk(inputs: walks.Inputs, calls: list[int]) -> tuple[list[Tensor], Tensor]:
+            assert any(isinstance(row, Gathered) for row in inputs.rows) == gathers
+            (state, losses), (expected, known) = native(inputs, calls), python(inputs, calls)
+            assert all(map(torch.equal, (*state, losses), (*expected, known)))
+            walked.append(len(calls))
+            return state, losses
+
+        return walk
+
+    monkeypatch.setattr(compiled, "compiled_walk", both)
+    clients = data(kind=TensorData if gathers else Identity)
+    fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), True, cohort_size=3, rounds=2, clients=clients)
+    assert max(walked) > 1
+
+
+class Losses(Callback):
+    """The mean loss of each client in each round."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[int, int], float] = {}
+
+    def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
+        for client, loss in zip(cohort.clients, cohort.loss.tolist(), strict=True):
+            self.seen[trainer.round, client] = loss
+
+
+class Identity(TensorData):
+    """Its batches look as if they were more than picked examples."""
+
+    def preprocess(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+class Astray(TensorData):
+    """Its third round asks for an example that there is not."""
+
+    def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
+        drawn = super().schedule(client, round, seed, num_steps)
+        return drawn if round < 2 else drawn._replace(index=drawn.index + 1000)
+
+
+@needs_compiler
+def test_an_example_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(IndexError, match="examples that the training set has"):
+        fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), True, cohort_size=3, clients=data(kind=Astray))
+
+
+@needs_compiler
+def test_an_operation_that_only_python_knows_is_compiled_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C cannot call it, so such steps are called from Python."""
+    loaded: list[Path] = []
+    monkeypatch.setattr(walks, "load", lambda path: loaded.append(path) or packages.load(path))
+
+    class Determined(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            squares = torch.stack([inputs.detach()[:, :2], inputs.detach()[:, 1:]], 1)
+            return inputs + torch.linalg.det(squares).unsqueeze(1)
+
+    model = task(Determined())
+    same(fit(FedAvg(lr=0.05), model, True, cohort_size=2), fit(FedAvg(lr=0.05), model), 1e-12)
+    assert len(loaded) == 1
 
 
 def test_traced_steps_take_augmentation_and_uint8() -> None:
@@ -211,13 +291,15 @@ def test_clients_are_packed_with_their_like() -> None:
     steps = [2620, 420, 400, 220, 200, 180, 120, 120, 100, 60]
     order = list(range(10))
     assert pack(order, steps, 4, 2) == [(0,), (1, 2, 3), (4, 5, 6, 7), (8, 9)]
-    assert pack(order, steps, 4, None) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
-    assert pack(order, steps, 1, 2) == [(i,) for i in order]
+    assert pack(order, steps, 4) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
+    assert pack(order, steps, 4, share=0.2) == [(0,), (1, 2), (3, 4, 5, 6), (7, 8, 9)]
+    assert pack(order, [5] * 10, 8, share=0.2) == [tuple(range(8)), (8, 9)]
+    assert pack(order, steps, 1) == [(i,) for i in order]
 
 
-@pytest.mark.parametrize(("features", "products"), [(20, False), (2000, True)])
+@pytest.mark.parametrize(("features", "products"), [(20, False), (20_000, True)])
 def test_only_small_products_become_sums(features: int, products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A product below some thousand multiplications is fused with what is around it; a larger one is a library's."""
+    """A product below a hundred thousand multiplications or so is fused with what is around it; a larger one is a library's."""
     traced: list[str] = []
     usual = compiled._trace
 
@@ -247,7 +329,7 @@ def test_inputs_that_a_graph_does_not_look_at_are_left_out() -> None:
         FedAvg(lr=0.1), Classification(LogisticRegression(6, 3).double(), 3), data()
     )
     assert strategy.programs is not None
-    program = strategy.programs.program("cpu/0", False, 1)
+    program = strategy.programs._programs[False]
     names = [
         "w",
         "server.x",

@@ -48,7 +48,8 @@ from fedlightning.engine.graphs import (
     choose_graphs,
 )
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import Padding, RoundJob, plan_cohort
+from fedlightning.engine.job import RoundJob
+from fedlightning.engine.planning import plan_for
 from fedlightning.engine.precision import Numerics, _uses_tensor_cores
 from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, out_of_memory
@@ -358,23 +359,12 @@ def job_on(device: torch.device, method: FedMethod, model: Classification, clien
 def train(job: RoundJob, replica: Replica, executor: Executor, chosen: tuple[int, ...], kind: type[Hooks]) -> State:
     """The steps of a cohort and its end, under a watch."""
     hooks = kind(job.method, job.server, job.layout)
-    padding = Padding(executor.width(len(chosen)), executor.unroll, int(executor.first_alone))
-    plan = plan_cohort(job, chosen, replica.device, padding)
-    schedules = [job.schedule(client, job.num_steps(client)).index for client in chosen]
-    vars(plan)["filled"] = _filled(schedules, plan.mask.shape[:2])
+    plan = plan_for(executor, job, chosen, replica.device)
     with torch.no_grad(), NoWaiting():  # type: ignore[no-untyped-call]
         local, losses = cohort._train(executor, hooks, plan, job, replica.device)
         upload, _ = executor.call(lambda s, c: hooks.end(s, hooks.context(c, False)), local, plan.clients(1))
     assert losses.device == replica.device
     return upload
-
-
-def _filled(schedules: list[Tensor], shape: torch.Size) -> list[list[int]]:
-    """What the plan counts once for a cohort; here on the host, for nothing comes from "meta"."""
-    counts = torch.zeros(shape, dtype=torch.int64)
-    for c, index in enumerate(schedules):
-        counts[: len(index), c] = (index >= 0).sum(-1)
-    return counts.tolist()
 
 
 @pytest.mark.parametrize("how", ["loop", "graphs"])
@@ -539,8 +529,8 @@ def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch:
     reference = fit(method, model, SlotStrategy(1, cohort_size=1, compile=False), rounds=3)
     original, calls = strategy_module.run_cohort, iter(range(1000))
 
-    def sometimes(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> Any:
-        result = original(replica, job, clients, executor, slot)
+    def sometimes(*arguments: Any) -> Any:
+        result = original(*arguments)
         if next(calls) in (4, 9):  # after the work, when the memory of the slot is full of it
             raise torch.OutOfMemoryError("tried to allocate")
         return result
@@ -559,8 +549,8 @@ def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(monkeypat
     original, strategy, calls = strategy_module.run_cohort, captured(2), iter(range(1000))
     left: list[int] = []
 
-    def sometimes(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> Any:
-        result = original(replica, job, clients, executor, slot)
+    def sometimes(*arguments: Any) -> Any:
+        result = original(*arguments)
         count = next(calls)
         if count == 5:
             raise torch.OutOfMemoryError("tried to allocate")

@@ -18,13 +18,13 @@ def named(name: str) -> FedMethod:
     return method_named(name)(lr=0.05, **options)  # type: ignore[arg-type]
 
 
-def data(dtype: torch.dtype = torch.float64, **batching: object) -> TensorData:
+def data(dtype: torch.dtype = torch.float64, kind: type[TensorData] = TensorData, **batching: object) -> TensorData:
     """The clients, in batches of four and for two epochs unless told otherwise."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=torch.float64).to(dtype)
     targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
     clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
-    return TensorData(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
+    return kind(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
 
 
 def task(*layers: nn.Module, dtype: torch.dtype = torch.float64) -> Classification:

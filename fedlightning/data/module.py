@@ -151,6 +151,13 @@ class FederatedDataModule(LightningDataModule):
             inputs = self.augmentation.apply(inputs, draws)
         return self.preprocess(inputs), targets
 
+    @property
+    def only_gathers(self) -> bool:
+        """Whether `batch` does nothing but pick examples, so that an executor may pick them itself."""
+        cls = type(self)
+        own = (cls.batch, cls.preprocess) != (FederatedDataModule.batch, FederatedDataModule.preprocess)
+        return self.augmentation is None and not own
+
     # -- the centralised baseline -------------------------------------------------------------------------------------
     def train_dataloader(self) -> DataLoader[Any]:
         """All clients' training examples, shuffled, in batches."""

@@ -11,6 +11,7 @@ import torch
 from fedlightning.engine.cohort import run_cohort
 from fedlightning.engine.executors import Executor
 from fedlightning.engine.job import RoundJob
+from fedlightning.engine.planning import plan_for
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ConfigurationError
 
@@ -113,7 +114,10 @@ def measure(
     device = str(replica.device)
     short = replace(job, work=replace(job.work, steps=dict.fromkeys(cohort, 1)))
     try:
-        peak = meter.peak(lambda: run_cohort(replica, short, cohort, executor, f"{device}, before the first round"))
+        plan = plan_for(executor, short, cohort, replica.device)
+        peak = meter.peak(
+            lambda: run_cohort(replica, short, cohort, plan, executor, f"{device}, before the first round")
+        )
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
             f"{device} must have memory for a local step of {len(cohort)} client{'s' * (len(cohort) > 1)}, but has not: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,8 +25,11 @@ _HEAVY = 1_000_000
 _DENSE = (nn.Linear, nn.Flatten, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.Dropout)
 """Layers that are faster side by side than one after another on a CPU."""
 
-_LONG = 300_000
+_LONG = 150_000
 """Local steps of a client from which compiling, half a minute once, is less than what it saves."""
+
+_WORTH = 500
+"""Compiled steps that take longer than what else there is to do for a cohort."""
 
 
 @dataclass(frozen=True)
@@ -114,27 +118,34 @@ def choose_cohort(
             )
         return min(wish, work.participants)
     half = work.participants // 2
-    if compiled and work.balanced:
-        return max(1, min(32, half))
     if compiled:
-        return 1 << (max(1, min(16, half)).bit_length() - 1)
+        return max(1, min(32, half))
     return min(64, half) if _dense(task, layout) and work.balanced and on_cpu and work.participants >= 16 else 1
 
 
-def pack(order: Sequence[int], steps: Sequence[int], size: int, spread: int | None) -> list[tuple[int, ...]]:
+def pack(
+    order: Sequence[int], steps: Sequence[int], size: int, spread: float = math.inf, share: float = 1.0
+) -> list[tuple[int, ...]]:
     """Clients of falling numbers of steps in cohorts of at most `size`.
 
-    With `spread`, the longest of a cohort takes at most so many times the steps of the shortest: then no slot is long at
-    work for few clients while others wait, and narrow graphs are seldom needed.
+    Args:
+        order: the clients.
+        steps: how many each takes.
+        size: clients of a cohort.
+        spread: the longest of a cohort takes at most so many times the steps of the shortest: then few clients stand idle
+            beside one that goes on, and narrow graphs are seldom needed.
+        share: a cohort of several takes at most this part of all steps, or 500: then no slot is long at work while others
+            wait, for cohorts whose clients follow one another.
     """
     cohorts: list[list[int]] = []
-    longest = 0
+    most, longest, total = max(share * sum(steps), _WORTH), 0, 0
     for client, count in zip(order, steps, strict=True):
-        if cohorts and len(cohorts[-1]) < size and (spread is None or spread * count >= longest):
+        if cohorts and len(cohorts[-1]) < size and spread * count >= longest and total + count <= most:
             cohorts[-1].append(client)
+            total += count
         else:
             cohorts.append([client])
-            longest = count
+            longest = total = count
     return [tuple(cohort) for cohort in cohorts]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -17,16 +17,32 @@ from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State
 
 
+class Gathered(NamedTuple):
+    """Batches that are made where they are used, and stay in the cache.
+
+    Attributes:
+        source: the examples [n, …].
+        index: which of them [S, 1, B] (int64).
+    """
+
+    source: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of batches
+
+
 class Block(NamedTuple):
     """S consecutive local steps of C clients.
 
     Attributes:
         clients: their tensors [C, …], but `key` [S, C].
-        batch: tensors [S, C, B, …].
+        batch: tensors [S, C, B, …]; none where the executor is to gather them itself.
         mask: the filled places of each batch [S, C, B].
         active: who takes each step [S, C]; the others have finished, and stand behind them.
         count: how many clients take the first of these steps.
         first: whether the first of these steps is the clients' first.
+        lengths: empty; or the steps of each client, where they stand not side by side but one client after another, S being
+            all of them and C = 1.
+        gathered: the batches that the executor gathers itself.
+        filled: places of the first client's batch in each step that are filled, the ones in front.
     """
 
     clients: Clients
@@ -35,6 +51,9 @@ class Block(NamedTuple):
     active: Tensor
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a block
     first: bool
+    lengths: tuple[int, ...] = ()
+    gathered: tuple[Gathered, ...] = ()
+    filled: Sequence[int] = ()
 
     def step(self, s: int) -> tuple[Clients, Batch, Tensor]:
         """Clients, batches [C, B, …] and mask [C, B] of one step."""
@@ -46,13 +65,16 @@ class Executor(Protocol):
 
     Attributes:
         unroll: U, the steps of a block are a multiple of it.
-        block: the most steps of a block.
-        first_alone: whether the first step makes a block of its own.
+        in_turn: whether a block holds one client after another.
+        first_alone: whether the first step makes a block of its own, in which clients stand side by side.
     """
 
     unroll: int
-    block: int
+    in_turn: bool
     first_alone: bool
+
+    def block(self, width: int) -> int:
+        """The most steps of a block of so many clients."""
 
     def width(self, active: int) -> int:
         """C for so many clients: the narrowest of a few fixed widths that holds them."""
@@ -67,11 +89,15 @@ class Executor(Protocol):
 class LoopExecutor:
     """One client, C = 1, on a native autograd module; serves any model. Made anew for each client and round."""
 
-    unroll, block, first_alone = 1, 1, False
+    unroll, in_turn, first_alone = 1, False, False
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._contexts: dict[bool, ClientContext] = {}
+
+    def block(self, width: int) -> int:
+        """8, for whose batches there is one gather."""
+        return 8
 
     def width(self, active: int) -> int:
         """1."""
@@ -82,49 +108,56 @@ class LoopExecutor:
         return one_by_one(function, 1, arguments)
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
-        """One local step; the batch has only filled places, since there is but one client."""
-        clients, batch, mask = block.step(0)
-        if block.first not in self._contexts:
-            self._contexts[block.first] = hooks.context(_of(clients, 0), block.first)
-        client = replace(self._contexts[block.first], key=clients.key[0])
-        after, loss = self._step(hooks, local, client, batch, mask, padded=False)
-        return after, loss.unsqueeze(0)
+        """The block's steps; each batch has only filled places, since there is but one client."""
+        state, losses = _only(local), []
+        for s, size in enumerate(block.filled):
+            first, key = block.first and s == 0, block.clients.key[s, 0]
+            if first not in self._contexts:
+                self._contexts[first] = hooks.context(_only(block.clients._replace(key=key.unsqueeze(0))), first)
+            batch, mask = tuple(tensor[s, 0, :size] for tensor in block.batch), block.mask[s, :, :size]
+            state, loss = self._step(hooks, state, replace(self._contexts[first], key=key), batch, mask, None)
+            losses.append(loss)
+        return state.apply(lambda tensor: tensor.unsqueeze(0)), torch.stack(losses).unsqueeze(1)
 
     def step(
         self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
     ) -> tuple[State, Tensor]:
         """The local state [1, …] and the loss [1] after a step on a batch [1, B, …] of which some places may be empty."""
-        return self._step(hooks, local, hooks.context(_of(clients, 0), first), batch, mask, padded=True)
+        client, one = hooks.context(_only(clients), first), tuple(map(_only, batch))
+        after, loss = self._step(hooks, _only(local), client, one, mask, mask[0])
+        return after.apply(lambda tensor: tensor.unsqueeze(0)), loss.unsqueeze(0)
 
     def _step(
-        self, hooks: Hooks, local: State, client: ClientContext, batch: Batch, mask: Tensor, padded: bool
+        self, hooks: Hooks, local: State, client: ClientContext, batch: Batch, mask: Tensor, filled: Tensor | None
     ) -> tuple[State, Tensor]:
-        one, filled = tuple(tensor[0] for tensor in batch), mask[0] if padded else None
         losses: list[Tensor] = []
 
         def grad(w: Tensor) -> Tensor:
             if type(hooks.method).objective is FedMethod.objective:
-                gradient, loss = self._replica.gradient(w, one, client.key, filled)
+                gradient, loss = self._replica.gradient(w, batch, client.key, filled)
             else:
                 leaf = w.detach().requires_grad_()
                 with torch.enable_grad():
-                    each = hooks.method.objective(self._replica.at(client.key), leaf, one, client)
+                    each = hooks.method.objective(self._replica.at(client.key), leaf, batch, client)
                     loss = mean_loss(each, filled)
                     (gradient,) = torch.autograd.grad(loss, leaf)
             losses.append(loss.detach())
             return gradient
 
-        after = hooks.step(_of(local, 0), grad, client, mask)
-        return after.apply(lambda tensor: tensor.unsqueeze(0)), _first(losses, hooks).unsqueeze(0)
+        return hooks.step(local, grad, client, mask), _first(losses, hooks)
 
 
 class CohortExecutor:
     """C clients at once under `torch.func.vmap`; serves models whose operations have batching rules."""
 
-    unroll, block, first_alone = 1, 1, False
+    unroll, in_turn, first_alone = 1, False, False
 
     def __init__(self, replica: Replica, size: int) -> None:
         self._replica, self._size = replica, size
+
+    def block(self, width: int) -> int:
+        """1."""
+        return 1
 
     def width(self, active: int) -> int:
         """The cohort's size or a power of two."""
@@ -165,19 +198,9 @@ class CohortExecutor:
         return result
 
 
-def few_widths(cohort_size: int) -> tuple[int, ...]:
-    """The widths that graphs are made for: 1, the cohort's size, and one between."""
-    return tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
-
-
-def narrowest(widths: tuple[int, ...], active: int) -> int:
-    """The narrowest of rising widths that holds so many clients."""
-    return next(width for width in widths if width >= active)
-
-
-def constants(hooks: Hooks, clients: Clients) -> list[Tensor]:
-    """What a graph is given besides the local state that stays the same in all of its steps."""
-    return [*hooks.server.values(), clients.gradient, *clients.state.values(), *clients.numbers.values()]
+def of_clients(clients: Clients) -> list[Tensor]:
+    """What a client has of its own that stays the same in all of its steps [C, …]."""
+    return [clients.gradient, *clients.state.values(), *clients.numbers.values()]
 
 
 def where_active(active: Tensor, after: Tensor, before: Tensor) -> Tensor:
@@ -197,14 +220,26 @@ def _keep_finished(after: State, before: State, active: int) -> State:
 
 def one_by_one(function: Callable[..., Any], count: int, arguments: tuple[Any, ...]) -> Any:
     """Call a hook for each of `count` clients in turn, on its part of the arguments, and stack what it gives."""
-    return _stack([function(*(_of(argument, c) for argument in arguments)) for c in range(count)])
+    if count == 1:
+        return _stack([function(*map(_only, arguments))])
+    return _stack([function(*own) for own in zip(*(_each(argument, count) for argument in arguments), strict=True)])
 
 
-def _of(value: Any, c: int) -> Any:
-    """One client's part of tensors that have a leading [C]."""
+def _each(value: Any, count: int) -> Iterable[Any]:
+    """Each client's part of tensors that have a leading [C]."""
     if isinstance(value, Tensor):
-        return value[c]
-    return Clients(*(_of(part, c) for part in value)) if isinstance(value, Clients) else value.apply(lambda t: t[c])
+        return value.unbind()
+    if isinstance(value, Clients):
+        return map(Clients, *(_each(part, count) for part in value))
+    entries = zip(*(tensor.unbind() for tensor in value.values()), strict=True) if value else [()] * count
+    return (State(**dict(zip(value, own, strict=True))) for own in entries)
+
+
+def _only(value: Any) -> Any:
+    """The one client's part of tensors that have a leading [1]."""
+    if isinstance(value, Tensor):
+        return value[0]
+    return Clients(*map(_only, value)) if isinstance(value, Clients) else value.apply(_only)
 
 
 def _stack(results: list[Any]) -> Any:

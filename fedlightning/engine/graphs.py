@@ -23,9 +23,7 @@ from fedlightning.engine.executors import (
     Block,
     CohortExecutor,
     LoopExecutor,
-    constants,
-    few_widths,
-    narrowest,
+    of_clients,
     where_active,
 )
 from fedlightning.engine.hooks import Hooks
@@ -179,7 +177,7 @@ class Graphs:
     def __init__(
         self, cohort_size: int, batch_size: int, strict: bool, capture: Callable[[], Capture] = CudaCapture
     ) -> None:
-        self.widths = few_widths(cohort_size)
+        self.widths: tuple[int, ...] = tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
         self.batch_size, self.strict, self._make = batch_size, strict, capture
         self.seconds, self.why_not = 0.0, ""
         self._slots: dict[str, tuple[Capture, dict[Any, StepGraph]]] = {}
@@ -262,23 +260,24 @@ class GraphExecutor(CohortExecutor):
         gradient_pass: whether they are those of the gradient pass.
     """
 
-    unroll, first_alone = 1, False
-
     def __init__(self, replica: Replica, graphs: Graphs, slot: str, gradient_pass: bool) -> None:
         super().__init__(replica, graphs.widths[-1])
         self._graphs, self._slot, self._gradient_pass = graphs, slot, gradient_pass
         self._pads = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in replica.task.modules())
-        self.block = 8 if self._pads else 1
         self._alone = LoopExecutor(replica)
+
+    def block(self, width: int) -> int:
+        """8, for whose batches there is one gather."""
+        return 8 if self._pads else 1
 
     def width(self, active: int) -> int:
         """The narrowest of the graphs' widths that holds so many clients."""
-        return narrowest(self._graphs.widths, active)
+        return next(width for width in self._graphs.widths if width >= active)
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """The block's steps, the client's first one by a graph of its own."""
         clients = block.clients
-        fixed = constants(hooks, clients)
+        fixed = [*hooks.server.values(), *of_clients(clients)]
         batch = [_padded(t, self._graphs.batch_size) if self._pads else t for t in (block.mask, *block.batch)]
         stepped = [clients.key, block.active, *batch]
         state, losses, done = list(local.values()), [], 0

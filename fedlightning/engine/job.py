@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlightning.data.module import Examples, FederatedDataModule, Schedule
@@ -87,6 +88,8 @@ class CohortPlan:
         num_steps: K of each client, falling; as many as there are clients, while C may be more.
         index: positions in the training set [max K, C, B]; 0 where nothing is.
         mask: whether each place of `index` is filled [max K, C, B].
+        filled: how many places of each batch are, the ones in front [max K, C]; on the host.
+        active: who takes each step [max K, C]; whoever does has examples in its batch.
         draws: the augmentation's integers [max K, C, B, D], or None.
         keys: randomness of `on_client_start`, of `on_client_end`, and of each step [2 + max K, C].
         gradient, state, numbers: as in `Clients`.
@@ -95,6 +98,8 @@ class CohortPlan:
     num_steps: list[int]
     index: Tensor
     mask: Tensor
+    filled: NDArray[np.int64]
+    active: Tensor
     draws: Tensor | None
     keys: Tensor
     gradient: Tensor
@@ -113,17 +118,6 @@ class CohortPlan:
         state, numbers = (states.apply(lambda tensor: tensor[:width]) for states in (self.state, self.numbers))
         return Clients(self.gradient[:width], state, numbers, key)
 
-    @cached_property
-    def active(self) -> Tensor:
-        """Who takes each step [max K, C]; whoever does has examples in its batch."""
-        return self.mask.any(-1)
-
-    @cached_property
-    def filled(self) -> list[list[int]]:
-        """How many places of each batch are filled, the ones in front, as a list for each step."""
-        counts: list[list[int]] = self.mask.sum(-1).tolist()
-        return counts
-
 
 class Padding(NamedTuple):
     """What an executor asks a cohort to be padded to.
@@ -140,7 +134,10 @@ class Padding(NamedTuple):
 
 
 def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, padding: Padding) -> CohortPlan:
-    """Draw the batches of a cohort, the client with most steps first, from their addresses, and pad them to one size."""
+    """Draw the batches of a cohort, the client with most steps first, from their addresses, and pad them to one size.
+
+    In NumPy, whose calls cost a few times less where a slot comes to them from a step that has filled the cache.
+    """
     steps = [job.num_steps(client) for client in clients]
     length = padding.lead + -(-(max(steps) - padding.lead) // padding.unroll) * padding.unroll
     schedules = [job.schedule(client, k) for client, k in zip(clients, steps, strict=True)]
@@ -150,15 +147,20 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
     whole = padding.unroll > 1 and job.data.batch_size is None
     index = _pad([s.index for s in schedules], -1, length, width, job.data.clients.largest if whole else 0)
+    mask = index >= 0
+    filled = mask.sum(-1)
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
     remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
+    gradients = [job.gradients[client].to(device) for client in places if client in job.gradients]
     return CohortPlan(
         steps,
-        index.clamp(min=0).to(device),
-        (index >= 0).to(device),
-        _pad(draws, 0, length, width, index.shape[-1]).to(device) if draws else None,
+        torch.from_numpy(np.maximum(index, 0)).to(device),
+        torch.from_numpy(mask).to(device),
+        filled,
+        torch.from_numpy(filled > 0).to(device),
+        torch.from_numpy(_pad(draws, 0, length, width, index.shape[-1])).to(device) if draws else None,
         keys(2 + length, job.seed, purpose, *((job.round.index, client) for client in places)).to(device),
-        torch.stack([job.gradients.get(client, x.new_empty(0)).to(device) for client in places]),
+        torch.stack(gradients) if gradients else x.new_empty((width, 0), device=device),
         stack([state.apply(lambda tensor: tensor.to(device)) for state in remembered]),
         _numbers(job, places, device),
     )
@@ -167,22 +169,19 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
 def _numbers(job: RoundJob, clients: Sequence[int], device: torch.device) -> State:
     names = ("lr", "num_steps", "num_examples", "round")
     table = [[job.round.lr, job.num_steps(c), job.data.clients.size(c), job.round.index] for c in clients]
-    columns = torch.tensor(table, dtype=job.server.x.dtype, device=device).T.contiguous().unbind()
+    columns = torch.from_numpy(np.array(table).T.copy()).to(device, job.server.x.dtype).unbind()
     return State(**dict(zip(names, columns, strict=True)))
 
 
-def _pad(tensors: list[Tensor], value: int, length: int, width: int, batch: int = 0) -> Tensor:
-    """Tensors [K_i, …] or [K_i, B_i, …] of several sizes as one [K, C, …], B at least `batch`, filled up with `value`."""
-    if (
-        not batch
-        and len(tensors) == width
-        and {tensor.shape for tensor in tensors} == {(length, *tensors[0].shape[1:])}
-    ):
-        return torch.stack(tensors, 1)
-    inner = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    inner[:1] = [max(size, batch) for size in inner[:1]]
-    padded = tensors[0].new_full((length, width, *inner), value)
-    for c, tensor in enumerate(tensors):
-        places: tuple[int | slice, ...] = (slice(tensor.shape[0]), c, *(slice(size) for size in tensor.shape[1:]))
-        padded[places] = tensor
+def _pad(tensors: list[Tensor], value: int, length: int, width: int, batch: int = 0) -> NDArray[np.int64]:
+    """Tensors [K_i, B_i, …] of several sizes as one array [K, C, B, …], B at least `batch`, filled up with `value`."""
+    arrays = [tensor.numpy() for tensor in tensors]
+    inner = [max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)]
+    inner[0] = max(inner[0], batch)
+    if width == 1 and arrays[0].shape == (length, *inner):
+        return arrays[0][:, np.newaxis]
+    padded = np.full((length, width, *inner), value)
+    for c, array in enumerate(arrays):
+        place: tuple[int | slice, ...] = (slice(len(array)), c, *(slice(size) for size in array.shape[1:]))
+        padded[place] = array
     return padded

@@ -1,6 +1,6 @@
-"""Graphs compiled ahead of time: by other processes side by side, and kept on disk.
+"""Graphs compiled ahead of time: by a process of its own, and kept on disk.
 
-Run as a program, this file is one of those processes; it imports nothing of the library then.
+Run as a program, this file is that process; it imports nothing of the library then.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE, run
 from typing import Any, NamedTuple
 
 import torch
@@ -41,26 +41,21 @@ class Order(NamedTuple):
     threads: int
 
 
-def build(orders: Sequence[Order]) -> None:
-    """Build packages, each by a process of its own; none is left behind, whatever happens.
+def build(order: Order) -> None:
+    """Build a package, by a process of its own, which is not left behind, whatever happens.
 
     Raises:
-        RuntimeError: one could not be built.
+        RuntimeError: it could not be built.
     """
-    with tempfile.TemporaryDirectory(prefix="fedlightning-") as folder, ExitStack() as running:
-        processes = []
-        for i, order in enumerate(orders):
-            source = Path(folder) / f"{i}.pt2"
-            with quiet(), torch.no_grad():
-                torch.export.save(torch.export.export(order.graph, tuple(order.inputs), strict=False), source)
-            order.path.parent.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-P", "-W", "ignore", __file__, *map(str, (source, order.path, order.threads))]
-            processes.append(running.enter_context(Popen(command, stdout=DEVNULL, stderr=PIPE, text=True)))
-            running.callback(processes[-1].kill)
-        for process in processes:
-            _, errors = process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"The compiler must build the local steps, but says: {errors.strip()[-2000:]}")
+    with tempfile.TemporaryDirectory(prefix="fedlightning-") as folder:
+        source = Path(folder) / "steps.pt2"
+        with quiet(), torch.no_grad():
+            torch.export.save(torch.export.export(order.graph, tuple(order.inputs), strict=False), source)
+        order.path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-P", "-W", "ignore", __file__, *map(str, (source, order.path, order.threads))]
+        built = run(command, stdout=DEVNULL, stderr=PIPE, text=True)
+    if built.returncode:
+        raise RuntimeError(f"The compiler must build the local steps, but says: {built.stderr.strip()[-2000:]}")
 
 
 def _compile(source: str, target: str, threads: int) -> None:
@@ -70,7 +65,11 @@ def _compile(source: str, target: str, threads: int) -> None:
         torch._inductor.aoti_compile_and_package(
             torch.export.load(source),
             package_path=str(beside),
-            inductor_configs={"cpp.threads": threads, "aot_inductor.allow_stack_allocation": True},
+            inductor_configs={
+                "cpp.threads": threads,
+                "aot_inductor.allow_stack_allocation": True,
+                "cpp.enable_floating_point_contract_flag": "fast",
+            },
         )
     beside.replace(target)
 

@@ -50,6 +50,10 @@ class Replica:
     def load(self, w: Tensor, buffers: Tensor) -> None:
         """Set the module's parameters and buffers."""
         self._point_to(w)
+        self.load_buffers(buffers)
+
+    def load_buffers(self, buffers: Tensor) -> None:
+        """Set the module's buffers."""
         start = 0
         for buffer in self._buffers:
             values = buffers[start : start + buffer.numel()].view(buffer.shape)
@@ -103,8 +107,9 @@ class Replica:
 
     def _point_to(self, w: Tensor) -> None:
         """Make the module's parameters views of w; nothing is copied, and the module only reads them."""
-        for parameter, view in zip(self._params, self.layout.unflatten(w).values(), strict=True):
-            parameter.data = view
+        parts = w.split_with_sizes(self.layout.sizes)
+        for parameter, part, shape in zip(self._params, parts, self.layout.shapes, strict=True):
+            parameter.data = part.view(shape)
 
     def at(self, key: Tensor) -> FunctionalModel:
         """The model as a pure function of w, with its dropout at `key`."""
