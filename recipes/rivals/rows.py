@@ -101,7 +101,7 @@ ROWS = [
     *_pair("fedprox", "plain"),
     Row("fedprox", "ours", "looped"),
     *_pair("fedprox", "ours", "compiled"),
-    Row("fedprox", "ours", "compiled, two slots", free=True),
+    *_pair("fedprox", "ours", "compiled, two slots"),
     Row("fedprox", "fedjax"),
     *_run(free=False),
     *_run(free=True),
@@ -112,6 +112,7 @@ ROWS = [
     *_pair("regression", "ours", "auto"),
     Row("regression", "ours", "looped"),
     Row("regression", "ours", "compiled"),
+    Row("regression", "ours", "compiled, two slots", free=True),
     Row("regression", "fedjax"),
     *(Row("scale", "ours", "one slot", sizes=(("clients", count),)) for count in (100, 10_000, 1_000_000)),
 ]
@@ -144,7 +145,8 @@ def _fedprox() -> list[Bound]:
 def _others() -> list[Bound]:
     limits = {("fedprox_run", "empty"): ("total", 0.40), ("fedprox_run", "filled"): ("total", 0.05)}
     limits |= {("crop", "shared"): ("wall", 0.15), ("regression", "shared"): ("wall", 0.08)}
-    rows = [row for row in ROWS if row.adapter == "ours" and row.mode == "auto" and (row.workload, row.cache) in limits]
+    rows = [row for row in ROWS if row.adapter == "ours" and (row.mode == "auto" or row.compiled)]
+    rows = [row for row in rows if (row.workload, row.cache) in limits]
     return [_to_plain(row, *limits[row.workload, row.cache]) for row in rows]
 
 
