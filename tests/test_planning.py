@@ -59,6 +59,13 @@ def test_a_plan_does_not_depend_on_who_made_it_and_is_made_once(monkeypatch: pyt
     assert equal(again, expected[2])
 
 
+def test_on_a_gpu_each_slot_plans_on_its_own_stream() -> None:
+    job, executor = job_of_a_round()
+    plans = Plans(job, COHORTS, slots=1)
+    plans.take(0, executor, torch.device("meta"))
+    assert not plans._ready
+
+
 def test_plans_ahead_take_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     job, executor = job_of_a_round()
     first = plan_for(executor, job, COHORTS[0], CPU).mask.numel()

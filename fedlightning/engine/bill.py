@@ -112,7 +112,7 @@ def measure(
         ConfigurationError: not even one step has room.
     """
     device = str(replica.device)
-    short = replace(job, work=replace(job.work, steps=dict.fromkeys(cohort, 1)))
+    short = replace(job, work=replace(job.work, steps=dict.fromkeys(cohort, executor.block(len(cohort)))))
     try:
         plan = plan_for(executor, short, cohort, replica.device)
         peak = meter.peak(

@@ -1,4 +1,4 @@
-"""How hooks and local steps are executed: one client at a time, a cohort at once, or a cohort's steps as one graph."""
+"""How hooks and local steps are executed: one client at a time, a cohort at once, or several steps as one graph."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class RoundJob:
         memory: what the clients remember.
         buffers: the global model's buffers, flat [Q].
         data: the data module; `examples` gives its training set on a device.
-        cancelled: whether the run is being stopped; looked at before each local step.
+        cancelled: whether the run is being stopped; looked at before each block of local steps.
         gradient_pass: whether this is the pass that computes ∇f_i(x), before the local steps.
         gradients: what that pass gave, by client; empty without one.
         work: who does less than asked, and how the batches are made.

@@ -24,7 +24,8 @@ class Plans:
 
     To plan a small cohort takes a tenth of a millisecond, but eight times that just after a convolution, which has taken the
     cache. So a slot that finds its cohort without a plan also plans those that will likely be its next: every S-th, with S
-    slots. A plan is the same whoever makes it, so nothing depends on it if another slot gets there first.
+    slots. A plan is the same whoever makes it, so nothing depends on it if another slot gets there first. On a GPU no plan is
+    made ahead, since its tensors belong to the stream of the slot that makes it.
 
     Args:
         job: the round.
@@ -43,7 +44,7 @@ class Plans:
         plan = plan_for(executor, self._job, self._cohorts[position], device)
         entries = plan.mask.numel()
         for other in range(position + self._slots, len(self._cohorts), self._slots)[: _AHEAD - 1]:
-            if entries > _ENTRIES:
+            if entries > _ENTRIES or device.type != "cpu":
                 break
             ahead = plan_for(executor, self._job, self._cohorts[other], device)
             self._ready[other, device] = ahead
