@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer: the step of SplitMix64
@@ -34,7 +37,19 @@ def stream(seed: int, purpose: str, *where: int) -> np.random.Generator:
     The address is hashed (BLAKE2b) to the 128-bit key of a counter-based generator (Philox), so neighbouring seeds,
     rounds and clients give unrelated streams that never collide.
     """
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(_hash(seed, purpose, where, 16), "<u8")))
+    key: Any = _Key(_hash(seed, purpose, where, 16))  # NumPy's stubs know only its own `SeedSequence`
+    return np.random.Generator(np.random.Philox(key))
+
+
+class _Key(ISeedSequence):
+    """A key as what NumPy asks for one: told `Philox(key=…)`, it would first ask the system for 128 bits and drop them."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = np.frombuffer(key, "<u8")
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> NDArray[np.uint64]:
+        """The key, two words of 64 bits."""
+        return self._key
 
 
 def torch_stream(seed: int, purpose: str, *where: int) -> torch.Generator:

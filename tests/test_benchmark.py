@@ -4,11 +4,13 @@ import importlib
 import importlib.util
 import json
 import math
+import mmap
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -160,12 +162,36 @@ def test_the_meter_sees_its_children_while_they_live_and_after(rivals: Any) -> N
         child.communicate("")
     meter.mark()
     own = time.process_time() - before
-    seconds = [after[1] - earlier[1] for earlier, after in zip(meter.marks, meter.marks[1:], strict=False)]
+    seconds = [ended.processor - begun.processor for (_, begun), (ended, _) in pairwise(meter.marks)]
     assert seconds[0] > 0.4
     assert -0.05 < seconds[1] < 0.3  # what the child took is not counted again when it has ended
     assert sum(seconds) == pytest.approx(0.5 + own, abs=0.3)
     assert meter.report(work)["peak_mib"] > 140
     assert meter.report(work)["peak_mib"] < int(alone) / 1024 + 400
+
+
+def test_the_meter_leaves_out_what_it_does_itself(rivals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, meter = tiny(rivals, "cnn"), rivals.meter.Meter()
+    monkeypatch.setattr(rivals.meter, "_processor_seconds_of_children", lambda: time.sleep(0.2) or 0.0)
+    began = time.perf_counter()
+    meter.start()
+    for _ in range(3):
+        meter.mark()
+    assert time.perf_counter() - began >= 0.8
+    report = meter.report(work)
+    assert max(report["first"], *report["wall"]) < 0.1
+    assert report["total"] < 0.3
+
+
+def test_the_peak_of_a_lone_process_is_from_the_start_on(rivals: Any) -> None:
+    work, meter = tiny(rivals, "cnn"), rivals.meter.Meter()
+    held = bytearray(300 * 2**20)
+    held[:: mmap.PAGESIZE] = bytes(len(held[:: mmap.PAGESIZE])).replace(b"\0", b"1")
+    before = rivals.meter._peak()
+    del held
+    meter.start()
+    meter.mark()
+    assert 50 < meter.report(work)["peak_mib"] < before / 2**20 - 200
 
 
 @pytest.mark.parametrize("adapter", ["plain", "ours", "pfl", "fedlab", "fluke", "flower", "blazefl", "fedjax"])

@@ -1,5 +1,7 @@
 """Randomness by address."""
 
+import hashlib
+
 import numpy as np
 import torch
 from torch.func import vmap
@@ -23,6 +25,12 @@ def test_neighbouring_addresses_are_uncorrelated() -> None:
     table = np.stack([stream(0, "shuffle", r, c).random(2000) for r in range(4) for c in range(8)])
     correlation = np.corrcoef(table) - np.eye(len(table))
     assert np.abs(correlation).max() < 0.1
+
+
+def test_a_stream_is_philox_under_the_hash_of_its_address() -> None:
+    key = np.frombuffer(hashlib.blake2b(b"3/shuffle/1/2", digest_size=16).digest(), "<u8")
+    expected = np.random.Generator(np.random.Philox(key=key)).integers(2**62, size=100)
+    np.testing.assert_array_equal(stream(3, "shuffle", 1, 2).integers(2**62, size=100), expected)
 
 
 def test_torch_streams_are_addressed_too() -> None:

@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rivals.workloads import WORKLOADS, Workload, parse_sizes, resized
 
@@ -34,45 +36,55 @@ _PACKAGES = (
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
+class _Clocks(NamedTuple):
+    wall: float
+    processor: float
+
+
 class Meter:
     """Notes the time at the end of each round, and watches memory meanwhile.
 
-    Memory is that of a lone process (RSS), or the sum over the processes of the tree (PSS: a page that they share counts
-    once), looked at five times a second; `None` where there is no /proc.
+    What it does itself is left out: half a millisecond to look at the clocks of all processes, which is a tenth of a short
+    round. Memory is that of a lone process, as the kernel keeps its peak (VmHWM), or, looked at five times a second while it
+    has children, the sum over the tree (PSS: a page that they share counts once), which takes the kernel ten milliseconds;
+    `None` where there is no /proc.
 
     Attributes:
-        marks: wall clock and processor seconds at the start and at the end of each round.
+        marks: the end of each round and the begin of the next: wall clock and processor seconds at both.
         steps: local steps of each round's clients, as far as they were counted.
         peak: bytes.
     """
 
     def __init__(self) -> None:
-        self.marks: list[tuple[float, float]] = []
+        self.marks: list[tuple[_Clocks, _Clocks]] = []
         self.steps: list[int] = []
         self.peak = 0
         self._ended = threading.Event()
 
     def start(self) -> None:
         """The work begins: the data are there, nothing is set up yet."""
+        _forget_peak()
         threading.Thread(target=self._watch, daemon=True).start()
-        self.marks.append((time.perf_counter(), _processor_seconds()))
+        self.mark()
 
     def mark(self, steps: int | None = None) -> None:
         """A round has ended, in which the clients took so many steps."""
-        self.marks.append((time.perf_counter(), _processor_seconds()))
+        wall, own, others = time.perf_counter(), time.process_time(), _processor_seconds_of_children()
+        ended = _Clocks(wall, own + others)
+        self.marks.append((ended, _Clocks(time.perf_counter(), time.process_time() + others)))
         if steps is not None:
             self.steps.append(steps)
 
     def report(self, work: Workload) -> dict[str, Any]:
         """Seconds of each round but the first, of the first, and of all; steps of these rounds; the peak of memory."""
         self._ended.set()
-        self._look()
-        pairs = list(zip(self.marks, self.marks[1:], strict=False))
-        wall, processor = ([round(after[i] - before[i], 6) for before, after in pairs] for i in range(2))
+        self.peak = max(self.peak, _peak())
+        pairs = [(begun, ended) for (_, begun), (ended, _) in pairwise(self.marks)]
+        wall, processor = ([round(ended[i] - begun[i], 6) for begun, ended in pairs] for i in range(2))
         steps = self.steps or [work.steps_of(t) for t in range(len(pairs))]
         return {
             "wall": wall[1:], "processor": processor[1:], "steps": steps[1:], "first": wall[0],
-            "total": round(self.marks[-1][0] - self.marks[0][0], 6),
+            "total": round(sum(wall), 6),
             "peak_mib": round(self.peak / 2**20, 1) if self.peak else None,
             "partition_mib": round((work.sizes().sum() + work.clients + 1) * 8 / 2**20, 1),
         }  # fmt: skip
@@ -83,8 +95,8 @@ class Meter:
 
     def _look(self) -> None:
         tree = list(_tree(os.getpid()))
-        share = "Rss:" if len(tree) == 1 else "Pss:"
-        self.peak = max(self.peak, sum(_memory(process, share) for process in tree))
+        if len(tree) > 1:
+            self.peak = max(self.peak, sum(map(_share, tree)))
 
 
 def _tree(process: int) -> Iterator[int]:
@@ -99,19 +111,34 @@ def _tree(process: int) -> Iterator[int]:
             yield from _tree(int(child))
 
 
-def _memory(process: int, share: str) -> int:
-    """Bytes of a process, with shared pages in full or by their share; 0 if it has ended."""
+def _share(process: int) -> int:
+    """Bytes of a process, with shared pages by their share; 0 if it has ended."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        return _bytes(Path(f"/proc/{process}/smaps_rollup"), "Pss:")
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(share))
 
 
-def _processor_seconds() -> float:
-    """User and system seconds of this process, of its children that have ended, and of its descendants that live."""
+def _peak() -> int:
+    """The most bytes that this process has had, with shared pages in full; 0 where there is no /proc."""
+    status = Path("/proc/self/status")
+    return _bytes(status, "VmHWM:") if status.is_file() else 0
+
+
+def _forget_peak() -> None:
+    """Let the peak be what the process has now, where the kernel allows it: what made the data does not count."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _bytes(listing: Path, name: str) -> int:
+    return sum(int(line.split()[1]) * 1024 for line in listing.read_text().splitlines() if line.startswith(name))
+
+
+def _processor_seconds_of_children() -> float:
+    """User and system seconds of this process's children that have ended, and of its descendants that live."""
     ended, ticks = os.times(), sum(_ticks(child) for child in _tree(os.getpid()) if child != os.getpid())
-    return time.process_time() + ended.children_user + ended.children_system + ticks / _TICKS
+    return ended.children_user + ended.children_system + ticks / _TICKS
 
 
 def _ticks(process: int) -> int:
