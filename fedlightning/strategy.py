@@ -16,8 +16,8 @@ from fedlightning import interpreter
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.engine.bill import CudaMeter, measure
-from fedlightning.engine.choices import Workload, choose_cohort, choose_compile, choose_slots, pack
-from fedlightning.engine.cohort import run_cohort, start, take
+from fedlightning.engine.choices import Workload, choose_cohort, choose_compile, choose_slots, pack, share_out
+from fedlightning.engine.cohort import run_cohort, run_together, start, take_rows
 from fedlightning.engine.compiled import CompiledExecutor, Programs
 from fedlightning.engine.evaluate import ClientSums, Split, evaluate_chunk, splits
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
@@ -186,30 +186,34 @@ class SlotStrategy:
 
     def run_round(self, job: RoundJob, clients: Sequence[int]) -> Iterator[CohortResult]:
         """Train the clients; yield the cohorts in packing order, which is most local steps first."""
-        order = sorted(clients, key=lambda client: (-job.num_steps(client), client))
+        steps = {client: job.num_steps(client) for client in clients}
+        order = sorted(clients, key=lambda client: (-steps[client], client))
         if self.programs:
-            try:
-                self._build(self.programs, job, order[0])
-            except Exception as error:
-                if self._compile_wish != "auto":
-                    raise
-                self.programs, self.cohort_size = None, 1
-                rank_zero_warn(f"One client at a time, since the local steps cannot be compiled: {error}")
+            self._build_or_give_up(self.programs, job, order[0])
         spread, share = 3 if self.graphs else math.inf, 0.125 if self.programs else 1
-        cohorts = pack(order, [job.num_steps(client) for client in order], self.cohort_size, spread, share)
+        cohorts = pack(order, [steps[client] for client in order], self.cohort_size, spread, share)
         if not (self._billed or job.gradient_pass):
             self._billed = True
             self._bill(job, max(cohorts, key=len, default=()))
+        together: list[tuple[int, ...]] = [(position,) for position in range(len(cohorts))]
+        if self.programs and self._data.only_gathers:  # else the batches of all would be in memory at a time
+            together = share_out([sum(steps[client] for client in cohort) for cohort in cohorts], len(self.slots))
+        plans = Plans(job, cohorts, len(cohorts) if self.programs else len(self.slots))
 
-        plans = Plans(job, cohorts, len(self.slots))
+        def train(positions: tuple[int, ...], worker: Worker) -> dict[int, CohortResult]:
+            replica, executor, slot = worker.replica, self._executor(worker, job), str(worker.slot)
+            planned = [(cohorts[i], plans.take(i, executor, replica.device)) for i in positions]
+            trained = run_together([run_cohort(replica, job, *each, executor, slot) for each in planned])
+            return dict(zip(positions, trained, strict=True))
 
-        def train(position: int, worker: Worker) -> CohortResult:
-            replica, executor = worker.replica, self._executor(worker, job)
-            plan = plans.take(position, executor, replica.device)
-            return run_cohort(replica, job, cohorts[position], plan, executor, str(worker.slot))
-
-        for result in self._pool.map([partial(train, position) for position in range(len(cohorts))]):
-            yield _handed_over(result)
+        results, ready = (
+            self._pool.map([partial(train, positions) for positions in together]),
+            dict[int, CohortResult](),
+        )
+        for position in range(len(cohorts)):
+            while position not in ready:
+                ready.update(next(results))
+            yield _handed_over(ready.pop(position))
 
     def _executor(self, worker: Worker, job: RoundJob) -> Executor:
         if self.programs:
@@ -231,16 +235,25 @@ class SlotStrategy:
                 bill = measure(CudaMeter(device), replica, job, cohort, self._eager(replica), slots, graphs)
                 rank_zero_info(bill.check())
 
+    def _build_or_give_up(self, programs: Programs, job: RoundJob, client: int) -> None:
+        """Build the pass's graph if it is missing; where "auto" asked for it and it cannot be, train without."""
+        try:
+            if not programs.has(job.gradient_pass):
+                self._build(programs, job, client)
+        except Exception as error:
+            if self._compile_wish != "auto":
+                raise
+            self.programs, self.cohort_size = None, 1
+            rank_zero_warn(f"One client at a time, since the local steps cannot be compiled: {error}")
+
     def _build(self, programs: Programs, job: RoundJob, client: int) -> None:
-        """Build the pass's graph if it is missing, from a client's steps in this round; no slot works meanwhile."""
-        if programs.has(job.gradient_pass):
-            return
+        """Build the pass's graph from a client's steps in this round; no slot works meanwhile."""
         replica = self._replicas[self.root_device]
         server = job.server.apply(lambda tensor: tensor.to(self.root_device))
         hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
         plan = plan_cohort(job, (client,), replica.device, Padding(1, programs.unroll))
         local = start(CohortExecutor(replica, 1), hooks, plan)
-        block = take(job, plan, job.examples(replica.device), 0, programs.unroll, 1)
+        block = take_rows(job, plan, job.examples(replica.device), 0, 0, (programs.unroll,), gathered=False)
         programs.add(hooks, job.gradient_pass, local, block, replica)
 
     def evaluate(self, x: Tensor, buffers: Tensor) -> dict[str, float]:

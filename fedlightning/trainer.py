@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import mul
 from pathlib import Path
 from typing import Any, Literal
 
@@ -318,20 +319,22 @@ class FederatedTrainer:
         """The server's state, what the participants remember, and the buffers after the round."""
         clients = work.clients
         job, up = self._with_gradients(self._job(state, round, work), clients)
-        mean, buffers, losses = (OrderedMean(self.strategy.root_device) for _ in range(3))
+        mean, buffers = (OrderedMean(self.strategy.root_device) for _ in range(2))
+        loss = examples = 0.0
         rows: dict[int, State] = {}
         for cohort in self.strategy.run_round(job, clients):
             weight = weights(self.method, cohort.num_examples.to(torch.float64))
             mean.add(cohort.upload, weight)
             buffers.add(State(all=cohort.buffers), weight)
-            losses.add(State(loss=cohort.loss), cohort.num_examples)
+            loss += sum(map(mul, cohort.loss.tolist(), cohort.num_examples.tolist()))
+            examples += int(cohort.num_examples.sum())
             if len(cohort.state):
                 rows.update(_rows(cohort))
             up += cohort.upload.nbytes + cohort.buffers.numel() * cohort.buffers.element_size()
             self._call("on_cohort_end", cohort)
         down = sum(tensor.nbytes for name, tensor in job.server.items() if name not in self.method.preshared)
         down += state.buffers.numel() * state.buffers.element_size()
-        self.log({"train/loss": float(losses.result().loss)})
+        self.log({"train/loss": loss / examples})
         self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
         server = self.method.on_aggregate(state.server, mean.result(), round)
         return server, rows, buffers.result().all

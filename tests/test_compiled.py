@@ -27,8 +27,8 @@ from fedlightning import (
 from fedlightning.callback import CohortResult
 from fedlightning.data import FakeImages, Synthetic
 from fedlightning.data.module import Schedule
-from fedlightning.engine import choices, compiled, packages, walks
-from fedlightning.engine.choices import pack
+from fedlightning.engine import choices, cohort, compiled, packages, walks
+from fedlightning.engine.choices import pack, share_out
 from fedlightning.engine.executors import Gathered
 from fedlightning.methods import DeltaSGD, FedDane
 from fedlightning.models import LogisticRegression
@@ -113,12 +113,17 @@ def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeyp
         assert isinstance(native, walks.NativeWalk)
         python = walks.walk_in_python(packages.load(path), used, unroll)
 
-        def walk(inputs: walks.Inputs, calls: list[int]) -> tuple[list[Tensor], Tensor]:
+        def walk(inputs: walks.Inputs, calls: list[int]) -> walks.Steps:
             assert any(isinstance(row, Gathered) for row in inputs.rows) == gathers
-            (state, losses), (expected, known) = native(inputs, calls), python(inputs, calls)
-            assert all(map(torch.equal, (*state, losses), (*expected, known)))
-            walked.append(len(calls))
-            return state, losses
+            from_c, from_python = native(inputs, calls), python(inputs, calls)
+
+            def steps() -> tuple[list[Tensor], Tensor]:
+                (state, losses), (expected, known) = from_c(), from_python()
+                assert all(map(torch.equal, (*state, losses), (*expected, known)))
+                walked.append(len(calls))
+                return state, losses
+
+            return steps
 
         return walk
 
@@ -126,6 +131,59 @@ def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeyp
     clients = data(kind=TensorData if gathers else Identity)
     fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), True, cohort_size=3, rounds=2, clients=clients)
     assert max(walked) > 1
+
+
+@pytest.mark.parametrize("name", ["fedprox", "deltasgd", "scaffold"])
+def test_blocks_that_end_within_a_client_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeltaSGD's first step is another than the rest, SCAFFOLD's clients remember something."""
+    losses = Losses(), Losses()
+    whole = fit(named(name), task(nn.Dropout(0.3)), "trace", cohort_size=3, rounds=2, callbacks=(losses[0],))
+    monkeypatch.setattr(compiled, "_BLOCK", 1)
+    blocks: list[tuple[int, ...]] = []
+    original = compiled.CompiledExecutor.prepare
+
+    def noted(executor: Any, hooks: Any, local: Any, block: Any) -> Any:
+        blocks.append(block.lengths)
+        return original(executor, hooks, local, block)
+
+    monkeypatch.setattr(compiled.CompiledExecutor, "prepare", noted)
+    cut = fit(named(name), task(nn.Dropout(0.3)), "trace", cohort_size=3, rounds=2, callbacks=(losses[1],))
+    assert set(blocks) == {(8,)}
+    assert torch.equal(whole.server.x, cut.server.x)
+    assert losses[0].seen == losses[1].seen
+
+
+def test_blocks_hold_all_rows_in_order() -> None:
+    assert list(cohort._parts((24, 16, 8, 0), 16)) == [(0, (16,)), (0, (8, 8)), (1, (8, 8))]
+    assert list(cohort._parts((16, 8, 8, 8), 24)) == [(0, (16, 8)), (2, (8, 8))]
+    assert list(cohort._parts((16, 8), 4096)) == [(0, (16, 8))]
+    assert not list(cohort._parts((0, 0), 16))
+
+
+@pytest.mark.parametrize("batching", [{"epochs": 1}, {"epochs": None, "steps": 1}])
+def test_a_first_step_that_is_the_only_one_gives_the_loops_numbers(batching: dict[str, int | None]) -> None:
+    runs = [fit(DeltaSGD(), task(), how, cohort_size=4, clients=data(**batching)) for how in ("trace", False)]
+    same(*runs)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_cohorts_come_in_packing_order_for_any_number_of_slots(slots: int) -> None:
+    seen = Cohorts()
+    fit(FedAvg(), task(), "trace", slots=slots, cohort_size=2, rounds=2, callbacks=(seen,))
+    assert seen.clients == [(1, 3), (5, 6), (2, 0), (4,)] * 2
+    assert min(seen.seconds) > 0
+
+
+class Cohorts(Callback):
+    """What was trained together, and for how long."""
+
+    def __init__(self) -> None:
+        self.clients: list[tuple[int, ...]] = []
+        self.seconds: list[float] = []
+
+    def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
+        self.clients.append(cohort.clients)
+        self.seconds.append(cohort.seconds)
 
 
 class Losses(Callback):
@@ -295,6 +353,14 @@ def test_clients_are_packed_with_their_like() -> None:
     assert pack(order, steps, 4, share=0.2) == [(0,), (1, 2), (3, 4, 5, 6), (7, 8, 9)]
     assert pack(order, [5] * 10, 8, share=0.2) == [tuple(range(8)), (8, 9)]
     assert pack(order, steps, 1) == [(i,) for i in order]
+
+
+def test_compiled_cohorts_are_shared_out_evenly() -> None:
+    assert share_out([5, 4, 3, 2, 1], 2) == [(0, 3, 4), (1, 2)]
+    assert share_out([5, 4, 3, 2, 1], 1) == [(0, 1, 2, 3, 4)]
+    assert share_out([9, 1, 1], 8) == [(0,), (1,), (2,)]
+    assert len(share_out([1] * 80, 2)) == 10
+    assert share_out([40_000, 10, 10], 1) == [(0,), (1, 2)]
 
 
 @pytest.mark.parametrize(("features", "products"), [(20, False), (20_000, True)])

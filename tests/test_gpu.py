@@ -6,7 +6,7 @@ devices gets an error. A tape of operations stands for a CUDA graph: it runs the
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -356,12 +356,21 @@ def job_on(device: torch.device, method: FedMethod, model: Classification, clien
     return job, replica
 
 
+def finish(phases: Generator[None, None, tuple[State, Tensor]]) -> tuple[State, Tensor]:
+    """What comes of it."""
+    while True:
+        try:
+            next(phases)
+        except StopIteration as done:
+            return done.value
+
+
 def train(job: RoundJob, replica: Replica, executor: Executor, chosen: tuple[int, ...], kind: type[Hooks]) -> State:
     """The steps of a cohort and its end, under a watch."""
     hooks = kind(job.method, job.server, job.layout)
     plan = plan_for(executor, job, chosen, replica.device)
     with torch.no_grad(), NoWaiting():  # type: ignore[no-untyped-call]
-        local, losses = cohort._train(executor, hooks, plan, job, replica.device)
+        local, losses = finish(cohort._train(executor, hooks, plan, job, replica.device))
         upload, _ = executor.call(lambda s, c: hooks.end(s, hooks.context(c, False)), local, plan.clients(1))
     assert losses.device == replica.device
     return upload
@@ -403,8 +412,14 @@ def test_no_step_reads_a_value_in_a_run(how: dict[str, Any], monkeypatch: pytest
     original = cohort._train
 
     def watched(*arguments: Any) -> Any:
-        with NoWaiting():  # type: ignore[no-untyped-call]
-            return original(*arguments)
+        phases = original(*arguments)
+        while True:
+            try:
+                with NoWaiting():  # type: ignore[no-untyped-call]
+                    next(phases)
+            except StopIteration as done:
+                return done.value
+            yield
 
     monkeypatch.setattr(cohort, "_train", watched)
     fit(FedProx(clip_norm=1.0), task(nn.Dropout(0.2)), SlotStrategy(2, **({"cohort_size": 1, "compile": False} | how)))
@@ -448,7 +463,8 @@ class FakeMeter:
     def peak(self, work: Callable[[], Any]) -> int:
         if self.error:
             raise self.error
-        self.steps = int(work().num_steps.sum())
+        (result,) = work()
+        self.steps = int(result.num_steps.sum())
         return 5
 
     def free(self) -> int:
@@ -527,7 +543,7 @@ def test_a_retired_slot_holds_nothing_when_its_work_begins_elsewhere(monkeypatch
 def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     method, model = Scaffold(lr=0.05), task(nn.Dropout(0.3))
     reference = fit(method, model, SlotStrategy(1, cohort_size=1, compile=False), rounds=3)
-    original, calls = strategy_module.run_cohort, iter(range(1000))
+    original, calls = strategy_module.run_together, iter(range(1000))
 
     def sometimes(*arguments: Any) -> Any:
         result = original(*arguments)
@@ -535,7 +551,7 @@ def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch:
             raise torch.OutOfMemoryError("tried to allocate")
         return result
 
-    monkeypatch.setattr(strategy_module, "run_cohort", sometimes)
+    monkeypatch.setattr(strategy_module, "run_together", sometimes)
     strategy = SlotStrategy(3, cohort_size=1, compile=False)
     state = fit(method, model, strategy, rounds=3)
     assert len(strategy._pool.retired) == 2
@@ -546,7 +562,7 @@ def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch:
 def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     method, model = Scaffold(lr=0.05), task()
     reference = fit(method, model, captured())
-    original, strategy, calls = strategy_module.run_cohort, captured(2), iter(range(1000))
+    original, strategy, calls = strategy_module.run_together, captured(2), iter(range(1000))
     left: list[int] = []
 
     def sometimes(*arguments: Any) -> Any:
@@ -559,7 +575,7 @@ def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(monkeypat
             left.append(len(strategy.graphs._slots))
         return result
 
-    monkeypatch.setattr(strategy_module, "run_cohort", sometimes)
+    monkeypatch.setattr(strategy_module, "run_together", sometimes)
     state = fit(method, model, strategy)
     assert set(left) == {1}
     assert torch.equal(state.server.x, reference.server.x)

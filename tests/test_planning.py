@@ -32,10 +32,8 @@ def job_of_a_round() -> tuple[RoundJob, LoopExecutor]:
 def equal(one: CohortPlan, other: CohortPlan) -> bool:
     numbers = zip(one.numbers.values(), other.numbers.values(), strict=True)
     pairs = [
-        (one.index, other.index),
-        (one.mask, other.mask),
-        (one.active, other.active),
-        (one.keys, other.keys),
+        (one.ends, other.ends),
+        *zip(one.steps[:4], other.steps[:4], strict=True),
         *numbers,
     ]
     return one.num_steps == other.num_steps and all(torch.equal(a, b) for a, b in pairs)
@@ -68,7 +66,7 @@ def test_on_a_gpu_each_slot_plans_on_its_own_stream() -> None:
 
 def test_plans_ahead_take_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     job, executor = job_of_a_round()
-    first = plan_for(executor, job, COHORTS[0], CPU).mask.numel()
+    first = plan_for(executor, job, COHORTS[0], CPU).steps.mask.numel()
     monkeypatch.setattr(planning, "_ENTRIES", first)
     plans = Plans(job, COHORTS, slots=1)
     plans.take(0, executor, CPU)

@@ -85,6 +85,8 @@ class Stragglers:
 
         def work(round: int) -> Work:
             chosen = rounds.chosen(round)
+            if self.num_active(len(chosen)) == len(chosen):
+                return Work(tuple(chosen))
             active = set(rounds.sampler.active(chosen, max(1, self.num_active(len(chosen))), round, rounds.seed))
             stragglers = [client for client in chosen if client not in active]
             if not self.partial:

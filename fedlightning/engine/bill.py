@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from fedlightning.engine.cohort import run_cohort
+from fedlightning.engine.cohort import run_cohort, run_together
 from fedlightning.engine.executors import Executor
 from fedlightning.engine.job import RoundJob
 from fedlightning.engine.planning import plan_for
@@ -116,7 +116,9 @@ def measure(
     try:
         plan = plan_for(executor, short, cohort, replica.device)
         peak = meter.peak(
-            lambda: run_cohort(replica, short, cohort, plan, executor, f"{device}, before the first round")
+            lambda: run_together(
+                [run_cohort(replica, short, cohort, plan, executor, f"{device}, before the first round")]
+            )
         )
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Literal
 
 import torch
@@ -30,6 +31,9 @@ _LONG = 150_000
 
 _WORTH = 500
 """Compiled steps that take longer than what else there is to do for a cohort."""
+
+_TOGETHER, _STEPS_TOGETHER = 8, 32_768
+"""Compiled cohorts that a slot takes at a time, and their local steps."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,24 @@ def pack(
             cohorts.append([client])
             longest = total = count
     return [tuple(cohort) for cohort in cohorts]
+
+
+def share_out(costs: Sequence[int], slots: int) -> list[tuple[int, ...]]:
+    """The positions of compiled cohorts that a slot takes together.
+
+    A slot takes at most about eight, of about 32,768 steps, which then lie in memory at a time; each goes to those that have
+    least to do so far, so slots are done at about the same time.
+
+    Args:
+        costs: local steps of each cohort.
+        slots: how many share them.
+    """
+    count = max(slots, -(-len(costs) // _TOGETHER), -(-sum(costs) // _STEPS_TOGETHER))
+    shares = [(0, i, list[int]()) for i in range(min(count, len(costs)))]
+    for position, cost in enumerate(costs):
+        least, i, positions = heappop(shares)
+        heappush(shares, (least + cost, i, [*positions, position]))
+    return sorted(tuple(positions) for *_, positions in shares)
 
 
 def _dense(task: FederatedTask, layout: Layout) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples
-from fedlightning.engine.executors import Block, Executor, Gathered
+from fedlightning.engine.executors import Block, Executor, Gathered, InTurnExecutor
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import Clients, CohortPlan, RoundJob
+from fedlightning.engine.job import Clients, CohortPlan, RoundJob, Steps
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ClientError
 from fedlightning.state import State
@@ -24,12 +26,33 @@ class Cancelled(Exception):
     """The run is being stopped; this cohort's work is thrown away."""
 
 
+Phases = Generator[None, None, CohortResult]
+"""The training of a cohort, which pauses where compiled code is to take over and where that is done."""
+
+
+def run_together(cohorts: Sequence[Phases]) -> list[CohortResult]:
+    """Train cohorts, each phase of all of them before the next one.
+
+    What is done for a cohort in Python takes several times as long where compiled code has just taken the cache.
+    """
+    seconds, results = [0.0] * len(cohorts), dict[int, CohortResult]()
+    while len(results) < len(cohorts):
+        for i, cohort in enumerate(cohorts):
+            began = time.perf_counter()
+            try:
+                if i not in results:
+                    next(cohort)
+            except StopIteration as done:
+                results[i] = done.value
+            seconds[i] += time.perf_counter() - began
+    return [replace(results[i], seconds=seconds[i]) for i in range(len(cohorts))]
+
+
 @torch.no_grad()
 def run_cohort(
     replica: Replica, job: RoundJob, clients: tuple[int, ...], plan: CohortPlan, executor: Executor, slot: str
-) -> CohortResult:
+) -> Phases:
     """Train a cohort for a round, as planned; the hooks are called in the order drawn in `method.py`."""
-    began = time.perf_counter()
     server = job.server.apply(lambda tensor: tensor.to(replica.device))
     hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
     replica.load_buffers(job.buffers)
@@ -38,9 +61,9 @@ def run_cohort(
         return hooks.end(local, hooks.context(client, False))
 
     try:
-        local, losses = _train(executor, hooks, plan, job, replica.device)
+        local, losses = yield from _train(executor, hooks, plan, job, replica.device)
         with hooks.calling("on_client_end"):
-            upload, state = (_first(len(clients), s) for s in executor.call(end, local, plan.clients(1)))
+            upload, state = (_some(s, slice(len(clients))) for s in executor.call(end, local, plan.clients(1)))
     except Exception as error:
         error.add_note(f"In round {job.round.index}, client{'s' * (len(clients) > 1)} {clients}, on slot {slot}.")
         raise
@@ -55,7 +78,7 @@ def run_cohort(
         num_steps=num_steps,
         loss=losses.sum(0).cpu() / num_steps,
         slot=slot,
-        seconds=time.perf_counter() - began,
+        seconds=0.0,
     )
 
 
@@ -68,43 +91,82 @@ def start(executor: Executor, hooks: Hooks, plan: CohortPlan) -> State:
 
 def _train(
     executor: Executor, hooks: Hooks, plan: CohortPlan, job: RoundJob, device: torch.device
-) -> tuple[State, Tensor]:
+) -> Generator[None, None, tuple[State, Tensor]]:
     """The local states after all steps, entries [C, …], and the losses [K, clients], 0 where a client had finished."""
-    local = start(executor, hooks, plan)
-    examples = job.examples(device)
-    losses = torch.zeros(plan.active.shape, dtype=hooks.server.x.dtype, device=device)
+    local, examples = start(executor, hooks, plan), job.examples(device)
+    if isinstance(executor, InTurnExecutor):
+        return (yield from _in_turn(executor, hooks, plan, job, examples, local))
+    losses = torch.zeros(plan.steps.active.shape, dtype=hooks.server.x.dtype, device=device)
     finished: list[State] = []
     wide = losses.shape[1]
     for k, count, width in _spans(plan.num_steps, executor):
         if job.cancelled():
             raise Cancelled
         if width < wide:
-            finished.insert(0, local.apply(lambda tensor: tensor[width:]))  # noqa: B023 - applied at once
-            local, wide = _first(width, local), width
-        block = _take(executor, job, plan, examples, k, count, width)
+            finished.insert(0, _some(local, slice(width, None)))
+            local, wide = _some(local, slice(width)), width
+        block = take(job, plan, examples, k, count, width)
         with hooks.calling("on_local_step"):
             local, loss = executor.steps(hooks, local, block)
         losses[k : k + len(loss), :width] = loss
     if finished:
-        local = State(**{name: torch.cat([part[name] for part in (local, *finished)]) for name in local})
-    return local, torch.where(plan.active, losses, 0)[:, : len(plan.num_steps)]
+        local = _joined(local, *finished)
+    return local, torch.where(plan.steps.active, losses, 0)[:, : len(plan.num_steps)]
+
+
+def _in_turn(
+    executor: InTurnExecutor, hooks: Hooks, plan: CohortPlan, job: RoundJob, examples: Examples, local: State
+) -> Generator[None, None, tuple[State, Tensor]]:
+    """The same, for clients that follow one another, but for the first step if it is taken alone."""
+    count, lengths = len(plan.num_steps), plan.padding.lengths(plan.num_steps)
+    losses, flat, row = list[Tensor](), list[Tensor](), 0
+    if plan.padding.lead:
+        with hooks.calling("on_local_step"):
+            local, loss = executor.steps(hooks, local, take_first(job, plan, examples))
+        losses, row = [loss], count
+    for c, part in _parts(lengths, executor.block(count)):
+        if job.cancelled():
+            raise Cancelled
+        whole, clients = len(part) == count, slice(c, c + len(part))
+        block = take_rows(job, plan, examples, row, c, part, job.data.only_gathers)
+        run = executor.prepare(hooks, local if whole else _some(local, clients), block)
+        if not flat:
+            yield
+        state, loss = run()
+        local = state if whole else _joined(_some(local, slice(c)), state, _some(local, slice(c + len(part), None)))
+        flat.append(loss)
+        row += len(loss)
+    yield
+    if flat:
+        taken = torch.where(plan.steps.active[-sum(lengths) :], torch.cat(flat), 0).flatten()
+        losses.append(pad_sequence(list(taken.split(lengths))))
+    return local, torch.cat(losses)
+
+
+def _parts(lengths: Sequence[int], most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Blocks of at most so many rows: the first client of each, and the rows of that and of those that follow it."""
+    first, part = 0, list[int]()
+    for c, length in enumerate(lengths):
+        left = length
+        while left:
+            part.append(min(left, most - sum(part)))
+            left -= part[-1]
+            if sum(part) == most:
+                yield first, tuple(part)
+                first, part = c if left else c + 1, []
+    if part:
+        yield first, tuple(part)
 
 
 def _spans(num_steps: list[int], executor: Executor) -> Iterator[tuple[int, int, int]]:
-    """First step, number of steps and width of each block.
-
-    They are of one width, but where clients follow one another: there some may finish within a block.
-    """
+    """First step, number of steps and width of each block of clients side by side."""
     k = 0
-    if executor.first_alone:
-        yield 0, 1, executor.width(len(num_steps))
-        k = 1
     while k < num_steps[0]:
         least = active = _active(num_steps, k)
         width = executor.width(active)
-        while least > 1 and (executor.in_turn or executor.width(least - 1) == width):
+        while least > 1 and executor.width(least - 1) == width:
             least -= 1
-        count = min(executor.block(width), -(-(num_steps[least - 1] - k) // executor.unroll) * executor.unroll)
+        count = min(executor.block(width), num_steps[least - 1] - k)
         yield k, count, width
         k += count
 
@@ -114,49 +176,48 @@ def _active(num_steps: list[int], k: int) -> int:
     return bisect_left(num_steps, -k, key=lambda steps: -steps)
 
 
-def _take(
-    executor: Executor, job: RoundJob, plan: CohortPlan, examples: Examples, k: int, count: int, width: int
+def take(job: RoundJob, plan: CohortPlan, examples: Examples, k: int, count: int, width: int) -> Block:
+    """The steps k, …, k + count − 1 of the first `width` clients, side by side, without places that no batch fills."""
+    filled = plan.filled[k : k + count]
+    part = plan.steps.apply(lambda tensor: tensor[k : k + count, :width]).trimmed(int(filled[:, :width].max()))
+    clients, active = plan.clients_in(part.keys, 0, width), _active(plan.num_steps, k)
+    batch = _batch(job, examples, part)
+    return Block(clients, batch, part.mask, part.active, active, first=k == 0, filled=filled[:, 0].tolist())
+
+
+def take_first(job: RoundJob, plan: CohortPlan, examples: Examples) -> Block:
+    """The first step of clients that follow one another afterwards."""
+    count = len(plan.num_steps)
+    part = plan.steps.apply(lambda tensor: tensor[:count].transpose(0, 1))
+    clients, batch = plan.clients_in(part.keys, 0, count), _batch(job, examples, part)
+    return Block(clients, batch, part.mask, part.active, count, first=True)
+
+
+def take_rows(
+    job: RoundJob, plan: CohortPlan, examples: Examples, row: int, first: int, lengths: tuple[int, ...], gathered: bool
 ) -> Block:
-    """A block as the executor wants it."""
-    if not executor.in_turn or (executor.first_alone and k == 0):
-        return take(job, plan, examples, k, count, width, trim=executor.unroll == 1)
-    unroll = executor.unroll
-    lengths = tuple(min(count, -(-(steps - k) // unroll) * unroll) for steps in plan.num_steps[:width])
-
-    def rows(tensor: Tensor) -> Tensor:
-        if len(set(lengths)) == 1:
-            return tensor[k : k + lengths[0], :width].transpose(0, 1).flatten(0, 1).unsqueeze(1)
-        return torch.cat([tensor[k : k + length, c] for c, length in enumerate(lengths)]).unsqueeze(1)
-
-    clients = plan.clients_in(0, 0, width)._replace(key=rows(plan.keys[2:]))
-    block = Block(clients, (), rows(plan.mask), rows(plan.active), width, first=k == 0, lengths=lengths)
-    index = rows(plan.index)
-    if job.data.only_gathers:
-        return block._replace(gathered=tuple(Gathered(tensor, index) for tensor in examples))
-    return block._replace(batch=_batch(job, examples, index, None if plan.draws is None else rows(plan.draws)))
+    """So many rows of each client from `first` on, the first of them at `row`; their examples, or where those lie."""
+    part = plan.steps.apply(lambda tensor: tensor[row : row + sum(lengths)])
+    clients = plan.clients_in(part.keys, first, first + len(lengths))
+    block = Block(clients, (), part.mask, part.active, len(lengths), first=False, lengths=lengths)
+    if gathered:
+        return block._replace(gathered=tuple(Gathered(tensor, part.index) for tensor in examples))
+    return block._replace(batch=_batch(job, examples, part))
 
 
-def take(
-    job: RoundJob, plan: CohortPlan, examples: Examples, k: int, count: int, width: int, trim: bool = False
-) -> Block:
-    """The steps k, …, k + count − 1 of the first `width` clients; `trim` leaves out places that no batch of them fills."""
-    steps = slice(k, k + count)
-    filled = plan.filled[steps, 0].tolist()
-    longest = int(plan.filled[steps, :width].max()) if trim else plan.mask.shape[2]
-    index, mask = plan.index[steps, :width, :longest], plan.mask[steps, :width, :longest]
-    batch = _batch(job, examples, index, None if plan.draws is None else plan.draws[steps, :width, :longest])
-    active, clients = plan.active[steps, :width], plan.clients_in(k, count, width)
-    return Block(clients, batch, mask, active, _active(plan.num_steps, k), first=k == 0, filled=filled)
+def _batch(job: RoundJob, examples: Examples, steps: Steps) -> tuple[Tensor, ...]:
+    """The examples of some steps, augmented: tensors [S, C, B, …]."""
+    draws = None if steps.draws is None else steps.draws.flatten(0, 2)
+    flat = job.data.batch(examples, steps.index.reshape(-1), draws)
+    return tuple(tensor.view(*steps.index.shape, *tensor.shape[1:]) for tensor in flat)
 
 
-def _batch(job: RoundJob, examples: Examples, index: Tensor, draws: Tensor | None) -> tuple[Tensor, ...]:
-    """The examples at `index` [S, C, B], augmented by `draws` [S, C, B, D]: tensors [S, C, B, …]."""
-    flat = job.data.batch(examples, index.reshape(-1), None if draws is None else draws.flatten(0, 2))
-    return tuple(tensor.view(*index.shape, *tensor.shape[1:]) for tensor in flat)
+def _some(state: State, clients: slice) -> State:
+    return state.apply(lambda tensor: tensor[clients])
 
 
-def _first(count: int, state: State) -> State:
-    return state.apply(lambda tensor: tensor[:count])
+def _joined(*states: State) -> State:
+    return State(**{name: torch.cat([state[name] for state in states]) for name in states[0]})
 
 
 def _check_finite(job: RoundJob, clients: tuple[int, ...], losses: Tensor, upload: State, slot: str) -> None:

@@ -19,12 +19,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils import _pytree
 
-from fedlightning.engine.executors import Block, CohortExecutor, of_clients, one_by_one, where_active
+from fedlightning.engine.executors import Block, CohortExecutor, InTurnExecutor, of_clients, one_by_one, where_active
 from fedlightning.engine.hooks import Hooks
-from fedlightning.engine.job import Clients
+from fedlightning.engine.job import Clients, Padding
 from fedlightning.engine.packages import Order, build, cache_folder, processor
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
@@ -123,7 +122,7 @@ class Programs:
         return self._walks[key]
 
 
-class CompiledExecutor(CohortExecutor):
+class CompiledExecutor(InTurnExecutor):
     """C clients one after another, U steps a call; the same mathematics as the cohort's, lifted into a graph.
 
     Args:
@@ -134,20 +133,18 @@ class CompiledExecutor(CohortExecutor):
         gathers: whether it makes the batches itself, by picking examples.
     """
 
-    in_turn = True
-
     def __init__(self, replica: Replica, programs: Programs, slot: str, gradient_pass: bool, gathers: bool) -> None:
         super().__init__(replica, size=0)
         self._programs, self._slot, self._gradient_pass, self._gathers = programs, slot, gradient_pass, gathers
-        self.unroll, self.first_alone = programs.unroll, programs.first_alone(gradient_pass)
+
+    def padding(self, clients: int) -> Padding:
+        """To U steps a call."""
+        return Padding(clients, self._programs.unroll, self._programs.first_alone(self._gradient_pass))
 
     def block(self, width: int) -> int:
         """About 512 steps of all clients together, or eight times as many where no batch is made beforehand."""
-        return max((8 * _BLOCK if self._gathers else _BLOCK) // width // self.unroll, 1) * self.unroll
-
-    def width(self, active: int) -> int:
-        """As many as there are."""
-        return active
+        unroll = self._programs.unroll
+        return max((8 * _BLOCK if self._gathers else _BLOCK) // unroll, 1) * unroll
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a hook for each client; for few of them in turn, which is faster than to lift it."""
@@ -155,14 +152,16 @@ class CompiledExecutor(CohortExecutor):
         count = len(clients.key)
         return one_by_one(function, count, arguments) if count <= _FEW else super().call(function, *arguments)
 
-    def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
+    def prepare(self, hooks: Hooks, local: State, block: Block) -> Callable[[], tuple[State, Tensor]]:
         """U steps a call."""
-        if not block.lengths:
-            return super().steps(hooks, local, block)
-        calls = [length // self.unroll for length in block.lengths]
-        walk = self._programs.walk(self._slot, self._gradient_pass)
-        state, losses = walk(_inputs(hooks, local, block), calls)
-        return State(**dict(zip(local, state, strict=True))), pad_sequence(list(losses.split(block.lengths)))
+        calls = [length // self._programs.unroll for length in block.lengths]
+        run = self._programs.walk(self._slot, self._gradient_pass)(_inputs(hooks, local, block), calls)
+
+        def steps() -> tuple[State, Tensor]:
+            state, losses = run()
+            return State(**dict(zip(local, state, strict=True))), losses.unsqueeze(1)
+
+        return steps
 
 
 def _inputs(hooks: Hooks, local: State, block: Block) -> Inputs:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from fedlightning.engine.hooks import Hooks
-from fedlightning.engine.job import Clients
+from fedlightning.engine.job import Clients, Padding
 from fedlightning.engine.replica import Replica, mean_loss
 from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State
@@ -61,17 +61,10 @@ class Block(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs hooks over the tensors of C clients, entries [C, …].
+    """Runs hooks over the tensors of C clients, entries [C, …]."""
 
-    Attributes:
-        unroll: U, the steps of a block are a multiple of it.
-        in_turn: whether a block holds one client after another.
-        first_alone: whether the first step makes a block of its own, in which clients stand side by side.
-    """
-
-    unroll: int
-    in_turn: bool
-    first_alone: bool
+    def padding(self, clients: int) -> Padding:
+        """How a cohort of so many clients is to be laid out."""
 
     def block(self, width: int) -> int:
         """The most steps of a block of so many clients."""
@@ -89,11 +82,13 @@ class Executor(Protocol):
 class LoopExecutor:
     """One client, C = 1, on a native autograd module; serves any model. Made anew for each client and round."""
 
-    unroll, in_turn, first_alone = 1, False, False
-
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._contexts: dict[bool, ClientContext] = {}
+
+    def padding(self, clients: int) -> Padding:
+        """None."""
+        return Padding(1)
 
     def block(self, width: int) -> int:
         """8, for whose batches there is one gather."""
@@ -150,10 +145,12 @@ class LoopExecutor:
 class CohortExecutor:
     """C clients at once under `torch.func.vmap`; serves models whose operations have batching rules."""
 
-    unroll, in_turn, first_alone = 1, False, False
-
     def __init__(self, replica: Replica, size: int) -> None:
         self._replica, self._size = replica, size
+
+    def padding(self, clients: int) -> Padding:
+        """To the width that holds them."""
+        return Padding(self.width(clients))
 
     def block(self, width: int) -> int:
         """1."""
@@ -196,6 +193,14 @@ class CohortExecutor:
 
         result: tuple[State, Tensor] = vmap(one, randomness="error")(local, clients, mask, *batch)
         return result
+
+
+class InTurnExecutor(CohortExecutor):
+    """Takes the steps of one client after another, but for a first step that is taken alone; serves what a cohort does."""
+
+    def prepare(self, hooks: Hooks, local: State, block: Block) -> Callable[[], tuple[State, Tensor]]:
+        """What takes a block's steps once it is called, and gives the local states and the losses [ΣS, 1]."""
+        raise NotImplementedError
 
 
 def of_clients(clients: Clients) -> list[Tensor]:

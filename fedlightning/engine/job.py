@@ -80,86 +80,126 @@ class Clients(NamedTuple):
     key: Tensor
 
 
+class Steps(NamedTuple):
+    """What each local step of C clients has of its own.
+
+    Where clients stand side by side, it is [K, C, …] with the most steps K of a client. Where they follow one another it is
+    [R, 1, …]: the first steps of all of them, if those are taken alone, and then the other steps of one client after another,
+    each client's filled up to a multiple of U.
+
+    Attributes:
+        index: positions in the training set [K, C, B]; 0 where nothing is.
+        mask: whether each place of `index` is filled [K, C, B].
+        active: who takes each step [K, C]; whoever does has examples in its batch.
+        keys: randomness [K, C].
+        draws: the augmentation's integers [K, C, B, D], or None.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of steps
+    mask: Tensor
+    active: Tensor
+    keys: Tensor
+    draws: Tensor | None
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Steps:
+        """The function's result for each tensor, e.g. for some of the steps."""
+        draws = None if self.draws is None else function(self.draws)
+        return Steps(function(self.index), function(self.mask), function(self.active), function(self.keys), draws)
+
+    def trimmed(self, longest: int) -> Steps:
+        """Without the places of a batch from `longest` on."""
+        draws = None if self.draws is None else self.draws[:, :, :longest]
+        return self._replace(index=self.index[:, :, :longest], mask=self.mask[:, :, :longest], draws=draws)
+
+
+class Padding(NamedTuple):
+    """How an executor asks a cohort to be laid out.
+
+    Attributes:
+        width: C, at least the number of clients; the last one stands in the places left, and takes no step there.
+        unroll: U, of which the steps of a client are padded to a multiple where clients follow one another; 0 where they
+            stand side by side.
+        lead: the first step is taken alone, by all clients side by side, and is none of the steps that are padded.
+    """
+
+    width: int
+    unroll: int = 0
+    lead: bool = False
+
+    def lengths(self, num_steps: Sequence[int]) -> tuple[int, ...]:
+        """Rows of each client where they follow one another, without the first; else none."""
+        return tuple(-(-(steps - self.lead) // self.unroll) * self.unroll for steps in num_steps) if self.unroll else ()
+
+
 @dataclass(frozen=True)
 class CohortPlan:
     """The batches and numbers of a cohort of C clients, the one with most steps first.
 
     Attributes:
         num_steps: K of each client, falling; as many as there are clients, while C may be more.
-        index: positions in the training set [max K, C, B]; 0 where nothing is.
-        mask: whether each place of `index` is filled [max K, C, B].
-        filled: how many places of each batch are, the ones in front [max K, C]; on the host.
-        active: who takes each step [max K, C]; whoever does has examples in its batch.
-        draws: the augmentation's integers [max K, C, B, D], or None.
-        keys: randomness of `on_client_start`, of `on_client_end`, and of each step [2 + max K, C].
+        padding: how the steps are laid out.
+        steps: what each has of its own.
+        filled: how many places of each batch are, the ones in front [K, C]; on the host.
+        ends: randomness of `on_client_start` and of `on_client_end` [2, C].
         gradient, state, numbers: as in `Clients`.
     """
 
     num_steps: list[int]
-    index: Tensor
-    mask: Tensor
+    padding: Padding
+    steps: Steps
     filled: NDArray[np.int64]
-    active: Tensor
-    draws: Tensor | None
-    keys: Tensor
+    ends: Tensor
     gradient: Tensor
     state: State
     numbers: State
 
     def clients(self, moment: int) -> Clients:
         """The clients at their start (0) or their end (1)."""
-        return Clients(self.gradient, self.state, self.numbers, self.keys[moment])
+        return Clients(self.gradient, self.state, self.numbers, self.ends[moment])
 
-    def clients_in(self, k: int, count: int, width: int) -> Clients:
-        """The first `width` clients in the steps k, …, k + count − 1; their keys are [count, width]."""
-        key = self.keys[2 + k : 2 + k + count, :width]
-        if width == len(self.gradient):
+    def clients_in(self, key: Tensor, first: int, last: int) -> Clients:
+        """The clients from `first` to before `last`, with the keys of some of their steps."""
+        if first == 0 and last == len(self.gradient):
             return Clients(self.gradient, self.state, self.numbers, key)
-        state, numbers = (states.apply(lambda tensor: tensor[:width]) for states in (self.state, self.numbers))
-        return Clients(self.gradient[:width], state, numbers, key)
-
-
-class Padding(NamedTuple):
-    """What an executor asks a cohort to be padded to.
-
-    Attributes:
-        width: C, at least the number of clients; the last one stands in the places left, and takes no step there.
-        unroll: the steps after the first `lead` ones are padded to a multiple of it.
-        lead: steps that are taken alone.
-    """
-
-    width: int
-    unroll: int = 1
-    lead: int = 0
+        state, numbers = (states.apply(lambda tensor: tensor[first:last]) for states in (self.state, self.numbers))
+        return Clients(self.gradient[first:last], state, numbers, key)
 
 
 def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, padding: Padding) -> CohortPlan:
-    """Draw the batches of a cohort, the client with most steps first, from their addresses, and pad them to one size.
+    """Draw the batches of a cohort, the client with most steps first, from their addresses, and lay them out.
 
     In NumPy, whose calls cost a few times less where a slot comes to them from a step that has filled the cache.
     """
     steps = [job.num_steps(client) for client in clients]
-    length = padding.lead + -(-(max(steps) - padding.lead) // padding.unroll) * padding.unroll
     schedules = [job.schedule(client, k) for client, k in zip(clients, steps, strict=True)]
     purpose = "gradient" if job.gradient_pass else "client"
     x, width = job.server.x, padding.width
     places = [*clients, *clients[-1:] * (width - len(clients))]
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
-    whole = padding.unroll > 1 and job.data.batch_size is None
-    index = _pad([s.index for s in schedules], -1, length, width, job.data.clients.largest if whole else 0)
+    whole = padding.unroll and job.data.batch_size is None
+    index = _laid_out([s.index for s in schedules], -1, padding, job.data.clients.largest if whole else 0)
     mask = index >= 0
     filled = mask.sum(-1)
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
+    drawn = keys(2 + max(steps), job.seed, purpose, *((job.round.index, client) for client in places))
+    own = drawn[2:]
+    if padding.unroll:
+        own = torch.from_numpy(_laid_out([own[:k, c] for c, k in enumerate(steps)], 0, padding))
     remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
     gradients = [job.gradients[client].to(device) for client in places if client in job.gradients]
+    each = Steps(
+        torch.from_numpy(np.maximum(index, 0)),
+        torch.from_numpy(mask),
+        torch.from_numpy(filled > 0),
+        own,
+        torch.from_numpy(_laid_out(draws, 0, padding, index.shape[-1])) if draws else None,
+    )
     return CohortPlan(
         steps,
-        torch.from_numpy(np.maximum(index, 0)).to(device),
-        torch.from_numpy(mask).to(device),
+        padding,
+        each if device.type == "cpu" else each.apply(lambda tensor: tensor.to(device)),
         filled,
-        torch.from_numpy(filled > 0).to(device),
-        torch.from_numpy(_pad(draws, 0, length, width, index.shape[-1])).to(device) if draws else None,
-        keys(2 + length, job.seed, purpose, *((job.round.index, client) for client in places)).to(device),
+        drawn[:2].to(device),
         torch.stack(gradients) if gradients else x.new_empty((width, 0), device=device),
         stack([state.apply(lambda tensor: tensor.to(device)) for state in remembered]),
         _numbers(job, places, device),
@@ -173,15 +213,27 @@ def _numbers(job: RoundJob, clients: Sequence[int], device: torch.device) -> Sta
     return State(**dict(zip(names, columns, strict=True)))
 
 
-def _pad(tensors: list[Tensor], value: int, length: int, width: int, batch: int = 0) -> NDArray[np.int64]:
-    """Tensors [K_i, B_i, …] of several sizes as one array [K, C, B, …], B at least `batch`, filled up with `value`."""
+def _laid_out(tensors: list[Tensor], value: int, padding: Padding, batch: int = 0) -> NDArray[np.int64]:
+    """What the steps of each client have [K_i, B_i, …], of several sizes, as one array, which `Steps` describes.
+
+    B is at least `batch`; what is left is filled up with `value`.
+    """
     arrays = [tensor.numpy() for tensor in tensors]
     inner = [max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)]
-    inner[0] = max(inner[0], batch)
-    if width == 1 and arrays[0].shape == (length, *inner):
+    inner[:1] = [max(size, batch) for size in inner[:1]]
+    count, lead, size = len(arrays), int(padding.lead), (max(map(len, arrays)), padding.width)
+    places = [(0, c) for c in range(count)]
+    if padding.unroll:
+        *starts, total = np.cumsum((count * lead, *padding.lengths([len(array) for array in arrays]))).tolist()
+        places, size = [(start, 0) for start in starts], (total, 1)
+    if size == (len(arrays[0]), 1) and arrays[0].shape[1:] == tuple(inner):
         return arrays[0][:, np.newaxis]
-    padded = np.full((length, width, *inner), value)
-    for c, array in enumerate(arrays):
-        place: tuple[int | slice, ...] = (slice(len(array)), c, *(slice(size) for size in array.shape[1:]))
-        padded[place] = array
-    return padded
+    laid = np.full((*size, *inner), value)
+    for c, ((row, column), array) in enumerate(zip(places, arrays, strict=True)):
+        within = [slice(extent) for extent in array.shape[1:]]
+        place: tuple[int | slice, ...] = (slice(row, row + len(array) - lead), column, *within)
+        laid[place] = array[lead:]
+        if lead:
+            place = (c, 0, *within)
+            laid[place] = array[0]
+    return laid

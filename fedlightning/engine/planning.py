@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from fedlightning.engine.executors import Executor
-from fedlightning.engine.job import CohortPlan, Padding, RoundJob, plan_cohort
+from fedlightning.engine.job import CohortPlan, RoundJob, plan_cohort
 
 _AHEAD, _ENTRIES = 8, 2**18
 """How many cohorts a slot plans at a time, and after how many planned places [K, C, B] it stops."""
 
 
 def plan_for(executor: Executor, job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
-    """A cohort's plan, padded as the executor asks."""
-    padding = Padding(executor.width(len(clients)), executor.unroll, int(executor.first_alone))
-    return plan_cohort(job, clients, device, padding)
+    """A cohort's plan, laid out as the executor asks."""
+    return plan_cohort(job, clients, device, executor.padding(len(clients)))
 
 
 class Plans:
@@ -42,11 +41,11 @@ class Plans:
         if (plan := self._ready.pop((position, device), None)) is not None:
             return plan
         plan = plan_for(executor, self._job, self._cohorts[position], device)
-        entries = plan.mask.numel()
+        entries = plan.steps.mask.numel()
         for other in range(position + self._slots, len(self._cohorts), self._slots)[: _AHEAD - 1]:
             if entries > _ENTRIES or device.type != "cpu":
                 break
             ahead = plan_for(executor, self._job, self._cohorts[other], device)
             self._ready[other, device] = ahead
-            entries += ahead.mask.numel()
+            entries += ahead.steps.mask.numel()
         return plan

@@ -10,7 +10,7 @@ import tempfile
 import weakref
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +37,11 @@ class Inputs(NamedTuple):
     rows: Sequence[Tensor | Gathered]
 
 
-Walk = Callable[[Inputs, Sequence[int]], tuple[list[Tensor], Tensor]]
-"""From inputs and each client's number of calls to the local state's entries [C, …] and the losses [ΣS]."""
+Steps = Callable[[], tuple[list[Tensor], Tensor]]
+"""Takes the steps; gives the local state's entries [C, …] and the losses [ΣS]."""
+
+Walk = Callable[[Inputs, Sequence[int]], Steps]
+"""From inputs and each client's number of calls to what takes the steps."""
 
 
 def walk_in_python(run: Run, used: Sequence[int], unroll: int) -> Walk:
@@ -50,7 +53,10 @@ def walk_in_python(run: Run, used: Sequence[int], unroll: int) -> Walk:
         unroll: U, its steps.
     """
 
-    def walk(inputs: Inputs, calls: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    def walk(inputs: Inputs, calls: Sequence[int]) -> Steps:
+        return lambda: steps(inputs, calls)
+
+    def steps(inputs: Inputs, calls: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         rows = [row.source[row.index] if isinstance(row, Gathered) else row for row in inputs.rows]
         chunks = iter(zip(*(row.view(-1, unroll, *row.shape[1:]).unbind() for row in rows), strict=True))
         ends, losses = [], []
@@ -113,27 +119,32 @@ class NativeWalk:
         )
         weakref.finalize(self, library.AOTInductorModelContainerDelete, self._graph)
 
-    def __call__(self, inputs: Inputs, calls: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Take the steps."""
+    def __call__(self, inputs: Inputs, calls: Sequence[int]) -> Steps:
+        """What takes the steps."""
         state = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs.state]
         losses = inputs.state[0].new_empty(sum(calls) * self._unroll)
         taken = self._taken(inputs)
-        steps = [tensor[0].numel() * tensor.element_size() for tensor in state]
-        steps.append(self._unroll * losses.element_size())
-        outputs = [_Output(tensor.data_ptr(), step) for tensor, step in zip((*state, losses), steps, strict=True)]
-        _check(
-            self._walk(
-                self._run,
-                self._graph,
-                ctypes.c_int64(len(calls)),
-                (ctypes.c_int64 * len(calls))(*calls),
-                (_Input * len(taken))(*(described for described, *_ in taken)),
-                ctypes.c_size_t(len(taken)),
-                (_Output * len(outputs))(*outputs),
-                ctypes.c_size_t(len(outputs)),
-            )
+        sizes = [tensor[0].numel() * tensor.element_size() for tensor in state]
+        sizes.append(self._unroll * losses.element_size())
+        outputs = [_Output(tensor.data_ptr(), size) for tensor, size in zip((*state, losses), sizes, strict=True)]
+        run = partial(
+            self._walk,
+            self._run,
+            self._graph,
+            ctypes.c_int64(len(calls)),
+            (ctypes.c_int64 * len(calls))(*calls),
+            (_Input * len(taken))(*(described for described, *_ in taken)),
+            ctypes.c_size_t(len(taken)),
+            (_Output * len(outputs))(*outputs),
+            ctypes.c_size_t(len(outputs)),
         )
-        return state, losses
+
+        def steps() -> tuple[list[Tensor], Tensor]:
+            _check(run())
+            taken.clear()  # what was described is in memory until here
+            return state, losses
+
+        return steps
 
     def _taken(self, inputs: Inputs) -> list[tuple[Any, ...]]:
         """What the graph looks at: where it lies, and the tensors themselves, which must outlive the call."""
