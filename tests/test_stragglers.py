@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedprox_curves import CURVES, check_curve
+from fedprox_curves import check_curve
 from torch import Tensor
 
 from fedlightning import (
@@ -261,9 +261,6 @@ def test_work_is_nothing_by_default() -> None:
 
 
 # -- the curves -------------------------------------------------------------------------------------------------------------
-OWN = [name for name in CURVES if name.endswith("|clean") and "drop0|" not in name]
-
-
 def within(name: str) -> tuple[float, float]:
     """The reference's own tolerances for other batches and other stragglers' epochs."""
     return (0.02, 0.02) if "mu1" in name else (0.1, 0.02)
@@ -274,10 +271,3 @@ def within(name: str) -> tuple[float, float]:
 )
 def test_twenty_rounds_of_the_curves(name: str) -> None:
     check_curve(name, 1, 20, *within(name))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_twenty_rounds_of_all_curves(name: str, seed: int) -> None:
-    check_curve(name, seed, 20, *within(name))

@@ -139,7 +139,8 @@ class CohortPlan:
         num_steps: K of each client, falling; as many as there are clients, while C may be more.
         padding: how the steps are laid out.
         steps: what each has of its own.
-        filled: how many places of each batch are, the ones in front [K, C]; on the host.
+        filled: how many places of each batch are, the ones in front [K, C]; on the host. Nothing where clients follow one
+            another.
         ends: randomness of `on_client_start` and of `on_client_end` [2, C].
         gradient, state, numbers: as in `Clients`.
     """
@@ -179,7 +180,7 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
     whole = padding.unroll and job.data.batch_size is None
     index = _laid_out([s.index for s in schedules], -1, padding, job.data.clients.largest if whole else 0)
     mask = index >= 0
-    filled = mask.sum(-1)
+    filled = mask[:0].sum(-1) if padding.unroll else mask.sum(-1)
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
     drawn = keys(2 + max(steps), job.seed, purpose, *((job.round.index, client) for client in places))
     own = drawn[2:]
@@ -188,9 +189,9 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
     remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
     gradients = [job.gradients[client].to(device) for client in places if client in job.gradients]
     each = Steps(
-        torch.from_numpy(np.maximum(index, 0)),
+        torch.from_numpy(np.maximum(index, 0, out=index if index.base is None else None)),
         torch.from_numpy(mask),
-        torch.from_numpy(filled > 0),
+        torch.from_numpy(mask[..., 0].copy()),  # the filled places are those in front
         own,
         torch.from_numpy(_laid_out(draws, 0, padding, index.shape[-1])) if draws else None,
     )

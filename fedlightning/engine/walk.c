@@ -25,7 +25,7 @@ typedef struct {
     int32_t output; /* which output is its next value; -1 if it stays */
     const int64_t *index; /* where the examples of all calls lie in data; NULL if it is no gather */
     int64_t examples, count, bytes; /* examples in data, examples of a call, and bytes of an example */
-    char *buffer;         /* for the examples of a call */
+    char *buffer; /* for a call's examples or, where they are few bytes, its rows, so that one tensor serves all calls */
 } Input;
 
 typedef struct {
@@ -38,14 +38,24 @@ static int32_t at(char *data, const Input *input, Tensor *result) {
                                               result);
 }
 
-static int32_t view(const Input *input, int64_t position, Tensor *result) {
-    if (!input->index) return at(input->data + position * input->step, input, result);
+static int32_t fill(const Input *input, int64_t position) {
+    if (!input->index) {
+        memcpy(input->buffer, input->data + position * input->step, (size_t)input->step);
+        return 0;
+    }
     const int64_t *index = input->index + position * input->count;
     for (int64_t j = 0; j < input->count; j++) {
         if (index[j] < 0 || index[j] >= input->examples) return -1;
         memcpy(input->buffer + j * input->bytes, input->data + index[j] * input->bytes, (size_t)input->bytes);
     }
-    return at(input->buffer, input, result);
+    return 0;
+}
+
+/* What a call is given of an input: its own rows, or the tensor that is kept. */
+static int32_t next(const Input *input, int64_t row, Tensor kept, Tensor *result) {
+    if (input->row && !input->buffer) return at(input->data + row * input->step, input, result);
+    int32_t error = input->row ? fill(input, row) : 0;
+    return error ? error : aoti_torch_new_tensor_handle(kept, result);
 }
 
 /* A graph may write its next results to the same place, so they are moved at once. */
@@ -62,10 +72,10 @@ static int32_t client(Run run, void *graph, int64_t c, int64_t calls, int64_t ro
                       const Output *outputs, size_t n_out, Tensor *kept, Tensor *in, Tensor *out) {
     int32_t error = 0;
     for (size_t i = 0; i < n_in && !error; i++)
-        if (!inputs[i].row) error = view(&inputs[i], c, &kept[i]);
+        if (inputs[i].buffer) error = at(inputs[i].buffer, &inputs[i], &kept[i]);
+        else if (!inputs[i].row) error = at(inputs[i].data + c * inputs[i].step, &inputs[i], &kept[i]);
     for (int64_t k = 0; k < calls && !error; k++) {
-        for (size_t i = 0; i < n_in && !error; i++)
-            error = inputs[i].row ? view(&inputs[i], row + k, &in[i]) : aoti_torch_new_tensor_handle(kept[i], &in[i]);
+        for (size_t i = 0; i < n_in && !error; i++) error = next(&inputs[i], row + k, kept[i], &in[i]);
         if (!error) error = run(graph, in, n_in, out, n_out, NULL, NULL);
         for (size_t o = 0; o < n_out && !error; o++) error = move(out[o], &outputs[o], o + 1 < n_out ? c : row + k);
         for (size_t i = 0; i < n_in && !error && k == 0; i++) {
@@ -77,7 +87,7 @@ static int32_t client(Run run, void *graph, int64_t c, int64_t calls, int64_t ro
         }
     }
     for (size_t i = 0; i < n_in; i++)
-        if (!inputs[i].row && kept[i]) aoti_torch_delete_tensor_object(kept[i]);
+        if (kept[i]) aoti_torch_delete_tensor_object(kept[i]);
     return error;
 }
 

@@ -20,6 +20,9 @@ from torch import Tensor
 from fedlightning.engine.executors import Gathered
 from fedlightning.engine.packages import Run, cache_folder, compiler, load
 
+_FEW_BYTES = 4096
+"""Of a call's rows, up to which to copy them costs less than to make a tensor of them."""
+
 
 class Inputs(NamedTuple):
     """What the steps are computed from; a graph takes all of it, for one client, in this order.
@@ -161,6 +164,9 @@ class NativeWalk:
             described.step = math.prod(described.sizes[: described.ndim]) * tensor.element_size() if leading else 0
             described.row, described.output = part == "rows", i if part == "state" else -1
             taken.append((described, tensor))
+            if described.row and described.step <= _FEW_BYTES:
+                taken[-1] += (buffer := tensor.new_empty(described.step // tensor.element_size()),)
+                described.buffer = buffer.data_ptr()
         return taken
 
     def _gathered(self, batches: Gathered) -> tuple[Any, ...]:
