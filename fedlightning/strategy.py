@@ -16,7 +16,15 @@ from fedlightning import interpreter
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.engine.bill import CudaMeter, measure
-from fedlightning.engine.choices import Workload, choose_cohort, choose_compile, choose_slots, pack, share_out
+from fedlightning.engine.choices import (
+    Workload,
+    choose_cohort,
+    choose_compile,
+    choose_slots,
+    pack,
+    share_out,
+    slots_under_lock,
+)
 from fedlightning.engine.cohort import run_cohort, run_together, start, take_rows
 from fedlightning.engine.compiled import CompiledExecutor, Programs
 from fedlightning.engine.evaluate import ClientSums, Split, evaluate_chunk, splits
@@ -41,8 +49,8 @@ class SlotStrategy:
     Args:
         slots: names such as ["cuda:0/0", "cuda:0/1", "cpu/0"], also in one string with commas; a number of slots on the
             default device; or "auto": on GPUs two slots a device without the GIL, else one; on a CPU one a core without
-            the GIL, for compiled steps or for a model of at least a million parameters, else one, since Python-bound
-            slots under the GIL slow each other down.
+            the GIL or for compiled steps, else one, and one more for each 10 MFLOP of a step up to one a core, since only
+            Python-bound slots slow each other down.
         cohort_size: clients trained at once under vmap; 1 trains them one after another, which serves any model; "auto"
             chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
             similar sizes: there half of the clients, at most 64.
@@ -103,11 +111,11 @@ class SlotStrategy:
         """Resolve "auto" for this run and start the slots."""
         self._task, self._data = task, data
         wish = self._wish
-        self.slots = wish if isinstance(wish, list) else choose_slots(wish, layout.size, work.participants)
+        self.slots = wish if isinstance(wish, list) else choose_slots(wish, work.participants)
         check_precision(self.precision, layout.dtype)
         self._choose(task, layout, data, work)
-        if wish is None and self.programs and self.programs.how == "compile":  # it runs without the interpreter's lock
-            self.slots = choose_slots(min(cpu_count(), work.participants), layout.size, work.participants)
+        if wish is None and interpreter.gil_enabled() and self.root_device.type == "cpu":
+            self.slots = choose_slots(min(self._slots_under_lock(), work.participants), work.participants)
         devices = {slot.device for slot in self.slots}
         self._examples = {device: data.train.to(device) for device in devices}
         self._splits = splits(data, self._examples)
@@ -119,6 +127,12 @@ class SlotStrategy:
         self._numerics = Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots))
         self._numerics.__enter__()
         self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
+
+    def _slots_under_lock(self) -> int:
+        """Slots that pay on a CPU under the GIL; compiled steps run without it."""
+        if self.programs:
+            return cpu_count() if self.programs.how == "compile" else 1
+        return min(cpu_count(), slots_under_lock(self._task, self._data, self.cohort_size))
 
     def _choose(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
         """The cohort's size, and how local steps become graphs."""

@@ -6,8 +6,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from fedlightning import ClientError, ConfigurationError, FedAvg, FederatedTrainer, SlotStrategy
+from fedlightning import (
+    Classification,
+    ClientError,
+    ConfigurationError,
+    Examples,
+    FedAvg,
+    FederatedTrainer,
+    Partition,
+    SlotStrategy,
+    TensorData,
+    interpreter,
+)
+from fedlightning import strategy as strategy_module
+from fedlightning.engine import choices
+from fedlightning.engine.choices import slots_under_lock, step_flops
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
 from fedlightning.interpreter import gil_enabled
 from fedlightning.testing import Quadratics
@@ -78,6 +93,51 @@ def test_auto_takes_every_core_without_the_gil_and_one_with_it() -> None:
     assert len(strategy.slots) == (1 if gil_enabled() else min(64, cpu_count()))
     assert strategy.cohort_size == 32
     assert ("GIL on" in strategy.describe()) == gil_enabled()
+
+
+def images(batch_size: int | None) -> TensorData:
+    """Four clients of 60 images."""
+    examples = Examples(torch.zeros(240, 3, 8, 8), torch.zeros(240, dtype=torch.int64))
+    return TensorData(examples, Partition.of(torch.arange(240).split(60)), batch_size=batch_size)
+
+
+def network(*layers: nn.Module) -> Classification:
+    """A convolution and a product; of an image 31,104 and 5,760 operations."""
+    return Classification(nn.Sequential(nn.Conv2d(3, 16, 3), *layers, nn.Flatten(), nn.Linear(576, 5)), 5)
+
+
+@pytest.mark.parametrize(("batch_size", "batch"), [(10, 10), (None, 60), (100, 60)])
+def test_the_operations_of_a_step_are_counted_and_nothing_is_computed(batch_size: int | None, batch: int) -> None:
+    data, model = images(batch_size), network(nn.BatchNorm2d(16), nn.Dropout(0.5))
+    data.setup()
+    before, drawn = [tensor.clone() for tensor in model.state_dict().values()], torch.get_rng_state()
+    # twice for the convolution, whose inputs need no gradient, and three times for the product
+    assert step_flops(model, data) == batch * (2 * 31_104 + 3 * 5_760)
+    assert all(map(torch.equal, before, model.state_dict().values()))
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the rule for a CPU")
+@pytest.mark.parametrize(("batch_size", "cores", "slots"), [(1, 8, 1), (60, 8, 3), (60, 2, 2)])
+def test_auto_under_the_gil_takes_slots_by_the_operations_of_a_step(
+    batch_size: int, cores: int, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreter, "gil_enabled", lambda: True)
+    monkeypatch.setattr(choices, "_UNLOCKED", 2_000_000)  # a step of 60 has 4.8 million
+    monkeypatch.setattr(strategy_module, "cpu_count", lambda: cores)
+    strategy = SlotStrategy()
+    FederatedTrainer(1, 4, strategy, [], logger=False).fit(FedAvg(), network(), images(batch_size))
+    assert len(strategy.slots) == slots
+
+
+def test_a_model_whose_operations_cannot_be_counted_takes_one_slot_under_the_gil() -> None:
+    class Picky(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs[:, :5] * (inputs.sum().item() >= 0)
+
+    data = TensorData(Examples(torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64)), Partition.of([torch.arange(4)]))
+    data.setup()
+    assert slots_under_lock(Classification(Picky(), 5), data, 1) == 1
 
 
 def test_results_come_in_the_order_of_the_work_whoever_finishes_first() -> None:

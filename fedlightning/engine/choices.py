@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedlightning import interpreter
 from fedlightning.data.module import FederatedDataModule
@@ -21,7 +23,10 @@ from fedlightning.task import FederatedTask
 from fedlightning.vector import Layout
 
 _HEAVY = 1_000_000
-"""Parameters from which a model's operations, which run without the GIL, outweigh its Python."""
+"""Parameters from which clients of a dense model gain nothing side by side, nor from compiling."""
+
+_UNLOCKED = 10_000_000
+"""Operations of a step that take about as long, without the GIL, as its Python, with it: measured with 1 and 2 slots."""
 
 _DENSE = (nn.Linear, nn.Flatten, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.Dropout)
 """Layers that are faster side by side than one after another on a CPU."""
@@ -64,18 +69,44 @@ class Workload:
         return cls(participants, total, int(steps.max()), balanced, data.batch_size is not None)
 
 
-def choose_slots(wish: int | None, parameters: int, participants: int) -> list[Slot]:
-    """So many slots, or for None as many as pay."""
+def choose_slots(wish: int | None, participants: int) -> list[Slot]:
+    """So many slots, or for None as many as pay if each step is Python for the most part."""
     devices, free = torch.cuda.device_count(), not interpreter.gil_enabled()
     if wish is not None:
         count = wish
     elif devices:
         count = min(participants, devices * (2 if free else 1))
     else:
-        count = min(participants, cpu_count() if free or parameters >= _HEAVY else 1)
+        count = min(participants, cpu_count() if free else 1)
     if devices:
         return sorted(Slot("cuda", i % devices, i // devices) for i in range(count))
     return [Slot("cpu", 0, i) for i in range(count)]
+
+
+def slots_under_lock(task: FederatedTask, data: FederatedDataModule, together: int) -> int:
+    """The slots that pay on a CPU under the GIL: one, and one more for each 10 MFLOP of a step.
+
+    Args:
+        task: the model.
+        data: whose batches it takes.
+        together: clients of a step.
+    """
+    try:
+        return 1 + int(together * step_flops(task, data) // _UNLOCKED)
+    except (NotImplementedError, RuntimeError):  # an operation of the model has no shape without its values
+        return 1
+
+
+def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
+    """Floating-point operations of products and convolutions in a local step on a full batch; nothing is computed."""
+    schedule = data.schedule(0, 0, 0, 1)
+    index = schedule.index[0][schedule.index[0] >= 0]
+    draws = None if schedule.draws is None else schedule.draws[0, : len(index)]
+    batch = tuple(tensor.to("meta") for tensor in data.batch(data.train, index, draws))
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        deepcopy(task).to("meta").loss(batch).mean().backward()
+    size = len(data.clients.indices) / data.clients.num_clients
+    return float(counter.get_total_flops()) / len(index) * min(data.batch_size or size, size)
 
 
 def choose_compile(

@@ -134,7 +134,7 @@ _CNN = Workload(
 )
 _FEDPROX = Workload(
     "fedprox", "FedProx's own: 30 clients by a power law, 60x10, E=20, batch 10", 30, 10, 0, (60,), "logistic", 10, 20,
-    0.01, 10,
+    0.01, 40,
 )  # fmt: skip
 _ALL = (
     _CNN,
@@ -143,7 +143,7 @@ _ALL = (
     replace(_CNN, name="crop", title="the small CNN from uint8 with random crop and flip", pixels=True, rounds=10),
     Workload(
         "regression", "784x10 regression: 1,000 clients of 50, 50 a round, batch 10", 1000, 50, 50, (784,), "logistic", 10,
-        1, 0.05, 20,
+        1, 0.05, 60,
     ),
     Workload(
         "scale", "registered clients, 10 a round", 100, 10, 4, (60,), "logistic", 2, 1, 0.05, 20, distinct=400
