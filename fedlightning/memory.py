@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from threading import RLock
 from typing import Any
-from weakref import WeakSet, finalize
+from weakref import WeakSet
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.columns import Column, Place
 from fedlightning.errors import ConfigurationError
 from fedlightning.state import State
 
 HOST_BYTES = 8 * 2**30
 """Rows up to so many bytes lie in the host's memory where no folder was asked for; those beyond in a mapped file."""
-
-_CHUNK = 4 * 2**20
-"""Bytes of an entry's rows that are allocated together."""
 
 
 class ClientMemory:
@@ -57,7 +52,7 @@ class ClientMemory:
             raise ConfigurationError(
                 f"`num_clients` of ClientMemory must be at least 1 with a directory, but is {num_clients}."
             )
-        self._look_at(_Store(_Place(directory, num_clients, host_bytes)))
+        self._look_at(_Store(Place(directory, num_clients, host_bytes)))
         for client, state in (rows or {}).items():
             self._store.write(client, state)
 
@@ -158,11 +153,11 @@ class _Store:
         memories: those that are still held.
     """
 
-    def __init__(self, place: _Place) -> None:
+    def __init__(self, place: Place) -> None:
         self.place, self.lock, self.version = place, RLock(), 0
         self.slots: dict[int, int | State] = {}
         self.memories: WeakSet[ClientMemory] = WeakSet()
-        self._columns: dict[str, _Column] = {}
+        self._columns: dict[str, Column] = {}
         self._kind: tuple[Any, ...] | None = None
         self._ids: list[int] = []  # whose each row is; −1 for nobody's
         self._free: list[int] = []
@@ -188,7 +183,7 @@ class _Store:
         kind = tuple((name, tensor.dtype, tensor.shape) for name, tensor in state.items())
         if self._kind is None and kind:
             self._kind = kind
-            self._columns = {name: _Column(name, tensor, self.place) for name, tensor in state.items()}
+            self._columns = {name: Column(name, tensor, self.place) for name, tensor in state.items()}
         slot = self.slots.get(client)
         if kind != self._kind:
             self.slots[client] = state.apply(lambda tensor: tensor.detach().cpu().clone())
@@ -215,90 +210,3 @@ class _Store:
             column.extend(len(self._ids))
         self._ids.append(-1)
         return len(self._ids) - 1
-
-
-class _Column:
-    """The rows of one entry, a few megabytes of them together."""
-
-    def __init__(self, name: str, like: Tensor, place: _Place) -> None:
-        self._name, self._place = name, place
-        self._shape, self._dtype = like.shape, like.dtype
-        self._row_bytes = like.numel() * like.element_size()
-        self._together = max(1, min(_CHUNK // max(1, self._row_bytes), place.num_clients or 256))
-        self._chunks: list[Tensor] = []
-        self._file: _File | None = None
-
-    def row(self, slot: int) -> Tensor:
-        """One row, to be read or written."""
-        return self._chunks[slot // self._together][slot % self._together]
-
-    def extend(self, slot: int) -> None:
-        """Make room for a row, the first that was not there."""
-        k, within = divmod(slot, self._together)
-        if within == 0:
-            self._chunks.append(self._chunk(k))
-        if self._file is not None:
-            self._file.reserve(slot * self._row_bytes, self._row_bytes)
-
-    def parts(self, length: int) -> list[Tensor]:
-        """The first rows, in parts [M, …] that share them, each of its own storage, as `torch.save` wants them."""
-        counts = (min(self._together, length - k * self._together) for k in range(len(self._chunks)))
-        return [_prefix(chunk, count) for chunk, count in zip(self._chunks, counts, strict=True)]
-
-    def _chunk(self, k: int) -> Tensor:
-        size = self._together * self._row_bytes
-        if self._file is None:
-            folder = self._place.folder(size)
-            if folder is None:
-                return torch.empty(self._together, *self._shape, dtype=self._dtype)
-            name = None if self._place.host_bytes else f"{self._name}.bin"
-            self._file = _File(folder, name, self._place.num_clients * self._row_bytes)
-        content = torch.from_numpy(self._file.content[k * size : (k + 1) * size])
-        return content.view(self._dtype).view(-1, *self._shape)
-
-
-class _Place:
-    """Where rows lie: the host's memory, as long as there is room by the rule, then files."""
-
-    def __init__(self, directory: Path | None, num_clients: int, host_bytes: int) -> None:
-        self.directory, self.num_clients, self.host_bytes = directory, num_clients, host_bytes
-        self._used = 0
-
-    def anew(self) -> _Place:
-        """The same rule for another table."""
-        return _Place(self.directory, self.num_clients, self.host_bytes)
-
-    def folder(self, size: int) -> Path | None:
-        """Where so many bytes more lie: a folder, or None for the host's memory."""
-        if self.directory is not None and self._used + size > self.host_bytes:
-            return self.directory
-        self._used += size
-        return None
-
-
-class _File:
-    """A sparse file of so many bytes, mapped into memory; without a name it goes when nobody looks at it any more."""
-
-    def __init__(self, folder: Path, name: str | None, size: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if name is None:
-            self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
-        else:
-            (folder / name).unlink(missing_ok=True)  # an earlier memory that is still held goes on with the old file
-            self._file = (folder / name).open("x+b")
-        finalize(self, self._file.close)
-        self._file.truncate(size)
-        self.content: np.ndarray[Any, Any] = np.memmap(self._file, np.uint8, "r+", shape=(size,))
-
-    def reserve(self, start: int, count: int) -> None:
-        """Take the disk for a row: where there is none left this is an error, and the write would be a crash."""
-        if count and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), start, count)
-
-
-def _prefix(chunk: Tensor, count: int) -> Tensor:
-    if not chunk.numel():
-        return chunk[:count].clone()
-    plain = chunk.reshape(-1).view(torch.uint8).numpy()
-    plain = plain[: plain.size // len(chunk) * count]
-    return torch.from_numpy(plain).view(chunk.dtype).view(count, *chunk.shape[1:])

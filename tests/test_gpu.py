@@ -38,15 +38,9 @@ from fedlightning import strategy as strategy_module
 from fedlightning.data import FakeImages
 from fedlightning.data.stragglers import Work
 from fedlightning.engine import bill, cohort, slots
+from fedlightning.engine.capture import Capture, NoWaiting, StepGraph
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
-from fedlightning.engine.graphs import (
-    Capture,
-    GraphExecutor,
-    Graphs,
-    NoWaiting,
-    StepGraph,
-    choose_graphs,
-)
+from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.hooks import GradientPass, Hooks
 from fedlightning.engine.job import RoundJob
 from fedlightning.engine.planning import plan_for

@@ -26,6 +26,7 @@ from fedlightning import (
     SlotStrategy,
     State,
     TensorData,
+    columns,
     memory,
     stream,
 )
@@ -139,7 +140,7 @@ def numbers(rows: Mapping[int, State]) -> dict[int, float]:
 
 @pytest.fixture(params=["host", "files", "beyond"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClientMemory:
-    monkeypatch.setattr(memory, "_CHUNK", 64)  # three rows of `c`, eight of `n`
+    monkeypatch.setattr(columns, "_CHUNK", 64)  # three rows of `c`, eight of `n`
     if request.param == "host":
         return ClientMemory()
     return ClientMemory(None, tmp_path, 20, host_bytes=150 if request.param == "beyond" else 0)
@@ -275,15 +276,15 @@ def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
     on_host = scaffold(5)
     assert "at most 3.891 KiB in the host's memory" not in caplog.text  # nothing is announced without callbacks
     monkeypatch.setattr("fedlightning.trainer.HOST_BYTES", 700)
-    monkeypatch.setattr(memory, "_CHUNK", 400)
+    monkeypatch.setattr(columns, "_CHUNK", 400)
     opened: list[Path] = []
-    original = memory._File.__init__
+    original = columns._File.__init__
 
-    def spy(self: memory._File, folder: Path, name: str | None, size: int) -> None:
+    def spy(self: columns._File, folder: Path, name: str | None, size: int) -> None:
         opened.append(folder)
         original(self, folder, name, size)
 
-    monkeypatch.setattr(memory._File, "__init__", spy)
+    monkeypatch.setattr(columns._File, "__init__", spy)
     with caplog.at_level("INFO"):
         same(on_host, scaffold(5, callbacks=[Callback()]))
     assert opened == [Path("logs")]

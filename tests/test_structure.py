@@ -8,7 +8,7 @@ import fedlightning
 
 PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
-    0: ["interpreter", "errors", "signals", "state", "streams"],
+    0: ["columns", "interpreter", "errors", "signals", "state", "streams"],
     1: ["method", "task", "vector", "callback"],
     2: ["methods", "data", "models", "memory", "reduce"],
     3: ["engine", "strategy", "checkpoint"],

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from fedlightning.engine.graphs import CAPTURE
+from fedlightning.engine.capture import CAPTURE
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ClientError, ConfigurationError
 
