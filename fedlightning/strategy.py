@@ -59,10 +59,11 @@ class SlotStrategy:
             interpreter, and so without its lock. "auto" does so for small dense models in runs of at least 150,000 local
             steps of a client, which it would otherwise take half a minute to call, if there is a C++ compiler; it looks at
             nothing else, so that a run's numbers do not depend on what was compiled before. "trace" runs the graph without
-            compiling it. `cohort_size` is then how many clients a slot takes at a time, by default at most half of them
-            and 32, that together have an eighth of the round's steps. On GPUs a step is captured as a CUDA graph by each
-            slot instead, which needs no compiler; "auto" does so where a slot takes at least 2,000 local steps in the run,
-            and leaves it where a step turns out to wait for the host.
+            compiling it. `cohort_size` is then how many clients are planned and handed over together, by default at most
+            half of them and 32 that together have an eighth of the round's steps; a slot takes its share of a round's
+            cohorts at a time. On GPUs a step is captured as a CUDA graph by each slot instead, which needs no compiler;
+            "auto" does so where a slot takes at least 2,000 local steps in the run, and leaves it where a step turns out
+            to wait for the host.
         precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
             GPU round float32 to TF32, and nothing else. "tf32" lets matrix products do so too; on a CPU it is "32-true".
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
