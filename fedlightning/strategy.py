@@ -211,9 +211,10 @@ class SlotStrategy:
             self._billed = True
             self._bill(job, max(cohorts, key=len, default=()))
         together: list[tuple[int, ...]] = [(position,) for position in range(len(cohorts))]
+        plans = Plans(job, cohorts, len(self.slots))
         if self.programs and self._data.only_gathers:  # else the batches of all would be in memory at a time
             together = share_out([sum(steps[client] for client in cohort) for cohort in cohorts], len(self.slots))
-        plans = Plans(job, cohorts, len(cohorts) if self.programs else len(self.slots))
+            plans = Plans(job, cohorts, len(cohorts))  # a slot trains at once what it plans, and plans nothing ahead
 
         def train(positions: tuple[int, ...], worker: Worker) -> dict[int, CohortResult]:
             replica, executor, slot = worker.replica, self._executor(worker, job), str(worker.slot)
@@ -221,10 +222,8 @@ class SlotStrategy:
             trained = run_together([run_cohort(replica, job, *each, executor, slot) for each in planned])
             return dict(zip(positions, trained, strict=True))
 
-        results, ready = (
-            self._pool.map([partial(train, positions) for positions in together]),
-            dict[int, CohortResult](),
-        )
+        results = self._pool.map([partial(train, positions) for positions in together])
+        ready: dict[int, CohortResult] = {}
         for position in range(len(cohorts)):
             while position not in ready:
                 ready.update(next(results))

@@ -130,14 +130,25 @@ def test_auto_under_the_gil_takes_slots_by_the_operations_of_a_step(
     assert len(strategy.slots) == slots
 
 
-def test_a_model_whose_operations_cannot_be_counted_takes_one_slot_under_the_gil() -> None:
-    class Picky(nn.Module):
+def by_item(inputs: Tensor) -> Tensor:
+    return inputs[:, :5] * (inputs.sum().item() >= 0)
+
+
+def by_numpy(inputs: Tensor) -> Tensor:
+    return inputs[:, :5] + torch.from_numpy(inputs.detach().numpy()[:, :5])
+
+
+@pytest.mark.parametrize("forward", [by_item, by_numpy])
+def test_a_model_that_must_see_values_takes_one_slot_under_the_gil(forward: Callable[[Tensor], Tensor]) -> None:
+    class Picky(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:
-            return inputs[:, :5] * (inputs.sum().item() >= 0)
+            return super().forward(forward(inputs))
 
     data = TensorData(Examples(torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64)), Partition.of([torch.arange(4)]))
+    model = Classification(Picky(5, 5), 5)
     data.setup()
-    assert slots_under_lock(Classification(Picky(), 5), data, 1) == 1
+    assert slots_under_lock(model, data, 1) == 1
+    FederatedTrainer(1, 1, SlotStrategy(), [], logger=False).fit(FedAvg(), model, data)
 
 
 def test_results_come_in_the_order_of_the_work_whoever_finishes_first() -> None:
