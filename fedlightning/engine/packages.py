@@ -24,6 +24,9 @@ from torch.fx import GraphModule
 
 Run = Callable[[list[Tensor]], Any]
 
+_SPARED = {"TORCHINDUCTOR_VEC_ISA_OK": "1"}
+"""Of the compiling process: that a compiler of C++20 knows what this processor can do needs no trial, which takes seconds."""
+
 
 class Order(NamedTuple):
     """A package to be built.
@@ -48,25 +51,28 @@ def build(order: Order) -> None:
         RuntimeError: it could not be built.
     """
     with tempfile.TemporaryDirectory(prefix="fedlightning-") as folder:
-        source = Path(folder) / "steps.pt2"
-        with quiet(), torch.no_grad():
-            torch.export.save(torch.export.export(order.graph, tuple(order.inputs), strict=False), source)
+        source = Path(folder) / "steps.pt"
+        torch.save((order.graph, tuple(order.inputs)), source)
         order.path.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-W", "ignore", __file__, *map(str, (source, order.path, order.threads))]
-        built = run(command, stdout=DEVNULL, stderr=PIPE, text=True)
+        built = run(command, stdout=DEVNULL, stderr=PIPE, text=True, env={**_SPARED, **os.environ})
     if built.returncode:
         raise RuntimeError(f"The compiler must build the local steps, but says: {built.stderr.strip()[-2000:]}")
 
 
 def _compile(source: str, target: str, threads: int) -> None:
-    """Compile an exported program, and put the package in its place once it is whole."""
+    """Compile a graph, and put the package in its place once it is whole."""
     beside = Path(target).with_suffix(f".{os.getpid()}.pt2")
     with quiet(), torch.no_grad():
-        torch._inductor.aoti_compile_and_package(
-            torch.export.load(source),
+        from torch._inductor import aoti_compile_and_package  # the export needs what this imports
+
+        graph, inputs = torch.load(source, weights_only=False)
+        aoti_compile_and_package(
+            torch.export.export(graph, inputs, strict=False),
             package_path=str(beside),
             inductor_configs={
                 "cpp.threads": threads,
+                "aot_inductor.precompile_headers": False,  # that takes longer than it ever saves
                 "aot_inductor.allow_stack_allocation": True,
                 "cpp.enable_floating_point_contract_flag": "fast",
             },
