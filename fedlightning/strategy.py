@@ -30,8 +30,9 @@ from fedlightning.engine.compiled import CompiledExecutor, Programs
 from fedlightning.engine.evaluate import ClientSums, Split, evaluate_chunk, splits
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
+from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import Padding, RoundJob, plan_cohort
+from fedlightning.engine.job import RoundJob, plan_cohort
 from fedlightning.engine.planning import Plans
 from fedlightning.engine.precision import Numerics, Precision, check_precision
 from fedlightning.engine.replica import Replica

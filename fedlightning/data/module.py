@@ -130,7 +130,7 @@ class FederatedDataModule(LightningDataModule):
 
     def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
         """The batches [K, B] of a client in a round: each epoch visits its examples once, in a new order."""
-        owned = self.clients.client(client).numpy()
+        owned = self.clients.positions(client)
         size, batch = len(owned), self.batch_size or len(owned)
         per_epoch = -(-size // batch)
         epochs = -(-num_steps // per_epoch)

@@ -76,13 +76,21 @@ class Partition:
 
     def client(self, client: int) -> Tensor:
         """The positions that a client owns."""
+        return torch.from_numpy(self.positions(client))
+
+    def positions(self, client: int) -> np.ndarray[Any, Any]:
+        """The same as `client`, for NumPy."""
         start, end = self._bounds(client)
-        return self.indices[start:end]
+        return self._indices[start:end]
 
     @cached_property
     def _offsets(self) -> np.ndarray[Any, Any]:
         """The same memory, which is read faster number by number."""
         return self.offsets.numpy()
+
+    @cached_property
+    def _indices(self) -> np.ndarray[Any, Any]:
+        return self.indices.numpy()
 
     def _bounds(self, client: int) -> tuple[int, int]:
         return int(self._offsets.item(client)), int(self._offsets.item(client + 1))

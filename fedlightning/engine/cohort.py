@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples
@@ -138,8 +137,9 @@ def _in_turn(
         row += len(loss)
     yield
     if flat:
-        taken = torch.where(plan.steps.active[-sum(lengths) :], torch.cat(flat), 0).flatten()
-        losses.append(pad_sequence(list(taken.split(lengths))))
+        taken = torch.where(plan.steps.active[-sum(lengths) :], torch.cat(flat), 0)
+        there = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+        losses.append(taken.new_zeros(there.shape).masked_scatter_(there.to(taken.device), taken).T.contiguous())
     return local, torch.cat(losses)
 
 

@@ -22,8 +22,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
 from fedlightning.engine.executors import Block, CohortExecutor, InTurnExecutor, of_clients, one_by_one, where_active
+from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hooks
-from fedlightning.engine.job import Clients, Padding
+from fedlightning.engine.job import Clients
 from fedlightning.engine.packages import Order, build, cache_folder, processor
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hooks
-from fedlightning.engine.job import Clients, Padding
+from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica, mean_loss
 from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedlightning.data.module import Examples, FederatedDataModule, Schedule
 from fedlightning.data.stragglers import Work
+from fedlightning.engine.grid import Grid, Padding
 from fedlightning.memory import ClientMemory
 from fedlightning.method import FedMethod, Round
 from fedlightning.state import State, stack
@@ -112,25 +113,6 @@ class Steps(NamedTuple):
         return self._replace(index=self.index[:, :, :longest], mask=self.mask[:, :, :longest], draws=draws)
 
 
-class Padding(NamedTuple):
-    """How an executor asks a cohort to be laid out.
-
-    Attributes:
-        width: C, at least the number of clients; the last one stands in the places left, and takes no step there.
-        unroll: U, of which the steps of a client are padded to a multiple where clients follow one another; 0 where they
-            stand side by side.
-        lead: the first step is taken alone, by all clients side by side, and is none of the steps that are padded.
-    """
-
-    width: int
-    unroll: int = 0
-    lead: bool = False
-
-    def lengths(self, num_steps: Sequence[int]) -> tuple[int, ...]:
-        """Rows of each client where they follow one another, without the first; else none."""
-        return tuple(-(-(steps - self.lead) // self.unroll) * self.unroll for steps in num_steps) if self.unroll else ()
-
-
 @dataclass(frozen=True)
 class CohortPlan:
     """The batches and numbers of a cohort of C clients, the one with most steps first.
@@ -176,24 +158,22 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
     purpose = "gradient" if job.gradient_pass else "client"
     x, width = job.server.x, padding.width
     places = [*clients, *clients[-1:] * (width - len(clients))]
+    grid = Grid.of(steps, padding)
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
     whole = padding.unroll and job.data.batch_size is None
-    index = _laid_out([s.index for s in schedules], -1, padding, job.data.clients.largest if whole else 0)
+    index = grid.laid_out([s.index for s in schedules], -1, job.data.clients.largest if whole else 0)
     mask = index >= 0
     filled = mask[:0].sum(-1) if padding.unroll else mask.sum(-1)
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
     drawn = keys(2 + max(steps), job.seed, purpose, *((job.round.index, client) for client in places))
-    own = drawn[2:]
-    if padding.unroll:
-        own = torch.from_numpy(_laid_out([own[:k, c] for c, k in enumerate(steps)], 0, padding))
     remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
     gradients = [job.gradients[client].to(device) for client in places if client in job.gradients]
     each = Steps(
         torch.from_numpy(np.maximum(index, 0, out=index if index.base is None else None)),
         torch.from_numpy(mask),
         torch.from_numpy(mask[..., 0].copy()),  # the filled places are those in front
-        own,
-        torch.from_numpy(_laid_out(draws, 0, padding, index.shape[-1])) if draws else None,
+        torch.from_numpy(grid.picked(drawn[2:].numpy())) if padding.unroll else drawn[2:],
+        torch.from_numpy(grid.laid_out(draws, 0, index.shape[-1])) if draws else None,
     )
     return CohortPlan(
         steps,
@@ -202,39 +182,15 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
         filled,
         drawn[:2].to(device),
         torch.stack(gradients) if gradients else x.new_empty((width, 0), device=device),
-        stack([state.apply(lambda tensor: tensor.to(device)) for state in remembered]),
-        _numbers(job, places, device),
+        stack([state.apply(lambda tensor: tensor.to(device)) for state in remembered]) if remembered[0] else State(),
+        _numbers(job, places, steps, device),
     )
 
 
-def _numbers(job: RoundJob, clients: Sequence[int], device: torch.device) -> State:
-    names = ("lr", "num_steps", "num_examples", "round")
-    table = [[job.round.lr, job.num_steps(c), job.data.clients.size(c), job.round.index] for c in clients]
-    columns = torch.from_numpy(np.array(table).T.copy()).to(device, job.server.x.dtype).unbind()
-    return State(**dict(zip(names, columns, strict=True)))
-
-
-def _laid_out(tensors: list[Tensor], value: int, padding: Padding, batch: int = 0) -> NDArray[np.int64]:
-    """What the steps of each client have [K_i, B_i, …], of several sizes, as one array, which `Steps` describes.
-
-    B is at least `batch`; what is left is filled up with `value`.
-    """
-    arrays = [tensor.numpy() for tensor in tensors]
-    inner = [max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)]
-    inner[:1] = [max(size, batch) for size in inner[:1]]
-    count, lead, size = len(arrays), int(padding.lead), (max(map(len, arrays)), padding.width)
-    places = [(0, c) for c in range(count)]
-    if padding.unroll:
-        *starts, total = np.cumsum((count * lead, *padding.lengths([len(array) for array in arrays]))).tolist()
-        places, size = [(start, 0) for start in starts], (total, 1)
-    if size == (len(arrays[0]), 1) and arrays[0].shape[1:] == tuple(inner):
-        return arrays[0][:, np.newaxis]
-    laid = np.full((*size, *inner), value)
-    for c, ((row, column), array) in enumerate(zip(places, arrays, strict=True)):
-        within = [slice(extent) for extent in array.shape[1:]]
-        place: tuple[int | slice, ...] = (slice(row, row + len(array) - lead), column, *within)
-        laid[place] = array[lead:]
-        if lead:
-            place = (c, 0, *within)
-            laid[place] = array[0]
-    return laid
+def _numbers(job: RoundJob, clients: Sequence[int], steps: list[int], device: torch.device) -> State:
+    """What `Clients` says; the last client stands in the places left."""
+    table = np.empty((4, len(clients)))
+    table[0], table[1, : len(steps)], table[1, len(steps) :] = job.round.lr, steps, steps[-1]
+    table[2], table[3] = [job.data.clients.size(client) for client in clients], job.round.index
+    lr, num_steps, num_examples, round = torch.from_numpy(table).to(device, job.server.x.dtype).unbind()
+    return State(lr=lr, num_steps=num_steps, num_examples=num_examples, round=round)
