@@ -212,10 +212,11 @@ class SlotStrategy:
             self._billed = True
             self._bill(job, max(cohorts, key=len, default=()))
         together: list[tuple[int, ...]] = [(position,) for position in range(len(cohorts))]
-        plans = Plans(job, cohorts, len(self.slots))
+        stride = len(self.slots)
         if self.programs and self._data.only_gathers:  # else the batches of all would be in memory at a time
             together = share_out([sum(steps[client] for client in cohort) for cohort in cohorts], len(self.slots))
-            plans = Plans(job, cohorts, len(cohorts))  # a slot trains at once what it plans, and plans nothing ahead
+            stride = len(cohorts)  # a slot trains at once what it plans, and plans nothing ahead
+        plans = Plans(job, cohorts, stride)
 
         def train(positions: tuple[int, ...], worker: Worker) -> dict[int, CohortResult]:
             replica, executor, slot = worker.replica, self._executor(worker, job), str(worker.slot)
