@@ -32,8 +32,8 @@ from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import RoundJob, plan_cohort
-from fedlightning.engine.planning import Plans
+from fedlightning.engine.job import RoundJob, draw_cohort, plan_cohort
+from fedlightning.engine.planning import Ahead, Plans
 from fedlightning.engine.precision import Numerics, Precision, check_precision
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
@@ -126,6 +126,7 @@ class SlotStrategy:
         ]
         self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
         self._billed = False
+        self._ahead: Ahead | None = None
         self._numerics = Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots))
         self._numerics.__enter__()
         self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
@@ -200,36 +201,60 @@ class SlotStrategy:
         """Whether the slots are being stopped."""
         return self._pool.cancelled.is_set
 
-    def run_round(self, job: RoundJob, clients: Sequence[int]) -> Iterator[CohortResult]:
-        """Train the clients; yield the cohorts in packing order, which is most local steps first."""
-        steps = {client: job.num_steps(client) for client in clients}
-        order = sorted(clients, key=lambda client: (-steps[client], client))
+    def run_round(
+        self, job: RoundJob, clients: Sequence[int], following: Callable[[], RoundJob] | None = None
+    ) -> Iterator[CohortResult]:
+        """Train the clients; yield the cohorts in packing order, which is most local steps first.
+
+        Args:
+            job: the round.
+            clients: who trains.
+            following: the round that comes next, of which slots that are done draw what can be drawn before.
+        """
         if self.programs:
-            self._build_or_give_up(self.programs, job, order[0])
-        spread, share = 3 if self.graphs else math.inf, 0.125 if self.programs else 1
-        cohorts = pack(order, [steps[client] for client in order], self.cohort_size, spread, share)
+            self._build_or_give_up(self.programs, job, clients)
+        plans = self._plans(job, clients, self._ahead.close() if self._ahead else None)
         if not (self._billed or job.gradient_pass):
             self._billed = True
-            self._bill(job, max(cohorts, key=len, default=()))
+            self._bill(job, max(plans.cohorts, key=len, default=()))
+
+        def train(positions: tuple[int, ...], worker: Worker) -> dict[int, CohortResult]:
+            replica, executor, slot = worker.replica, self._executor(worker, job), str(worker.slot)
+            planned = [(plans.cohorts[i], plans.take(i, executor, replica.device)) for i in positions]
+            trained = run_together([run_cohort(replica, job, *each, executor, slot) for each in planned])
+            return dict(zip(positions, trained, strict=True))
+
+        self._ahead = self._look_ahead(following)
+        results = self._pool.map([partial(train, positions) for positions in plans.together], self._ahead)
+        ready: dict[int, CohortResult] = {}
+        for position in range(len(plans.cohorts)):
+            while position not in ready:
+                ready.update(next(results))
+            yield _handed_over(ready.pop(position))
+
+    def _plans(self, job: RoundJob, clients: Sequence[int], before: Plans | None = None) -> Plans:
+        """The round's cohorts, and which of them a slot takes together."""
+        steps = {client: job.num_steps(client) for client in clients}
+        order = sorted(clients, key=lambda client: (-steps[client], client))
+        spread, share = 3 if self.graphs else math.inf, 0.125 if self.programs else 1
+        cohorts = pack(order, [steps[client] for client in order], self.cohort_size, spread, share)
         together: list[tuple[int, ...]] = [(position,) for position in range(len(cohorts))]
         stride = len(self.slots)
         if self.programs and self._data.only_gathers:  # else the batches of all would be in memory at a time
             together = share_out([sum(steps[client] for client in cohort) for cohort in cohorts], len(self.slots))
             stride = len(cohorts)  # a slot trains at once what it plans, and plans nothing ahead
-        plans = Plans(job, cohorts, stride)
+        return Plans(job, cohorts, together, stride, before)
 
-        def train(positions: tuple[int, ...], worker: Worker) -> dict[int, CohortResult]:
-            replica, executor, slot = worker.replica, self._executor(worker, job), str(worker.slot)
-            planned = [(cohorts[i], plans.take(i, executor, replica.device)) for i in positions]
-            trained = run_together([run_cohort(replica, job, *each, executor, slot) for each in planned])
-            return dict(zip(positions, trained, strict=True))
+    def _look_ahead(self, following: Callable[[], RoundJob] | None) -> Ahead | None:
+        """What slots that are done draw of the next round; nothing under the GIL, where they would hold the trainer up."""
+        if following is None or interpreter.gil_enabled():
+            return None
 
-        results = self._pool.map([partial(train, positions) for positions in together])
-        ready: dict[int, CohortResult] = {}
-        for position in range(len(cohorts)):
-            while position not in ready:
-                ready.update(next(results))
-            yield _handed_over(ready.pop(position))
+        def begin() -> Plans:
+            job = following()
+            return self._plans(job, job.work.clients)
+
+        return Ahead(begin, self._executor)
 
     def _executor(self, worker: Worker, job: RoundJob) -> Executor:
         if self.programs:
@@ -251,11 +276,11 @@ class SlotStrategy:
                 bill = measure(CudaMeter(device), replica, job, cohort, self._eager(replica), slots, graphs)
                 rank_zero_info(bill.check())
 
-    def _build_or_give_up(self, programs: Programs, job: RoundJob, client: int) -> None:
+    def _build_or_give_up(self, programs: Programs, job: RoundJob, clients: Sequence[int]) -> None:
         """Build the pass's graph if it is missing; where "auto" asked for it and it cannot be, train without."""
         try:
             if not programs.has(job.gradient_pass):
-                self._build(programs, job, client)
+                self._build(programs, job, max(clients, key=job.num_steps))
         except Exception as error:
             if self._compile_wish != "auto":
                 raise
@@ -267,7 +292,7 @@ class SlotStrategy:
         replica = self._replicas[self.root_device]
         server = job.server.apply(lambda tensor: tensor.to(self.root_device))
         hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
-        plan = plan_cohort(job, (client,), replica.device, Padding(1, programs.unroll))
+        plan = plan_cohort(job, (client,), draw_cohort(job, (client,), Padding(1, programs.unroll)), replica.device)
         local = start(CohortExecutor(replica, 1), hooks, plan)
         block = take_rows(job, plan, job.examples(replica.device), 0, 0, (programs.unroll,), gathered=False)
         programs.add(hooks, job.gradient_pass, local, block, replica)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from operator import mul
 from pathlib import Path
 from typing import Any, Literal
@@ -193,7 +194,7 @@ class FederatedTrainer:
         sampler.check(self.num_clients, self.clients_per_round)
         self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
         rounds = Rounds(data, sampler, self.clients_per_round, self.seed, method.local_steps)
-        self._work = (self.stragglers or Stragglers(0.0)).plan(rounds)
+        self._work = lru_cache(2)((self.stragglers or Stragglers(0.0)).plan(rounds))
         method.check(self._round(0, self._work(0)))
         _check_evaluations(method, data, self.evaluate_every)
         self._current: dict[str, float] = {}
@@ -322,7 +323,7 @@ class FederatedTrainer:
         mean, buffers = (OrderedMean(self.strategy.root_device) for _ in range(2))
         loss = examples = 0.0
         rows: dict[int, State] = {}
-        for cohort in self.strategy.run_round(job, clients):
+        for cohort in self.strategy.run_round(job, clients, self._following(job)):
             weight = weights(self.method, cohort.num_examples.to(torch.float64))
             mean.add(cohort.upload, weight)
             buffers.add(State(all=cohort.buffers), weight)
@@ -338,6 +339,17 @@ class FederatedTrainer:
         self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
         server = self.method.on_aggregate(state.server, mean.result(), round)
         return server, rows, buffers.result().all
+
+    def _following(self, job: RoundJob) -> Callable[[], RoundJob] | None:
+        """What is known of the next round before it begins: who trains, and how much; nothing that this round changes."""
+        t, passes = job.round.index + 1, self.method.gradient_pass() != "none"
+        round = replace(job.round, index=t)
+        blank = replace(job, round=round, server=State(), buffers=job.buffers[:0], memory=ClientMemory(), gradients={})
+
+        def following() -> RoundJob:
+            return replace(blank, work=self._work(t), gradient_pass=passes)
+
+        return following if t < self.max_rounds else None
 
     def _with_gradients(self, job: RoundJob, clients: Sequence[int]) -> tuple[RoundJob, int]:
         """The job of the local steps with what `gradient_pass` asks for, and the bytes that went up for it."""

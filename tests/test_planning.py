@@ -1,20 +1,28 @@
 """Plans: the same whoever makes them and when, and not too many ahead."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from unequal_clients import data, task
 
-from fedlightning import FedAvg
+from fedlightning import FedAvg, FederatedTrainer, FedMethod, SlotStrategy, interpreter
+from fedlightning.data import Stragglers
 from fedlightning.engine import planning
 from fedlightning.engine.executors import LoopExecutor
-from fedlightning.engine.job import CohortPlan, RoundJob
-from fedlightning.engine.planning import Plans, plan_for
+from fedlightning.engine.grid import Padding
+from fedlightning.engine.job import CohortPlan, Drawn, RoundJob, draw_cohort
+from fedlightning.engine.planning import Ahead, Plans, plan_for
 from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
+from fedlightning.engine.slots import Slot, Worker
+from fedlightning.errors import ConfigurationError
 from fedlightning.memory import ClientMemory
 from fedlightning.method import Round, visible
+from fedlightning.methods import FedDane, Scaffold
 from fedlightning.vector import Layout
 
 CPU, COHORTS = torch.device("cpu"), [(1,), (3,), (5,), (6,), (2,), (0,), (4,)]
+REPLICA = Replica(task(), Layout.of(task()), CPU)
 
 
 def job_of_a_round() -> tuple[RoundJob, LoopExecutor]:
@@ -39,40 +47,112 @@ def equal(one: CohortPlan, other: CohortPlan) -> bool:
     return one.num_steps == other.num_steps and all(torch.equal(a, b) for a, b in pairs)
 
 
+def draws_noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, ...], bool]]:
+    """The round, the clients and the pass of each draw from now on."""
+    made: list[tuple[int, tuple[int, ...], bool]] = []
+
+    def noted(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Drawn:
+        made.append((job.round.index, clients, job.gradient_pass))
+        return draw_cohort(job, clients, padding)
+
+    monkeypatch.setattr(planning, "draw_cohort", noted)
+    return made
+
+
+def alone(count: int) -> list[tuple[int, ...]]:
+    return [(position,) for position in range(count)]
+
+
+def plans_of(job: RoundJob, slots: int = 1, before: Plans | None = None) -> Plans:
+    return Plans(job, COHORTS, alone(len(COHORTS)), slots, before)
+
+
 def test_a_plan_does_not_depend_on_who_made_it_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     job, executor = job_of_a_round()
     expected = [plan_for(executor, job, cohort, CPU) for cohort in COHORTS]
-    made: list[tuple[int, ...]] = []
-
-    def noted(executor: LoopExecutor, job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
-        made.append(clients)
-        return plan_for(executor, job, clients, device)
-
-    monkeypatch.setattr(planning, "plan_for", noted)
-    plans = Plans(job, COHORTS, slots=2)
+    made = draws_noted(monkeypatch)
+    plans = plans_of(job, slots=2)
     taken = {position: plans.take(position, executor, CPU) for position in (0, 1, 2, 4, 3, 5, 6)}
     assert all(equal(taken[position], plan) for position, plan in enumerate(expected))
-    assert made == [COHORTS[i] for i in (0, 2, 4, 6, 1, 3, 5)]
+    assert made == [(0, COHORTS[i], False) for i in (0, 2, 4, 6, 1, 3, 5)]
     again = plans.take(2, executor, CPU)  # its slot ran out of memory, and another does the work again
     assert equal(again, expected[2])
 
 
-def test_on_a_gpu_each_slot_plans_on_its_own_stream() -> None:
+def test_only_the_slot_that_takes_a_plan_moves_it_to_its_device() -> None:
     job, executor = job_of_a_round()
-    plans = Plans(job, COHORTS, slots=1)
-    plans.take(0, executor, torch.device("meta"))
-    assert not plans._ready
+    meta = torch.device("meta")
+    plans = plans_of(job)
+    assert {tensor.device for tensor in plans.take(0, executor, meta).steps[:4]} == {meta}
+    assert {tensor.device for tensor in plans.take(1, executor, CPU).steps[:4]} == {CPU}
 
 
 def test_plans_ahead_take_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     job, executor = job_of_a_round()
     first = plan_for(executor, job, COHORTS[0], CPU).steps.mask.numel()
+    made = draws_noted(monkeypatch)
     monkeypatch.setattr(planning, "_ENTRIES", first)
-    plans = Plans(job, COHORTS, slots=1)
-    plans.take(0, executor, CPU)
-    assert [position for position, _ in plans._ready] == [1]
+    plans_of(job).take(0, executor, CPU)
+    assert made == [(0, COHORTS[0], False), (0, COHORTS[1], False)]
+    made.clear()
     monkeypatch.setattr(planning, "_ENTRIES", 10**6)
     monkeypatch.setattr(planning, "_AHEAD", 3)
-    plans = Plans(job, COHORTS, slots=1)
-    plans.take(0, executor, CPU)
-    assert [position for position, _ in plans._ready] == [1, 2]
+    plans_of(job).take(0, executor, CPU)
+    assert made == [(0, cohort, False) for cohort in COHORTS[:3]]
+
+
+def test_what_was_drawn_before_the_round_is_taken_over_if_it_is_that_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, executor = job_of_a_round()
+    expected = [plan_for(executor, job, cohort, CPU) for cohort in COHORTS]
+    ahead, worker = Ahead(lambda: plans_of(job), lambda worker, job: executor), Worker(Slot("cpu", 0, 0), REPLICA, 1)
+    ahead(worker)
+    before = ahead.close()
+    made = draws_noted(monkeypatch)
+    ahead(worker)  # too late
+    plans = plans_of(job, before=before)
+    assert all(equal(plans.take(i, executor, CPU), plan) for i, plan in enumerate(expected))
+    assert made == []
+    other = replace(job, round=replace(job.round, index=1))
+    assert not equal(plans_of(other, before=before).take(0, executor, CPU), expected[0])
+    assert made[0] == (1, COHORTS[0], False)
+
+
+def test_what_is_wrong_with_the_next_round_is_raised_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, executor = job_of_a_round()
+    worker = Worker(Slot("cpu", 0, 0), REPLICA, 1)
+
+    def begin() -> Plans:
+        raise ConfigurationError("no such round")
+
+    ahead = Ahead(begin, lambda worker, job: executor)
+    ahead(worker)
+    assert ahead.close() is None
+
+    def fails(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Drawn:
+        raise ConfigurationError(f"no batches for {clients}")
+
+    monkeypatch.setattr(planning, "draw_cohort", fails)
+    ahead = Ahead(lambda: plans_of(job), lambda worker, job: executor)
+    ahead(worker)
+    with pytest.raises(ConfigurationError, match="no batches for"):
+        plans_of(job, before=ahead.close()).take(0, executor, CPU)
+
+
+@pytest.mark.parametrize("method", [FedAvg(lr=0.05), Scaffold(lr=0.05), FedDane(lr=0.05, mu=0.1)])
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_looking_ahead_changes_no_bit_and_draws_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, method: FedMethod, fraction: float
+) -> None:
+    states, passes = [], 1 if method.gradient_pass() == "none" else 2
+    for lock in (True, False):
+        monkeypatch.setattr(interpreter, "gil_enabled", lambda lock=lock: lock)
+        made = draws_noted(monkeypatch)
+        trainer = FederatedTrainer(
+            5, 4, SlotStrategy(2, cohort_size=2), [], logger=False, evaluate_every=2, stragglers=Stragglers(fraction)
+        )
+        states.append(trainer.fit(method, task(), data()))
+        assert len(made) == len(set(made)) == 5 * 2 * passes
+    assert torch.equal(states[0].server.x, states[1].server.x)
+    for client in states[0].memory.clients():
+        one, other = (state.memory.rows()[client] for state in states)
+        assert all(torch.equal(one[name], other[name]) for name in one)

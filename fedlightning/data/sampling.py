@@ -16,7 +16,10 @@ from fedlightning.streams import stream
 
 
 class ClientSampler(ABC):
-    """Chooses the clients of a round: a pure function of the round and the seed, which remembers nothing."""
+    """Chooses the clients of a round: a pure function of the round and the seed, which remembers nothing.
+
+    It may be asked once for several uses, and, by a slot that is idle, before the round begins.
+    """
 
     @abstractmethod
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:

@@ -114,17 +114,15 @@ class Steps(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CohortPlan:
-    """The batches and numbers of a cohort of C clients, the one with most steps first.
+class Drawn:
+    """What a cohort of C clients, the one with most steps first, draws in a round; on the host.
 
     Attributes:
         num_steps: K of each client, falling; as many as there are clients, while C may be more.
         padding: how the steps are laid out.
         steps: what each has of its own.
-        filled: how many places of each batch are, the ones in front [K, C]; on the host. Nothing where clients follow one
-            another.
+        filled: how many places of each batch are, the ones in front [K, C]. Nothing where clients follow one another.
         ends: randomness of `on_client_start` and of `on_client_end` [2, C].
-        gradient, state, numbers: as in `Clients`.
     """
 
     num_steps: list[int]
@@ -132,6 +130,16 @@ class CohortPlan:
     steps: Steps
     filled: NDArray[np.int64]
     ends: Tensor
+
+
+@dataclass(frozen=True)
+class CohortPlan(Drawn):
+    """All that a cohort's training needs: what it draws, and what its clients know; on their device, but for `filled`.
+
+    Attributes:
+        gradient, state, numbers: as in `Clients`.
+    """
+
     gradient: Tensor
     state: State
     numbers: State
@@ -148,16 +156,14 @@ class CohortPlan:
         return Clients(self.gradient[first:last], state, numbers, key)
 
 
-def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, padding: Padding) -> CohortPlan:
+def draw_cohort(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Drawn:
     """Draw the batches of a cohort, the client with most steps first, from their addresses, and lay them out.
 
-    In NumPy, whose calls cost a few times less where a slot comes to them from a step that has filled the cache.
+    Nothing of it depends on what earlier rounds gave: not on the server's state, nor on what clients remember. In NumPy,
+    whose calls cost a few times less where a slot comes to them from a step that has filled the cache.
     """
     steps = [job.num_steps(client) for client in clients]
     schedules = [job.schedule(client, k) for client, k in zip(clients, steps, strict=True)]
-    purpose = "gradient" if job.gradient_pass else "client"
-    x, width = job.server.x, padding.width
-    places = [*clients, *clients[-1:] * (width - len(clients))]
     grid = Grid.of(steps, padding)
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
     whole = padding.unroll and job.data.batch_size is None
@@ -165,9 +171,8 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
     mask = index >= 0
     filled = mask[:0].sum(-1) if padding.unroll else mask.sum(-1)
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
-    drawn = keys(2 + max(steps), job.seed, purpose, *((job.round.index, client) for client in places))
-    remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
-    gradients = [job.gradients[client].to(device) for client in places if client in job.gradients]
+    addresses = [(job.round.index, client) for client in _places(clients, padding)]
+    drawn = keys(2 + max(steps), job.seed, "gradient" if job.gradient_pass else "client", *addresses)
     each = Steps(
         torch.from_numpy(np.maximum(index, 0, out=index if index.base is None else None)),
         torch.from_numpy(mask),
@@ -175,16 +180,29 @@ def plan_cohort(job: RoundJob, clients: tuple[int, ...], device: torch.device, p
         torch.from_numpy(grid.picked(drawn[2:].numpy())) if padding.unroll else drawn[2:],
         torch.from_numpy(grid.laid_out(draws, 0, index.shape[-1])) if draws else None,
     )
+    return Drawn(steps, padding, each, filled, drawn[:2])
+
+
+def plan_cohort(job: RoundJob, clients: tuple[int, ...], drawn: Drawn, device: torch.device) -> CohortPlan:
+    """What a cohort has drawn, with what its clients know now."""
+    x, each, places = job.server.x, drawn.steps, _places(clients, drawn.padding)
+    remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
+    gradients = [job.gradients[client].to(device) for client in places if client in job.gradients]
     return CohortPlan(
-        steps,
-        padding,
+        drawn.num_steps,
+        drawn.padding,
         each if device.type == "cpu" else each.apply(lambda tensor: tensor.to(device)),
-        filled,
-        drawn[:2].to(device),
-        torch.stack(gradients) if gradients else x.new_empty((width, 0), device=device),
+        drawn.filled,
+        drawn.ends.to(device),
+        torch.stack(gradients) if gradients else x.new_empty((len(places), 0), device=device),
         stack([state.apply(lambda tensor: tensor.to(device)) for state in remembered]) if remembered[0] else State(),
-        _numbers(job, places, steps, device),
+        _numbers(job, places, drawn.num_steps, device),
     )
+
+
+def _places(clients: tuple[int, ...], padding: Padding) -> list[int]:
+    """Who stands in each of the C places."""
+    return [*clients, *clients[-1:] * (padding.width - len(clients))]
 
 
 def _numbers(job: RoundJob, clients: Sequence[int], steps: list[int], device: torch.device) -> State:

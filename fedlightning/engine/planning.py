@@ -1,51 +1,121 @@
-"""When plans are made: several cohorts' at a time, each slot its own."""
+"""When plans are made: what a cohort draws is drawn several cohorts ahead, and for the next round by slots that are idle."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from threading import Lock
 
 import torch
 
 from fedlightning.engine.executors import Executor
-from fedlightning.engine.job import CohortPlan, RoundJob, plan_cohort
+from fedlightning.engine.job import CohortPlan, Drawn, RoundJob, draw_cohort, plan_cohort
+from fedlightning.engine.slots import Worker
 
 _AHEAD, _ENTRIES = 8, 2**18
-"""How many cohorts a slot plans at a time, and after how many planned places [K, C, B] it stops."""
+"""How many cohorts a slot draws at a time, and after how many drawn places [K, C, B] it stops."""
 
 
 def plan_for(executor: Executor, job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
     """A cohort's plan, laid out as the executor asks."""
-    return plan_cohort(job, clients, device, executor.padding(len(clients)))
+    return plan_cohort(job, clients, draw_cohort(job, clients, executor.padding(len(clients))), device)
 
 
 class Plans:
     """The plans of a round's cohorts.
 
-    To plan a small cohort takes a tenth of a millisecond, but eight times that just after a convolution, which has taken the
-    cache. So a slot that finds its cohort without a plan also plans those that will likely be its next: every S-th, with S
-    slots. A plan is the same whoever makes it, so nothing depends on it if another slot gets there first. On a GPU no plan is
-    made ahead, since its tensors belong to the stream of the slot that makes it.
+    To draw what a small cohort needs takes a tenth of a millisecond, but eight times that just after a convolution, which has
+    taken the cache. So a slot that finds its cohort undrawn also draws those that will likely be its next: every S-th, with S
+    slots. What is drawn is the same whoever draws it, so nothing depends on it if another slot gets there first.
 
     Args:
         job: the round.
         cohorts: in the order in which slots take them.
+        together: positions of those that a slot takes at a time.
         slots: S.
+        before: what was drawn of the next round before it began; it is taken over if that turned out to be this one.
     """
 
-    def __init__(self, job: RoundJob, cohorts: Sequence[tuple[int, ...]], slots: int) -> None:
-        self._job, self._cohorts, self._slots = job, cohorts, slots
-        self._ready: dict[tuple[int, torch.device], CohortPlan] = {}
+    def __init__(
+        self,
+        job: RoundJob,
+        cohorts: Sequence[tuple[int, ...]],
+        together: Sequence[tuple[int, ...]],
+        slots: int,
+        before: Plans | None = None,
+    ) -> None:
+        self.job, self.cohorts, self.together, self._slots = job, cohorts, together, slots
+        steps = [job.num_steps(client) for cohort in cohorts for client in cohort]
+        self._round = job.round.index, job.gradient_pass, cohorts, steps
+        self._drawn: dict[int, Future[Drawn] | None] = {}  # None: it is taken
+        self._lock = Lock()
+        if before is not None and before._round == self._round:
+            self._drawn, self._lock = before._drawn, before._lock
 
     def take(self, position: int, executor: Executor, device: torch.device) -> CohortPlan:
         """The plan of a cohort; it is given away."""
-        if (plan := self._ready.pop((position, device), None)) is not None:
-            return plan
-        plan = plan_for(executor, self._job, self._cohorts[position], device)
-        entries = plan.steps.mask.numel()
-        for other in range(position + self._slots, len(self._cohorts), self._slots)[: _AHEAD - 1]:
-            if entries > _ENTRIES or device.type != "cpu":
-                break
-            ahead = plan_for(executor, self._job, self._cohorts[other], device)
-            self._ready[other, device] = ahead
-            entries += ahead.steps.mask.numel()
-        return plan
+        with self._lock:
+            drawn, self._drawn[position] = self._drawn.get(position), None
+        clients = self.cohorts[position]
+        if drawn is not None:
+            return plan_cohort(self.job, clients, drawn.result(), device)
+        mine = draw_cohort(self.job, clients, executor.padding(len(clients)))
+        following = range(position + self._slots, len(self.cohorts), self._slots)[: _AHEAD - 1]
+        self.draw(following, executor, mine.steps.mask.numel())
+        return plan_cohort(self.job, clients, mine, device)
+
+    def draw(
+        self,
+        positions: Sequence[int],
+        executor: Executor,
+        entries: int = 0,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Draw what the cohorts at these positions need, as far as nobody does, until there is enough or it is no use."""
+        for position in positions:
+            if entries > _ENTRIES or ended():
+                return
+            with self._lock:
+                if position in self._drawn:
+                    continue
+                self._drawn[position] = future = Future[Drawn]()
+            clients = self.cohorts[position]
+            try:
+                drawn = draw_cohort(self.job, clients, executor.padding(len(clients)))
+            except BaseException as error:  # noqa: BLE001 - raised where the cohort is taken
+                future.set_exception(error)
+                return
+            future.set_result(drawn)
+            entries += drawn.steps.mask.numel()
+
+
+class Ahead:
+    """The next round's plans, drawn by slots that have nothing else to do while the trainer's thread takes the mean.
+
+    Args:
+        begin: makes the plans, of which nothing is drawn yet.
+        executor: of a slot, in a round.
+    """
+
+    def __init__(self, begin: Callable[[], Plans], executor: Callable[[Worker, RoundJob], Executor]) -> None:
+        self._begin, self._executor = begin, executor
+        self._lock, self._closed = Lock(), False
+        self._plans: Plans | None = None
+
+    def __call__(self, worker: Worker) -> None:
+        """Draw until the next round begins; for several slots at once."""
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._plans = plans = self._plans or self._begin()
+            except Exception:  # noqa: BLE001 - whatever is wrong with the next round is raised when it begins
+                self._closed = True
+                return
+        plans.draw(range(len(plans.cohorts)), self._executor(worker, plans.job), ended=lambda: self._closed)
+
+    def close(self) -> Plans | None:
+        """The next round begins: what was drawn until now, if anything was."""
+        self._closed = True
+        with self._lock:
+            return self._plans

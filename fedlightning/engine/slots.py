@@ -117,6 +117,10 @@ class Worker:
                 torch.cuda.empty_cache()
 
 
+_IDLE = -1
+"""The position of work that nobody waits for."""
+
+
 class WorkerPool(Generic[Result]):
     """Runs work on whichever slot is free, and gives the results in the order in which the work was given.
 
@@ -143,10 +147,18 @@ class WorkerPool(Generic[Result]):
         for thread in self._threads:
             thread.start()
 
-    def map(self, work: Sequence[Work[Result]]) -> Iterator[Result]:
-        """Do the work; yield each result as soon as it and all before it are there."""
+    def map(self, work: Sequence[Work[Result]], idle: Work[None] | None = None) -> Iterator[Result]:
+        """Do the work; yield each result as soon as it and all before it are there.
+
+        Args:
+            work: what is to be done.
+            idle: what each slot does afterwards, until there is work again; nobody waits for it.
+        """
         for item in enumerate(work):
             self._todo.put(item)
+        if idle:
+            for _ in self._threads:
+                self._todo.put((_IDLE, idle))
         ready: dict[int, Result] = {}
         for position in range(len(work)):
             while position not in ready:
@@ -183,7 +195,8 @@ class WorkerPool(Generic[Result]):
                 return False
             self._done.put((position, None, error))
         else:
-            self._done.put((position, result, None))
+            if position != _IDLE:
+                self._done.put((position, result, None))
         return True
 
     def _retire(self, worker: Worker, item: tuple[int, Work[Any]], error: BaseException) -> None:
