@@ -19,11 +19,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning.data.module import FederatedDataModule
+from fedlightning.engine.precision import Numerics, check_precision
 from fedlightning.method import FedMethod
 from fedlightning.streams import torch_stream
 from fedlightning.task import FederatedTask
 from fedlightning.trainer import FederatedTrainer
 from fedlightning.trainer import _resolve_participation as resolve_participation
+from fedlightning.vector import Layout
 
 
 def fit_centralised(
@@ -33,20 +35,22 @@ def fit_centralised(
     data: FederatedDataModule,
     loggers: Sequence[Logger],
     folder: Path,
-) -> dict[str, float]:
+) -> None:
     """Train as many steps as all clients of a federated run together, on batches of the pooled data.
 
     Args:
-        like: the federated run's trainer, for its rounds, participants, evaluations and seed.
+        like: the federated run's trainer, for its rounds, participants, evaluations, seed and precision.
         method: gives the optimiser's numbers.
         task: is trained in place.
         data: the pooled loaders; its batch size is that of a step.
         loggers: where metrics go.
         folder: of the run; `checkpoints/last.ckpt` in it is Lightning's checkpoint of the trained task.
 
-    Returns:
-        The last evaluation.
+    Raises:
+        ConfigurationError: the model is not of float32 where the precision asks for that.
     """
+    precision = like.strategy.precision
+    check_precision(precision, Layout.of(task).dtype)
     data.prepare_data()
     data.setup("fit")
     a_round = _steps_of_a_round(like, method, data)
@@ -55,7 +59,7 @@ def fit_centralised(
     rank_zero_info(f"centralised: {rounds * a_round} steps, {a_round} a round, {epochs:.4g} epochs")
     curve = _Rounds(method, a_round, loggers)
     trainer = _trainer(curve, like, method.clip_norm, folder)
-    with warnings.catch_warnings(), torch.random.fork_rng(gpus):
+    with warnings.catch_warnings(), torch.random.fork_rng(gpus), Numerics(precision, on_gpu=len(gpus) > 0):
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         torch.manual_seed(torch_stream(like.seed, "centralised").initial_seed())
         trainer.validate(task, data, verbose=False)
@@ -63,9 +67,7 @@ def fit_centralised(
         if curve.evaluated < rounds:
             trainer.validate(task, data, verbose=False)
     curve.close()
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    return curve.latest
 
 
 def _trainer(curve: _Rounds, like: FederatedTrainer, clip_norm: float | None, folder: Path) -> Trainer:
@@ -73,6 +75,7 @@ def _trainer(curve: _Rounds, like: FederatedTrainer, clip_norm: float | None, fo
         max_steps=like.max_rounds * curve.a_round,
         max_epochs=-1,
         devices=1,
+        precision="bf16-mixed" if like.strategy.precision == "bf16-mixed" else "32-true",
         logger=False,
         callbacks=[curve],
         gradient_clip_val=clip_norm,
@@ -99,7 +102,6 @@ class _Rounds(Callback):
     def __init__(self, method: FedMethod, a_round: int, loggers: Sequence[Logger]) -> None:
         self.method, self.a_round, self.loggers = method, a_round, loggers
         self.losses: list[torch.Tensor] = []
-        self.latest: dict[str, float] = {}
         self.evaluated = 0
         self._row: tuple[int, dict[str, float]] = (0, {})
 
@@ -120,12 +122,10 @@ class _Rounds(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Log the evaluation."""
-        self.latest = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-        }
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.evaluated = trainer.global_step // self.a_round
-        self._log(trainer, self.latest)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in self.latest.items())
+        self._log(trainer, found)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
         rank_zero_info(f"round {self.evaluated}/{trainer.max_steps // self.a_round}  {shown}")
 
     def close(self) -> None:

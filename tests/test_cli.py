@@ -442,6 +442,18 @@ def test_the_baseline_takes_the_methods_rate_decay_and_clipping() -> None:
     assert first["annealed"] == first["plain"]
 
 
+def test_the_baseline_computes_in_the_runs_precision() -> None:
+    argv = ["--rounds", "1", "--local-steps", "2", "--clients-per-round", "2", "--lr", "0.1"]
+    for precision in ("32-true", "bf16-mixed"):
+        synthetic("--centralised", *argv, "--precision", precision, "--name", precision)
+    whole, half = (rows(folder("centralised", name)) for name in ("32-true", "bf16-mixed"))
+    for step in (0, 1):
+        assert half[step]["val/loss"] != whole[step]["val/loss"]
+        assert float(half[step]["val/loss"]) == pytest.approx(float(whole[step]["val/loss"]), rel=2e-2)
+    synthetic(*argv, "--precision", "bf16-mixed")
+    assert float(rows(folder())[0]["val/loss"]) == pytest.approx(float(half[0]["val/loss"]), rel=1e-5)
+
+
 def test_the_baseline_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         synthetic("--centralised", "--resume", "last")
