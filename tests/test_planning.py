@@ -7,7 +7,7 @@ import torch
 from unequal_clients import data, task
 
 from fedlightning import FedAvg, FederatedTrainer, FedMethod, SlotStrategy, interpreter
-from fedlightning.data import Stragglers
+from fedlightning.data import Schedule, Stragglers, TensorData
 from fedlightning.engine import planning
 from fedlightning.engine.executors import LoopExecutor
 from fedlightning.engine.grid import Padding
@@ -156,3 +156,19 @@ def test_looking_ahead_changes_no_bit_and_draws_nothing_twice(
     for client in states[0].memory.clients():
         one, other = (state.memory.rows()[client] for state in states)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Short(TensorData):
+    """Its batches are too few."""
+
+    def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
+        drawn = super().schedule(client, round, seed, num_steps)
+        return drawn._replace(index=drawn.index[1:])
+
+
+@pytest.mark.parametrize("cohort_size", [1, 2])
+def test_there_must_be_a_batch_for_each_step(cohort_size: int) -> None:
+    trainer = FederatedTrainer(1, 4, SlotStrategy(1, cohort_size=cohort_size), [], logger=False, evaluate_every=0)
+    told = r"a batch for each of the (\d+) local steps of client \d in round 0, but that of Short gives \d+; return \[\1, B\]"
+    with pytest.raises(ConfigurationError, match=told):
+        trainer.fit(FedAvg(lr=0.05), task(), data(kind=Short))

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedlightning.data.module import Examples, FederatedDataModule, Schedule
 from fedlightning.data.stragglers import Work
 from fedlightning.engine.grid import Grid, Padding
+from fedlightning.errors import ConfigurationError
 from fedlightning.memory import ClientMemory
 from fedlightning.method import FedMethod, Round
 from fedlightning.state import State, stack
@@ -61,8 +62,19 @@ class RoundJob:
         return self.data.num_steps(client, self.method.local_steps(self.round.index))
 
     def schedule(self, client: int, num_steps: int) -> Schedule:
-        """The batches of a client: those of its local steps, or of the gradient pass."""
-        return self.work.schedule(self.data, client, self.round.index, self.seed, num_steps)
+        """The batches of a client: those of its local steps, or of the gradient pass.
+
+        Raises:
+            ConfigurationError: there is not one for each step.
+        """
+        schedule = self.work.schedule(self.data, client, self.round.index, self.seed, num_steps)
+        if len(schedule.index) != num_steps:
+            raise ConfigurationError(
+                f"`schedule` must give a batch for each of the {num_steps} local steps of client {client} in round "
+                f"{self.round.index}, but that of {type(self.data).__name__} gives {len(schedule.index)}; return "
+                f"[{num_steps}, B] positions, or override `num_steps` too."
+            )
+        return schedule
 
 
 class Clients(NamedTuple):
