@@ -243,7 +243,7 @@ class SlotStrategy:
         if self.programs and self._data.only_gathers:  # else the batches of all would be in memory at a time
             together = share_out([sum(steps[client] for client in cohort) for cohort in cohorts], len(self.slots))
             stride = len(cohorts)  # a slot trains at once what it plans, and plans nothing ahead
-        return Plans(job, cohorts, together, stride, before)
+        return Plans(job, steps, cohorts, together, stride, before)
 
     def _look_ahead(self, following: Callable[[], RoundJob] | None) -> Ahead | None:
         """What slots that are done draw of the next round; nothing under the GIL, where they would hold the trainer up."""

@@ -323,7 +323,7 @@ class FederatedTrainer:
         mean, buffers = (OrderedMean(self.strategy.root_device) for _ in range(2))
         loss = examples = 0.0
         rows: dict[int, State] = {}
-        for cohort in self.strategy.run_round(job, clients, self._following(job)):
+        for cohort in self.strategy.run_round(job, clients, self._following(round)):
             weight = weights(self.method, cohort.num_examples.to(torch.float64))
             mean.add(cohort.upload, weight)
             buffers.add(State(all=cohort.buffers), weight)
@@ -340,14 +340,14 @@ class FederatedTrainer:
         server = self.method.on_aggregate(state.server, mean.result(), round)
         return server, rows, buffers.result().all
 
-    def _following(self, job: RoundJob) -> Callable[[], RoundJob] | None:
+    def _following(self, round: Round) -> Callable[[], RoundJob] | None:
         """What is known of the next round before it begins: who trains, and how much; nothing that this round changes."""
-        t, passes = job.round.index + 1, self.method.gradient_pass() != "none"
-        round = replace(job.round, index=t)
-        blank = replace(job, round=round, server=State(), buffers=job.buffers[:0], memory=ClientMemory(), gradients={})
+        t = round.index + 1
 
         def following() -> RoundJob:
-            return replace(blank, work=self._work(t), gradient_pass=passes)
+            unknown = RoundState(t, State(), ClientMemory(), torch.empty(0))
+            job = self._job(unknown, replace(round, index=t), self._work(t))
+            return replace(job, gradient_pass=self.method.gradient_pass() != "none")
 
         return following if t < self.max_rounds else None
 

@@ -59,12 +59,9 @@ def draws_noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, .
     return made
 
 
-def alone(count: int) -> list[tuple[int, ...]]:
-    return [(position,) for position in range(count)]
-
-
 def plans_of(job: RoundJob, slots: int = 1, before: Plans | None = None) -> Plans:
-    return Plans(job, COHORTS, alone(len(COHORTS)), slots, before)
+    steps = {client: job.num_steps(client) for cohort in COHORTS for client in cohort}
+    return Plans(job, steps, COHORTS, [(position,) for position in range(len(COHORTS))], slots, before)
 
 
 def test_a_plan_does_not_depend_on_who_made_it_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:

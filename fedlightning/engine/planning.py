@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from threading import Lock
 
@@ -18,7 +18,11 @@ _AHEAD, _ENTRIES = 8, 2**18
 
 def plan_for(executor: Executor, job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
     """A cohort's plan, laid out as the executor asks."""
-    return plan_cohort(job, clients, draw_cohort(job, clients, executor.padding(len(clients))), device)
+    return plan_cohort(job, clients, _draw(executor, job, clients), device)
+
+
+def _draw(executor: Executor, job: RoundJob, clients: tuple[int, ...]) -> Drawn:
+    return draw_cohort(job, clients, executor.padding(len(clients)))
 
 
 class Plans:
@@ -30,6 +34,7 @@ class Plans:
 
     Args:
         job: the round.
+        steps: K of each client.
         cohorts: in the order in which slots take them.
         together: positions of those that a slot takes at a time.
         slots: S.
@@ -39,14 +44,14 @@ class Plans:
     def __init__(
         self,
         job: RoundJob,
+        steps: Mapping[int, int],
         cohorts: Sequence[tuple[int, ...]],
         together: Sequence[tuple[int, ...]],
         slots: int,
         before: Plans | None = None,
     ) -> None:
         self.job, self.cohorts, self.together, self._slots = job, cohorts, together, slots
-        steps = [job.num_steps(client) for cohort in cohorts for client in cohort]
-        self._round = job.round.index, job.gradient_pass, cohorts, steps
+        self._round = job.round.index, job.gradient_pass, steps, cohorts
         self._drawn: dict[int, Future[Drawn] | None] = {}  # None: it is taken
         self._lock = Lock()
         if before is not None and before._round == self._round:
@@ -59,7 +64,7 @@ class Plans:
         clients = self.cohorts[position]
         if drawn is not None:
             return plan_cohort(self.job, clients, drawn.result(), device)
-        mine = draw_cohort(self.job, clients, executor.padding(len(clients)))
+        mine = _draw(executor, self.job, clients)
         following = range(position + self._slots, len(self.cohorts), self._slots)[: _AHEAD - 1]
         self.draw(following, executor, mine.steps.mask.numel())
         return plan_cohort(self.job, clients, mine, device)
@@ -79,9 +84,8 @@ class Plans:
                 if position in self._drawn:
                     continue
                 self._drawn[position] = future = Future[Drawn]()
-            clients = self.cohorts[position]
             try:
-                drawn = draw_cohort(self.job, clients, executor.padding(len(clients)))
+                drawn = _draw(executor, self.job, self.cohorts[position])
             except BaseException as error:  # noqa: BLE001 - raised where the cohort is taken
                 future.set_exception(error)
                 return

@@ -152,7 +152,7 @@ class WorkerPool(Generic[Result]):
 
         Args:
             work: what is to be done.
-            idle: what each slot does afterwards, until there is work again; nobody waits for it.
+            idle: what each slot does afterwards; nobody waits for it, so it must end by itself once there is work again.
         """
         for item in enumerate(work):
             self._todo.put(item)
