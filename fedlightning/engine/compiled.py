@@ -25,7 +25,7 @@ from fedlightning.engine.executors import Block, CohortExecutor, InTurnExecutor,
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
-from fedlightning.engine.packages import Order, build, cache_folder, processor
+from fedlightning.engine.packages import OPTIONS, Order, build, cache_folder, processor
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
 from fedlightning.state import State
@@ -108,7 +108,7 @@ class Programs:
 
     def _name(self, digest: str, inputs: list[Tensor]) -> str:
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs]
-        known = (digest, shapes, self._threads, torch.__version__, platform.machine(), processor())
+        known = (digest, shapes, OPTIONS, self._threads, torch.__version__, platform.machine(), processor())
         return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
 
     def first_alone(self, gradient_pass: bool) -> bool:

@@ -24,6 +24,15 @@ from torch.fx import GraphModule
 
 Run = Callable[[list[Tensor]], Any]
 
+OPTIONS = {
+    "aot_inductor.precompile_headers": False,  # that takes longer than it ever saves
+    "aot_inductor.allow_stack_allocation": True,
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "realize_reads_threshold": 3,  # w − η g is computed once a step, not anew for each example that looks at it,
+    "realize_opcount_threshold": 15,  # and so are the derivatives of the loss
+}
+"""How graphs are compiled."""
+
 _SPARED = {"TORCHINDUCTOR_VEC_ISA_OK": "1"}
 """Of the compiling process: that a compiler of C++20 knows what this processor can do needs no trial, which takes seconds."""
 
@@ -70,12 +79,7 @@ def _compile(source: str, target: str, threads: int) -> None:
         aoti_compile_and_package(
             torch.export.export(graph, inputs, strict=False),
             package_path=str(beside),
-            inductor_configs={
-                "cpp.threads": threads,
-                "aot_inductor.precompile_headers": False,  # that takes longer than it ever saves
-                "aot_inductor.allow_stack_allocation": True,
-                "cpp.enable_floating_point_contract_flag": "fast",
-            },
+            inductor_configs={"cpp.threads": threads, **OPTIONS},
         )
     beside.replace(target)
 
