@@ -15,7 +15,7 @@ from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples
 from fedlightning.engine.executors import Block, Executor, Gathered, InTurnExecutor
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import Clients, CohortPlan, RoundJob, Steps
+from fedlightning.engine.job import CohortPlan, RoundJob, Steps
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ClientError
 from fedlightning.state import State
@@ -56,13 +56,12 @@ def run_cohort(
     hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
     replica.load_buffers(job.buffers)
 
-    def end(local: State, client: Clients) -> tuple[State, State]:
-        return hooks.end(local, hooks.context(client, False))
-
     try:
         local, losses = yield from _train(executor, hooks, plan, job, replica.device)
         with hooks.calling("on_client_end"):
-            upload, state = (_some(s, slice(len(clients))) for s in executor.call(end, local, plan.clients(1)))
+            upload, state = (
+                _some(s, slice(len(clients))) for s in executor.call(hooks, "finish", local, plan.clients(1))
+            )
     except Exception as error:
         error.add_note(f"In round {job.round.index}, client{'s' * (len(clients) > 1)} {clients}, on slot {slot}.")
         raise
@@ -84,7 +83,7 @@ def run_cohort(
 def start(executor: Executor, hooks: Hooks, plan: CohortPlan) -> State:
     """The local states before the first step, entries [C, …]."""
     with hooks.calling("on_client_start"):
-        local: State = executor.call(lambda client: hooks.start(hooks.context(client, True)), plan.clients(0))
+        local: State = executor.call(hooks, "begin", plan.clients(0))
     return local
 
 

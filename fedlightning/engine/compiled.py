@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,10 +21,11 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
-from fedlightning.engine.executors import Block, CohortExecutor, InTurnExecutor, of_clients, one_by_one, where_active
+from fedlightning.engine.executors import Block, CohortExecutor, InTurnExecutor, of_clients, where_active
 from fedlightning.engine.grid import Padding
-from fedlightning.engine.hooks import Hooks
+from fedlightning.engine.hooks import Hook, Hooks
 from fedlightning.engine.job import Clients
+from fedlightning.engine.lifted import LiftedHook
 from fedlightning.engine.packages import OPTIONS, Order, build, cache_folder, processor
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
@@ -35,9 +36,6 @@ UNROLL = 8
 
 _SMALL = 131_072
 """Multiplications of a matrix product below which calling a library costs more than its better use of the cache saves."""
-
-_FEW = 4
-"""Clients that a hook is called for in turn."""
 
 _BLOCK = 512
 """Steps of all clients of a block, if one gather makes their batches; those of more steps would leave the cache."""
@@ -50,11 +48,13 @@ class _Program(NamedTuple):
         walk: makes a slot's own walk through it.
         used: positions of the inputs that it looks at.
         first_alone: whether a client's first step differs from the others.
+        hooks: what clients do before and after it.
     """
 
     walk: Callable[[], Walk]
     used: tuple[int, ...]
     first_alone: bool
+    hooks: Mapping[Hook, LiftedHook]
 
 
 class Programs:
@@ -88,7 +88,7 @@ class Programs:
         """
         began, one = time.perf_counter(), _first_step(block)
         lone, single = (_trace(hooks, local, one, replica, first) for first in (True, False))
-        used, first_alone = _used(single), _digest(lone) != _digest(single)
+        used, first_alone, once = _used(single), _digest(lone) != _digest(single), _lifted(hooks, local, block)
 
         def whole() -> GraphModule:
             return _without_unused(_trace(hooks, local, block, replica, first=False), used)
@@ -96,14 +96,16 @@ class Programs:
         if self.how == "trace":
             graph = whole()
             walk = walk_in_python(lambda inputs: graph(*inputs), used, self.unroll)
-            self._programs[gradient_pass] = _Program(lambda: walk, used, first_alone)
+            self._programs[gradient_pass] = _Program(lambda: walk, used, first_alone, once)
             return
         inputs = [_flatten(hooks, local, block)[i] for i in used]
         path = cache_folder() / f"{self._name(_digest(single), inputs)}.pt2"
         if not path.is_file():
             rank_zero_info(f"Compiling {self.unroll} local steps into a graph, which is kept for later runs.")
             build(Order(path, whole(), inputs, self._threads))
-        self._programs[gradient_pass] = _Program(lambda: compiled_walk(path, used, self.unroll), used, first_alone)
+        self._programs[gradient_pass] = _Program(
+            lambda: compiled_walk(path, used, self.unroll), used, first_alone, once
+        )
         self.seconds += time.perf_counter() - began
 
     def _name(self, digest: str, inputs: list[Tensor]) -> str:
@@ -114,6 +116,10 @@ class Programs:
     def first_alone(self, gradient_pass: bool) -> bool:
         """Whether a client's first step differs from the others."""
         return self._programs[gradient_pass].first_alone
+
+    def hook(self, hook: Hook, gradient_pass: bool) -> LiftedHook:
+        """What clients do before or after the local steps of a pass."""
+        return self._programs[gradient_pass].hooks[hook]
 
     def walk(self, slot: str, gradient_pass: bool) -> Walk:
         """The slot's own walk through a graph."""
@@ -147,11 +153,9 @@ class CompiledExecutor(InTurnExecutor):
         unroll = self._programs.unroll
         return max((8 * _BLOCK if self._gathers else _BLOCK) // unroll, 1) * unroll
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a hook for each client; for few of them in turn, which is faster than to lift it."""
-        clients: Clients = arguments[-1]
-        count = len(clients.key)
-        return one_by_one(function, count, arguments) if count <= _FEW else super().call(function, *arguments)
+    def call(self, hooks: Hooks, hook: Hook, *arguments: Any) -> Any:
+        """Call the hook's own graph."""
+        return self._programs.hook(hook, self._gradient_pass)(hooks.server, *arguments)
 
     def prepare(self, hooks: Hooks, local: State, block: Block) -> Callable[[], tuple[State, Tensor]]:
         """U steps a call."""
@@ -173,6 +177,14 @@ def _inputs(hooks: Hooks, local: State, block: Block) -> Inputs:
 def _flatten(hooks: Hooks, local: State, block: Block) -> list[Tensor]:
     inputs: Iterator[Any] = (tensor for part in _inputs(hooks, local, block) for tensor in part)
     return [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
+
+
+def _lifted(hooks: Hooks, local: State, block: Block) -> dict[Hook, LiftedHook]:
+    clients = block.clients._replace(key=block.clients.key[0])
+    with hooks.calling("on_client_start"):
+        begin = LiftedHook(hooks, "begin", clients)
+    with hooks.calling("on_client_end"):
+        return {"begin": begin, "finish": LiftedHook(hooks, "finish", local, clients)}
 
 
 def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bool) -> GraphModule:

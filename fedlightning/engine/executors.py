@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from fedlightning.engine.grid import Padding
-from fedlightning.engine.hooks import Hooks
+from fedlightning.engine.hooks import Hook, Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica, mean_loss
 from fedlightning.method import Batch, ClientContext, FedMethod
@@ -73,7 +73,7 @@ class Executor(Protocol):
     def width(self, active: int) -> int:
         """C for so many clients: the narrowest of a few fixed widths that holds them."""
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, hooks: Hooks, hook: Hook, *arguments: Any) -> Any:
         """Call a hook once for each client, on arguments whose tensors have a leading [C]."""
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
@@ -99,9 +99,9 @@ class LoopExecutor:
         """1."""
         return 1
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, hooks: Hooks, hook: Hook, *arguments: Any) -> Any:
         """Call the hook on the one client's tensors."""
-        return one_by_one(function, 1, arguments)
+        return _stack(getattr(hooks, hook)(*map(_only, arguments)))
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """The block's steps; each batch has only filled places, since there is but one client."""
@@ -161,9 +161,9 @@ class CohortExecutor:
         """The cohort's size or a power of two."""
         return min(self._size, 1 << (active - 1).bit_length())
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, hooks: Hooks, hook: Hook, *arguments: Any) -> Any:
         """Call the hook on all clients at once."""
-        return vmap(function, randomness="error")(*arguments)
+        return vmap(getattr(hooks, hook), randomness="error")(*arguments)
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """One local step of all clients."""
@@ -224,23 +224,6 @@ def _keep_finished(after: State, before: State, active: int) -> State:
     return State(**{name: torch.cat([after[name][:active], before[name][active:]]) for name in after})
 
 
-def one_by_one(function: Callable[..., Any], count: int, arguments: tuple[Any, ...]) -> Any:
-    """Call a hook for each of `count` clients in turn, on its part of the arguments, and stack what it gives."""
-    if count == 1:
-        return _stack([function(*map(_only, arguments))])
-    return _stack([function(*own) for own in zip(*(_each(argument, count) for argument in arguments), strict=True)])
-
-
-def _each(value: Any, count: int) -> Iterable[Any]:
-    """Each client's part of tensors that have a leading [C]."""
-    if isinstance(value, Tensor):
-        return value.unbind()
-    if isinstance(value, Clients):
-        return map(Clients, *(_each(part, count) for part in value))
-    entries = zip(*(tensor.unbind() for tensor in value.values()), strict=True) if value else [()] * count
-    return (State(**dict(zip(value, own, strict=True))) for own in entries)
-
-
 def _only(value: Any) -> Any:
     """The one client's part of tensors that have a leading [1]."""
     if isinstance(value, Tensor):
@@ -248,11 +231,8 @@ def _only(value: Any) -> Any:
     return Clients(*map(_only, value)) if isinstance(value, Clients) else value.apply(_only)
 
 
-def _stack(results: list[Any]) -> Any:
-    """Several clients' results, with a leading [C]."""
-    one = results[0]
-    if isinstance(one, tuple):
-        return tuple(map(_stack, map(list, zip(*results, strict=True))))
-    if isinstance(one, Tensor):
-        return one.unsqueeze(0) if len(results) == 1 else torch.stack(results)
-    return State(**{name: _stack([result[name] for result in results]) for name in one})
+def _stack(result: Any) -> Any:
+    """One client's result, with a leading [1]."""
+    if isinstance(result, Tensor):
+        return result.unsqueeze(0)
+    return tuple(map(_stack, result)) if isinstance(result, tuple) else result.apply(_stack)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ _REMEDIES = (
         "writes in place to a tensor that the clients share; return `state.replace(…)` with a new tensor",
     ),
 )
+
+
+Hook = Literal["begin", "finish"]
+"""What a client does once in a round."""
 
 
 class Hooks:
@@ -74,6 +78,14 @@ class Hooks:
     def end(self, local: State, client: ClientContext) -> tuple[State, State]:
         """The upload, and what the client remembers."""
         return self.method.on_client_end(local, client)
+
+    def begin(self, client: Clients) -> State:
+        """`start`, from a client's tensors."""
+        return self.start(self.context(client, True))
+
+    def finish(self, local: State, client: Clients) -> tuple[State, State]:
+        """`end`, from a client's tensors."""
+        return self.end(local, self.context(client, False))
 
     @contextmanager
     def calling(self, hook: str) -> Iterator[None]:

@@ -1,0 +1,51 @@
+"""A client's first and last hook as graphs over C clients, for any C: vmap costs several times what most of them compute."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree
+
+from fedlightning.engine.hooks import Hook, Hooks
+from fedlightning.state import State
+
+
+class LiftedHook:
+    """A hook that is lifted and traced once. What it gives is what vmap gives, bit for bit, for any clients and any server.
+
+    Args:
+        hooks: whose hook it is.
+        hook: its name.
+        arguments: what it is given, of one client at least, entries [C, …].
+    """
+
+    def __init__(self, hooks: Hooks, hook: Hook, *arguments: Any) -> None:
+        kind, method, layout = type(hooks), hooks.method, hooks.layout
+        given, shape = _pytree.tree_flatten((hooks.server, *arguments))
+        sizes = {size for tensor in given for size in tensor.shape}
+        # Sizes that are the same in the example are taken to be always the same, so C is a number that no other size is.
+        several = next(number for number in itertools.count(2) if number not in sizes)
+
+        def lifted(*tensors: Tensor) -> list[Tensor]:
+            server, *own = _pytree.tree_unflatten(tensors, shape)
+            one = getattr(kind(method, server, layout), hook)
+            results, self._shape = _pytree.tree_flatten(vmap(one, randomness="error")(*own))
+            return results
+
+        shared, own = given[: len(hooks.server)], given[len(hooks.server) :]
+        example = [*shared, *(tensor[:1].expand(several, *tensor.shape[1:]) for tensor in own)]
+        with torch.no_grad():
+            trace = make_fx(lifted, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+            graph = trace(*(tensor.clone() for tensor in example))  # two may be one tensor now, and not later
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        self._run = graph.forward
+
+    def __call__(self, server: State, *arguments: Any) -> Any:
+        """Its results, entries [C, …]."""
+        return _pytree.tree_unflatten(self._run(*_pytree.tree_leaves((server, *arguments))), self._shape)
