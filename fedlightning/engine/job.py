@@ -198,7 +198,8 @@ def draw_cohort(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Dr
 def plan_cohort(job: RoundJob, clients: tuple[int, ...], drawn: Drawn, device: torch.device) -> CohortPlan:
     """What a cohort has drawn, with what its clients know now."""
     x, each, places = job.server.x, drawn.steps, _places(clients, drawn.padding)
-    remembered = [job.memory.get(client) or job.method.configure_client(x) for client in places]
+    new = job.method.configure_client(x)
+    remembered = [job.memory.get(client) or new for client in places]
     gradients = [job.gradients[client].to(device) for client in places if client in job.gradients]
     return CohortPlan(
         drawn.num_steps,
