@@ -37,6 +37,7 @@ from fedlightning.engine.planning import Ahead, Plans
 from fedlightning.engine.precision import Numerics, Precision, check_precision
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
+from fedlightning.engine.traces import Traces
 from fedlightning.errors import ConfigurationError
 from fedlightning.task import FederatedTask
 from fedlightning.vector import Layout
@@ -62,9 +63,10 @@ class SlotStrategy:
             nothing else, so that a run's numbers do not depend on what was compiled before. "trace" runs the graph without
             compiling it. `cohort_size` is then how many clients are planned and handed over together, by default at most
             half of them and 32 that together have an eighth of the round's steps; a slot takes its share of a round's
-            cohorts at a time. On GPUs a step is captured as a CUDA graph by each slot instead, which needs no compiler;
-            "auto" does so where a slot takes at least 2,000 local steps in the run, and leaves it where a step turns out
-            to wait for the host.
+            cohorts at a time. Where "auto" compiles nothing, a cohort's steps are traced once they were taken 100 times, and
+            then taken without vmap, to its bits. On GPUs a step is captured as a CUDA graph by each slot instead, which
+            needs no compiler; "auto" does so where a slot takes at least 2,000 local steps in the run, and leaves it where
+            a step turns out to wait for the host.
         precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
             GPU round float32 to TF32, and nothing else. "tf32" lets matrix products do so too; on a CPU it is "32-true".
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
@@ -127,6 +129,7 @@ class SlotStrategy:
         self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
         self._billed = False
         self._ahead: Ahead | None = None
+        self._traces = Traces() if self._compile_wish == "auto" and self.root_device.type == "cpu" else None
         self._numerics = Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots))
         self._numerics.__enter__()
         self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
@@ -213,6 +216,8 @@ class SlotStrategy:
         """
         if self.programs:
             self._build_or_give_up(self.programs, job, clients)
+        if self._traces:
+            self._traces.grow()
         plans = self._plans(job, clients, self._ahead.close() if self._ahead else None)
         if not (self._billed or job.gradient_pass):
             self._billed = True
@@ -265,7 +270,9 @@ class SlotStrategy:
         return self._eager(worker.replica)
 
     def _eager(self, replica: Replica) -> Executor:
-        return CohortExecutor(replica, self.cohort_size) if self.cohort_size > 1 else LoopExecutor(replica)
+        return (
+            CohortExecutor(replica, self.cohort_size, self._traces) if self.cohort_size > 1 else LoopExecutor(replica)
+        )
 
     def _bill(self, job: RoundJob, cohort: tuple[int, ...]) -> None:
         """Say what a slot needs of each GPU, or refuse what does not fit."""

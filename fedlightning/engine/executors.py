@@ -14,6 +14,7 @@ from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hook, Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica, mean_loss
+from fedlightning.engine.traces import Traces
 from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State
 
@@ -144,10 +145,16 @@ class LoopExecutor:
 
 
 class CohortExecutor:
-    """C clients at once under `torch.func.vmap`; serves models whose operations have batching rules."""
+    """C clients at once under `torch.func.vmap`; serves models whose operations have batching rules.
 
-    def __init__(self, replica: Replica, size: int) -> None:
-        self._replica, self._size = replica, size
+    Args:
+        replica: the slot's model.
+        size: the most clients at once.
+        traces: graphs of steps that are often taken; None takes all steps under vmap.
+    """
+
+    def __init__(self, replica: Replica, size: int, traces: Traces | None = None) -> None:
+        self._replica, self._size, self._traces = replica, size, traces
 
     def padding(self, clients: int) -> Padding:
         """To the width that holds them."""
@@ -167,9 +174,15 @@ class CohortExecutor:
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """One local step of all clients."""
-        after, loss = self.step(hooks, local, *block.step(0), block.first)
+        given = (hooks, block.first, local, *block.step(0))
+        after, loss = self._traces.take(self._take, *given) if self._traces else self._take(*given)
         after = after if block.count == len(loss) else _keep_finished(after, local, block.count)
         return after, loss.unsqueeze(0)
+
+    def _take(
+        self, hooks: Hooks, first: bool, local: State, clients: Clients, batch: Batch, mask: Tensor
+    ) -> tuple[State, Tensor]:
+        return self.step(hooks, local, clients, batch, mask, first)
 
     def step(
         self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
