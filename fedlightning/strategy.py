@@ -129,7 +129,8 @@ class SlotStrategy:
         self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
         self._billed = False
         self._ahead: Ahead | None = None
-        self._traces = Traces() if self._compile_wish == "auto" and self.root_device.type == "cpu" else None
+        on_cpu = all(slot.kind == "cpu" for slot in self.slots)
+        self._traces = Traces() if self._compile_wish == "auto" and on_cpu else None
         self._numerics = Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots))
         self._numerics.__enter__()
         self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)

@@ -365,7 +365,7 @@ def train(job: RoundJob, replica: Replica, executor: Executor, chosen: tuple[int
     plan = plan_for(executor, job, chosen, replica.device)
     with torch.no_grad(), NoWaiting():  # type: ignore[no-untyped-call]
         local, losses = finish(cohort._train(executor, hooks, plan, job, replica.device))
-        upload, _ = executor.call(hooks, "finish", local, plan.clients(1))
+        upload, _ = executor.call(hooks, "end", local, plan.clients(1))
     assert losses.device == replica.device
     return upload
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree
 from unequal_clients import ALL, SMALL, task
@@ -40,31 +39,30 @@ def hooks(method: FedMethod) -> Hooks:
     return Hooks(method, server, LAYOUT)
 
 
-def leaves(result: object) -> list[Tensor]:
-    return _pytree.tree_leaves(result)
+leaves = _pytree.tree_leaves
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_lifted_hook_gives_vmaps_bits_for_any_clients_and_any_server(name: str) -> None:
     method = method_named(name)(lr=0.1, **({"server_lr": 0.01} if name in SMALL else {}))  # type: ignore[arg-type]
     first, one = hooks(method), clients(method, 1)
-    local = vmap(first.begin)(one)
-    begin, finish = LiftedHook(first, "begin", one), LiftedHook(first, "finish", local, one)
+    local = vmap(first.start)(one)
+    begin, finish = LiftedHook(first, "start", one), LiftedHook(first, "end", local, one)
     later = Hooks(method, first.server.apply(lambda tensor: tensor.flip(-1) ** 3 if tensor.ndim else tensor), LAYOUT)
     for count in (1, 2, 3, 6, 8, 33):
         some = clients(method, count)
-        started = vmap(later.begin)(some)
+        started = vmap(later.start)(some)
         assert list(begin(later.server, some)) == list(started)
         assert all(map(torch.equal, leaves(begin(later.server, some)), leaves(started)))
         ended = finish(later.server, started, some)
-        assert _pytree.tree_structure(ended) == _pytree.tree_structure(vmap(later.finish)(started, some))
-        assert all(map(torch.equal, leaves(ended), leaves(vmap(later.finish)(started, some))))
+        assert _pytree.tree_structure(ended) == _pytree.tree_structure(vmap(later.end)(started, some))
+        assert all(map(torch.equal, leaves(ended), leaves(vmap(later.end)(started, some))))
 
 
 def test_a_client_alone_gets_the_bits_that_it_gets_among_others() -> None:
     method = method_named("fedexp")(lr=0.1)
     first, all_of_them = hooks(method), clients(method, 9)
-    finish = LiftedHook(first, "finish", vmap(first.begin)(all_of_them), all_of_them)
+    finish = LiftedHook(first, "end", vmap(first.start)(all_of_them), all_of_them)
     local = State(w=torch.randn(9, P))
     together = leaves(finish(first.server, local, all_of_them))
     for c in range(9):
@@ -83,4 +81,4 @@ def test_a_hook_that_looks_at_a_number_is_named() -> None:
 
     peeking = hooks(Peeking())
     with pytest.raises(MethodError, match=r"`Peeking.on_client_end` .*torch.where"), peeking.calling("on_client_end"):
-        LiftedHook(peeking, "finish", State(w=torch.randn(1, P)), clients(peeking.method, 1))
+        LiftedHook(peeking, "end", State(w=torch.randn(1, P)), clients(peeking.method, 1))

@@ -11,12 +11,10 @@ from fedlightning import FederatedTrainer, FedMethod, RoundState, SlotStrategy
 from fedlightning.engine import traces
 
 
-def fit(
-    method: FedMethod, compile: object, slots: int = 1, dtype: torch.dtype = torch.float32
-) -> tuple[RoundState, Any]:
-    strategy = SlotStrategy(slots, cohort_size=3, compile=compile)  # type: ignore[arg-type]
+def fit(method: FedMethod, compile: object, slots: int = 1, precision: str = "32-true") -> tuple[RoundState, Any]:
+    strategy = SlotStrategy(slots, cohort_size=3, compile=compile, precision=precision)  # type: ignore[arg-type]
     trainer = FederatedTrainer(3, strategy=strategy, callbacks=(), logger=False, evaluate_every=0)
-    return trainer.fit(method, task(nn.Dropout(0.3), dtype=dtype), data(dtype)), strategy._traces
+    return trainer.fit(method, task(nn.Dropout(0.3), dtype=torch.float32), data(torch.float32)), strategy._traces
 
 
 def equal(one: RoundState, other: RoundState) -> None:
@@ -43,6 +41,13 @@ def test_which_steps_are_traced_and_by_whom_changes_no_bit(monkeypatch: pytest.M
     equal(some, fit(named("scaffold"), False)[0])
 
 
+def test_traced_steps_in_mixed_precision_give_the_bits_of_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "_OFTEN", 1)
+    traced, graphs = fit(named("scaffold"), "auto", precision="bf16-mixed")
+    assert graphs._graphs
+    equal(traced, fit(named("scaffold"), False, precision="bf16-mixed")[0])
+
+
 def test_steps_that_cannot_be_traced_are_taken_under_vmap_and_that_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -50,7 +55,7 @@ def test_steps_that_cannot_be_traced_are_taken_under_vmap_and_that_is_said_once(
         raise RuntimeError("no rule for this operator")
 
     monkeypatch.setattr(traces, "_OFTEN", 1)
-    monkeypatch.setattr(traces, "make_fx", refuses)
+    monkeypatch.setattr(traces, "trace", refuses)
     said: list[str] = []
     monkeypatch.setattr(traces, "rank_zero_info", said.append)
     run, graphs = fit(named("fedprox"), "auto")

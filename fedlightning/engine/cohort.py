@@ -59,9 +59,7 @@ def run_cohort(
     try:
         local, losses = yield from _train(executor, hooks, plan, job, replica.device)
         with hooks.calling("on_client_end"):
-            upload, state = (
-                _some(s, slice(len(clients))) for s in executor.call(hooks, "finish", local, plan.clients(1))
-            )
+            upload, state = (_some(s, slice(len(clients))) for s in executor.call(hooks, "end", local, plan.clients(1)))
     except Exception as error:
         error.add_note(f"In round {job.round.index}, client{'s' * (len(clients) > 1)} {clients}, on slot {slot}.")
         raise
@@ -83,7 +81,7 @@ def run_cohort(
 def start(executor: Executor, hooks: Hooks, plan: CohortPlan) -> State:
     """The local states before the first step, entries [C, …]."""
     with hooks.calling("on_client_start"):
-        local: State = executor.call(hooks, "begin", plan.clients(0))
+        local: State = executor.call(hooks, "start", plan.clients(0))
     return local
 
 

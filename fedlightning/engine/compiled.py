@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
 from fedlightning.engine.executors import Block, CohortExecutor, InTurnExecutor, of_clients, where_active
@@ -28,6 +27,7 @@ from fedlightning.engine.job import Clients
 from fedlightning.engine.lifted import LiftedHook
 from fedlightning.engine.packages import OPTIONS, Order, build, cache_folder, processor
 from fedlightning.engine.replica import Replica
+from fedlightning.engine.tracing import trace
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
 from fedlightning.state import State
 
@@ -182,9 +182,9 @@ def _flatten(hooks: Hooks, local: State, block: Block) -> list[Tensor]:
 def _lifted(hooks: Hooks, local: State, block: Block) -> dict[Hook, LiftedHook]:
     clients = block.clients._replace(key=block.clients.key[0])
     with hooks.calling("on_client_start"):
-        begin = LiftedHook(hooks, "begin", clients)
+        start = LiftedHook(hooks, "start", clients)
     with hooks.calling("on_client_end"):
-        return {"begin": begin, "finish": LiftedHook(hooks, "finish", local, clients)}
+        return {"start": start, "end": LiftedHook(hooks, "end", local, clients)}
 
 
 def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bool) -> GraphModule:
@@ -197,7 +197,7 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
         known = shape.num_leaves
         states, server, gradient, remembered, numbers = _pytree.tree_unflatten(inputs[:known], shape)
         key, mask, active, *batch = inputs[known:]
-        inner = type(hooks)(hooks.method, server, hooks.layout)
+        inner = hooks.at(server)
         losses = []
         for s in range(len(mask)):
             now = Clients(gradient, remembered, numbers, key[s])
@@ -206,19 +206,14 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
             losses.append(loss.to(server.x.dtype))
         return [*(state.contiguous() for state in states.values()), torch.stack(losses)]
 
-    with torch.no_grad(), hooks.calling("on_local_step"):
-        sums = {torch.ops.aten.bmm.default: _product}
-        lifted = make_fx(steps, sums, tracing_mode="fake", _allow_non_fake_inputs=True)
-        graph = lifted(*_flatten(hooks, local, block))
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
+    with hooks.calling("on_local_step"):
+        return trace(steps, _flatten(hooks, local, block), rules={torch.ops.aten.bmm.default: _product})
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """The products [1, M, N] of a [1, M, K] and b [1, K, N]; small ones as sums, which the compiler fuses with the rest."""
     if a[0].numel() * b.shape[2] > _SMALL:
-        return NotImplemented  # type: ignore[no-any-return]  # make_fx then keeps the product as it is
+        return NotImplemented  # type: ignore[no-any-return]  # it is then kept as it is
     return (a.unsqueeze(3) * b.unsqueeze(1)).sum(2)
 
 

@@ -174,15 +174,10 @@ class CohortExecutor:
 
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """One local step of all clients."""
-        given = (hooks, block.first, local, *block.step(0))
-        after, loss = self._traces.take(self._take, *given) if self._traces else self._take(*given)
+        given, first = (hooks, local, *block.step(0)), block.first
+        after, loss = self._traces.take(self.step, *given, first=first) if self._traces else self.step(*given, first)
         after = after if block.count == len(loss) else _keep_finished(after, local, block.count)
         return after, loss.unsqueeze(0)
-
-    def _take(
-        self, hooks: Hooks, first: bool, local: State, clients: Clients, batch: Batch, mask: Tensor
-    ) -> tuple[State, Tensor]:
-        return self.step(hooks, local, clients, batch, mask, first)
 
     def step(
         self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool

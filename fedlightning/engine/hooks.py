@@ -37,7 +37,7 @@ _REMEDIES = (
 )
 
 
-Hook = Literal["begin", "finish"]
+Hook = Literal["start", "end"]
 """What a client does once in a round."""
 
 
@@ -67,25 +67,21 @@ class Hooks:
             gradient=client.gradient,
         )
 
-    def start(self, client: ClientContext) -> State:
+    def at(self, server: State) -> Hooks:
+        """The same hooks, for another server."""
+        return type(self)(self.method, server, self.layout)
+
+    def start(self, client: Clients) -> State:
         """The local state before the first step."""
-        return self.method.on_client_start(client)
+        return self.method.on_client_start(self.context(client, True))
 
     def step(self, local: State, grad: Grad, client: ClientContext, mask: Tensor) -> State:
         """The local state after a step on a batch whose places are filled as `mask` says."""
         return self.method.on_local_step(local, grad, client)
 
-    def end(self, local: State, client: ClientContext) -> tuple[State, State]:
+    def end(self, local: State, client: Clients) -> tuple[State, State]:
         """The upload, and what the client remembers."""
-        return self.method.on_client_end(local, client)
-
-    def begin(self, client: Clients) -> State:
-        """`start`, from a client's tensors."""
-        return self.start(self.context(client, True))
-
-    def finish(self, local: State, client: Clients) -> tuple[State, State]:
-        """`end`, from a client's tensors."""
-        return self.end(local, self.context(client, False))
+        return self.method.on_client_end(local, self.context(client, False))
 
     @contextmanager
     def calling(self, hook: str) -> Iterator[None]:
@@ -118,16 +114,16 @@ class Hooks:
 class GradientPass(Hooks):
     """What runs in the place of the hooks in the gradient pass: ∇f_i(x) as the sum of its batches' shares."""
 
-    def start(self, client: ClientContext) -> State:
+    def start(self, client: Clients) -> State:
         """Nothing is summed yet."""
-        return State(gradient=torch.zeros_like(client.x))
+        return State(gradient=torch.zeros_like(self.server.x))
 
     def step(self, local: State, grad: Grad, client: ClientContext, mask: Tensor) -> State:
         """Add the mean gradient of a batch by its share of the client's examples; w stays at x."""
         share = mask.sum() / client.num_examples
         return State(gradient=local.gradient + share * grad(client.x))
 
-    def end(self, local: State, client: ClientContext) -> tuple[State, State]:
+    def end(self, local: State, client: Clients) -> tuple[State, State]:
         """The gradient; nothing is remembered."""
         return local, State()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
 from fedlightning.engine.hooks import Hook, Hooks
+from fedlightning.engine.tracing import trace
 from fedlightning.state import State
 
 
@@ -25,7 +24,6 @@ class LiftedHook:
     """
 
     def __init__(self, hooks: Hooks, hook: Hook, *arguments: Any) -> None:
-        kind, method, layout = type(hooks), hooks.method, hooks.layout
         given, shape = _pytree.tree_flatten((hooks.server, *arguments))
         sizes = {size for tensor in given for size in tensor.shape}
         # Sizes that are the same in the example are taken to be always the same, so C is a number that no other size is.
@@ -33,18 +31,13 @@ class LiftedHook:
 
         def lifted(*tensors: Tensor) -> list[Tensor]:
             server, *own = _pytree.tree_unflatten(tensors, shape)
-            one = getattr(kind(method, server, layout), hook)
+            one = getattr(hooks.at(server), hook)
             results, self._shape = _pytree.tree_flatten(vmap(one, randomness="error")(*own))
             return results
 
         shared, own = given[: len(hooks.server)], given[len(hooks.server) :]
-        example = [*shared, *(tensor[:1].expand(several, *tensor.shape[1:]) for tensor in own)]
-        with torch.no_grad():
-            trace = make_fx(lifted, tracing_mode="symbolic", _allow_non_fake_inputs=True)
-            graph = trace(*(tensor.clone() for tensor in example))  # two may be one tensor now, and not later
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        self._run = graph.forward
+        own = [tensor[:1].expand(several, *tensor.shape[1:]).clone() for tensor in own]
+        self._run = trace(lifted, [*shared, *own], any_size=True).forward
 
     def __call__(self, server: State, *arguments: Any) -> Any:
         """Its results, entries [C, …]."""
