@@ -21,6 +21,7 @@ from fedlightning.engine.choices import (
     choose_cohort,
     choose_compile,
     choose_slots,
+    large_steps,
     pack,
     share_out,
     slots_under_lock,
@@ -56,17 +57,19 @@ class SlotStrategy:
         cohort_size: clients trained at once under vmap; 1 trains them one after another, which serves any model; "auto"
             chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
             similar sizes: there half of the clients, at most 64.
-        compile: trace eight local steps of a client into one graph and compile it ahead of time, for a CPU; it is kept on
-            disk (`fedlightning.engine.packages.cache_folder`). A slot calls it for one client after another without the
-            interpreter, and so without its lock. "auto" does so for small dense models in runs of at least 150,000 local
-            steps of a client, which it would otherwise take half a minute to call, if there is a C++ compiler; it looks at
-            nothing else, so that a run's numbers do not depend on what was compiled before. "trace" runs the graph without
-            compiling it. `cohort_size` is then how many clients are planned and handed over together, by default at most
-            half of them and 32 that together have an eighth of the round's steps; a slot takes its share of a round's
-            cohorts at a time. Where "auto" compiles nothing, a cohort's steps are traced once they were taken 100 times, and
-            then taken without vmap, to its bits. On GPUs a step is captured as a CUDA graph by each slot instead, which
-            needs no compiler; "auto" does so where a slot takes at least 2,000 local steps in the run, and leaves it where
-            a step turns out to wait for the host.
+        compile: trace eight local steps of a client into one graph, or one of 10 MFLOP and more, and compile it ahead of
+            time, for a CPU; it is kept on disk (`fedlightning.engine.packages.cache_folder`). A slot calls it for one
+            client after another without the interpreter, and so without its lock. "auto" does so for models of less than
+            a million parameters in runs of at least 150,000 local steps of a client where all layers are dense, and 50,000
+            where some are convolutions, none is a norm over channels, and batches are four fifths filled: less would take
+            longer to build, half a minute, than it saves. There must be a C++ compiler; "auto" looks at nothing else, so
+            that a run's numbers do not depend on what was compiled before. "trace" runs the graph without compiling it.
+            `cohort_size` is then how many clients are planned and handed over together, by default one where steps are
+            large, else at most half of them and 32 that together have an eighth of the round's steps; a slot takes its
+            share of a round's cohorts at a time. Where "auto" compiles nothing, a cohort's steps are traced once they were
+            taken 100 times, and then taken without vmap, to its bits. On GPUs a step is captured as a CUDA graph by each
+            slot instead, which needs no compiler; "auto" does so where a slot takes at least 2,000 local steps in the run,
+            and leaves it where a step turns out to wait for the host.
         precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
             GPU round float32 to TF32, and nothing else. "tf32" lets matrix products do so too; on a CPU it is "32-true".
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
@@ -154,8 +157,9 @@ class SlotStrategy:
             how, self._why_not = choose_compile(wish, task, layout, work, on_cpu)
         else:
             captured, self._why_not = choose_graphs(wish, task, work.batched, work.total, count)
-        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled=how is not None)
-        self.programs = Programs(how, self._threads, work.longest) if how else None
+        large = how is not None and large_steps(task, data)
+        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, how is not None, large)
+        self.programs = Programs(how, self._threads, work.longest, large) if how else None
         self.graphs = Graphs(self.cohort_size, data.batch_size, wish is True) if captured and data.batch_size else None
 
     def teardown(self) -> None:
@@ -179,9 +183,7 @@ class SlotStrategy:
         """One line: interpreter, GIL, slots, cohort size, and whether the steps are compiled."""
         cohort = f"cohorts of {self.cohort_size}" if self.cohort_size > 1 else "one client at a time"
         if self.programs:
-            cohort += (
-                f", {self.programs.unroll} steps a graph ({'compiled' if self.programs.how == 'compile' else 'traced'})"
-            )
+            cohort += f", {self.programs.steps} a graph ({'compiled' if self.programs.how == 'compile' else 'traced'})"
         elif self.graphs:
             cohort += ", steps as CUDA graphs"
         elif self._why_not:

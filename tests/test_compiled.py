@@ -31,7 +31,7 @@ from fedlightning.engine import choices, cohort, compiled, packages, walks
 from fedlightning.engine.choices import pack, share_out
 from fedlightning.engine.executors import Gathered
 from fedlightning.methods import DeltaSGD, FedDane
-from fedlightning.models import LogisticRegression
+from fedlightning.models import LeNet, LogisticRegression
 
 needs_compiler = pytest.mark.skipif(packages.compiler() is None, reason="no C++ compiler")
 
@@ -89,6 +89,34 @@ def test_compiled_steps_give_the_loops_numbers(method: FedMethod) -> None:
     same(compiled_run, fit(method, model, callbacks=(losses[1],)), 1e-12)
     assert losses[0].seen.keys() == losses[1].seen.keys()
     assert all(abs(loss - losses[1].seen[where]) < 1e-12 for where, loss in losses[0].seen.items())
+
+
+@pytest.mark.parametrize("how", ["trace", pytest.param(True, marks=needs_compiler)])
+def test_large_steps_are_graphs_of_one_step(how: object) -> None:
+    """LeNet on batches of 8 images; the last client's second batch has three."""
+    generator = torch.Generator().manual_seed(5)
+    inputs, targets = torch.randn(43, 3, 32, 32, generator=generator).double(), torch.arange(43) % 10
+    owners = Partition.of(torch.arange(43).split([16, 16, 11]))
+    images = TensorData(Examples(inputs, targets), owners, batch_size=8)
+    model = Classification(LeNet(3, 10).double(), 10)
+    described = Described()
+    runs = [
+        fit(Scaffold(), model, compile, slots=slots, rounds=2, clients=images, callbacks=(described,))
+        for compile, slots in ((how, 1), (how, 2), (False, 1))
+    ]
+    same(runs[0], runs[2], 1e-12)
+    assert torch.equal(runs[0].server.x, runs[1].server.x)
+    assert "one client at a time, 1 local step a graph" in described.lines[0]
+
+
+class Described(Callback):
+    """What each run's strategy says of itself."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        self.lines.append(trainer.strategy.describe())
 
 
 @needs_compiler
@@ -280,7 +308,7 @@ def test_each_hyperparameter_and_layer_has_its_own_graph() -> None:
 
 
 # -- what is chosen, and refused --------------------------------------------------------------------------------------
-def test_auto_compiles_long_runs_of_small_dense_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_compiles_long_runs_of_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "compiler", lambda: "c++")
 
     def how(rounds: int, model: nn.Module, batch_size: int | None = 10) -> str | None:
@@ -294,9 +322,32 @@ def test_auto_compiles_long_runs_of_small_dense_models(monkeypatch: pytest.Monke
     assert how(200, LogisticRegression(60, 10)) == "compile"
     assert how(10, LogisticRegression(60, 10)) is None
     assert how(200, LogisticRegression(60, 10), batch_size=None) is None
-    assert how(200, nn.Sequential(nn.Unflatten(1, (1, 60)), nn.Conv1d(1, 1, 51), nn.Flatten())) is None
+    convolutional = nn.Sequential(nn.Unflatten(1, (1, 60)), nn.Conv1d(1, 1, 51), nn.Flatten())
+    assert how(20, convolutional) == "compile"
+    assert how(20, LogisticRegression(60, 10)) is None
+    assert how(1, convolutional) is None
+    assert how(200, nn.Sequential(*convolutional[:2], nn.GroupNorm(1, 1), nn.Flatten())) is None
     monkeypatch.setattr(choices, "compiler", lambda: None)
     assert how(200, LogisticRegression(60, 10)) is None
+
+
+def test_auto_compiles_no_convolutions_of_empty_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five clients of 9 images in batches of 8, and as many of 15: 16 places each."""
+    monkeypatch.setattr(choices, "compiler", lambda: "c++")
+    model = Classification(LeNet(1, 10, 28), 10)
+    filled, compiled = [], []
+    for size in (9, 15):
+        images = TensorData(
+            Examples(torch.zeros(5 * size, 1, 28, 28), torch.zeros(5 * size, dtype=torch.int64)),
+            Partition.of(torch.arange(5 * size).split(size)),
+            batch_size=8,
+        )
+        images.setup()
+        work = choices.Workload.of(FedAvg(), images, 5, 10_000)
+        filled.append(work.filled)
+        compiled.append(choices.choose_compile("auto", model, choices.Layout.of(model), work, True)[0])
+    assert filled == [9 / 16, 15 / 16]
+    assert compiled == [None, "compile"]
 
 
 def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,14 +355,9 @@ def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="`compile=True` needs a C\\+\\+ compiler"):
         fit(FedAvg(), task(), True)
     monkeypatch.setattr(choices, "_LONG", 1)
-    said: list[str] = []
-
-    class Describe(Callback):
-        def on_fit_start(self, trainer: FederatedTrainer) -> None:
-            said.append(trainer.strategy.describe())
-
-    fit(FedAvg(), task(), "auto", callbacks=(Describe(),), rounds=1)
-    assert "not compiled (no C++ compiler was found)" in said[0]
+    described = Described()
+    fit(FedAvg(), task(), "auto", callbacks=(described,), rounds=1)
+    assert "not compiled (no C++ compiler was found)" in described.lines[0]
 
 
 def test_running_statistics_are_refused() -> None:
@@ -329,6 +375,39 @@ def test_a_hook_that_branches_on_a_tensor_is_named() -> None:
 
     with pytest.raises(MethodError, match=r"Branches.direction.*torch.where"):
         fit(Branches(), task(), "trace")
+
+
+class DrawsGlobally(FedMethod):
+    """Noise that no key fixes."""
+
+    def direction(self, local, grad, client) -> Tensor:  # type: ignore[no-untyped-def]
+        return grad(local.w) + torch.rand(1)
+
+
+class WritesToShared(FedMethod):
+    """A server's tensor that every client would find changed."""
+
+    def direction(self, local, grad, client) -> Tensor:  # type: ignore[no-untyped-def]
+        client.x.mul_(0.5)
+        return grad(local.w)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (DrawsGlobally(), r"DrawsGlobally.direction.*global random numbers.*keyed_uniform"),
+        (WritesToShared(), r"WritesToShared.on_local_step.*in place to the server's tensors"),
+    ],
+)
+def test_a_hook_that_a_graph_would_not_repeat_is_named(method: FedMethod, says: str) -> None:
+    with pytest.raises(MethodError, match=says):
+        fit(method, task(), "trace")
+
+
+def test_a_model_that_draws_global_random_numbers_is_refused() -> None:
+    model = Classification(nn.Sequential(nn.Linear(6, 3), nn.RReLU()).double(), 3)
+    with pytest.raises(RuntimeError, match=r"rrelu_with_noise.* is a random operation"):
+        fit(FedAvg(), model, "trace")
 
 
 def test_auto_falls_back_to_the_loop_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +465,7 @@ def test_only_small_products_become_sums(features: int, products: bool, monkeypa
     ]
     torch.testing.assert_close(runs[0].server.x, runs[1].server.x, rtol=0, atol=1e-5)
     assert traced
-    assert all(("aten.bmm" in code) == products for code in traced)
+    assert all(("aten.addmm" in code) == ("aten.mm" in code) == products for code in traced)
 
 
 def test_inputs_that_a_graph_does_not_look_at_are_left_out() -> None:

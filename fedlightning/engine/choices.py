@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,8 +32,17 @@ _UNLOCKED = 10_000_000
 _DENSE = (nn.Linear, nn.Flatten, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.Dropout)
 """Layers that are faster side by side than one after another on a CPU."""
 
-_LONG = 150_000
+_LARGE = 10_000_000
+"""Operations of a step beside which a call of a graph costs nothing, nor what else there is to do for a client."""
+
+_CONVOLVING = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that gain from being compiled beside dense ones, by a quarter to a third of a step; norms between them need not."""
+
+_LONG, _LONG_CONVOLVING = 150_000, 50_000
 """Local steps of a client from which compiling, half a minute once, is less than what it saves."""
+
+_FILLED = 0.8
+"""The part of a batch's places that must hold an example, lest what a graph saves is spent on the others."""
 
 _WORTH = 500
 """Compiled steps that take longer than what else there is to do for a cohort."""
@@ -51,6 +61,7 @@ class Workload:
         longest: local steps of a client, at most, about.
         balanced: whether the clients take similar numbers of steps.
         batched: whether the batches are of one size.
+        filled: the part of the places of those batches that hold an example, about; the last one of an epoch may be smaller.
     """
 
     participants: int
@@ -58,6 +69,7 @@ class Workload:
     longest: int
     balanced: bool
     batched: bool
+    filled: float
 
     @classmethod
     def of(cls, method: FedMethod, data: FederatedDataModule, participants: int, rounds: int) -> Workload:
@@ -66,7 +78,9 @@ class Workload:
         steps = torch.tensor([data.num_steps(client, method.local_steps(0)) for client in few], dtype=torch.float64)
         balanced = bool(steps.mean() >= 0.5 * steps.max())
         total = rounds * participants * float(steps.mean())
-        return cls(participants, total, int(steps.max()), balanced, data.batch_size is not None)
+        sizes, batch = np.array([data.clients.size(client) for client in few]), data.batch_size
+        filled = float(sizes.sum() / (-(-sizes // batch) * batch).sum()) if batch else 1.0
+        return cls(participants, total, int(steps.max()), balanced, batch is not None, filled)
 
 
 def choose_slots(wish: int | None, participants: int) -> list[Slot]:
@@ -112,6 +126,11 @@ def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
     return float(counter.get_total_flops()) / len(index) * min(data.batch_size or size, size)
 
 
+def large_steps(task: FederatedTask, data: FederatedDataModule) -> bool:
+    """Whether a local step is so large that it is worth a graph of its own, and a client a cohort of its own."""
+    return step_flops(task, data) >= _LARGE
+
+
 def choose_compile(
     wish: bool | str, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool
 ) -> tuple[Literal["compile", "trace"] | None, str]:
@@ -123,7 +142,8 @@ def choose_compile(
     if wish is False:
         return None, ""
     if wish == "auto":
-        if not (on_cpu and _dense(task, layout) and work.batched and work.total >= _LONG):
+        pays = work.total >= _LONG if _dense(task, layout) else _convolving(task, layout, work)
+        if not (on_cpu and work.batched and pays):
             return None, ""
         return ("compile", "") if compiler() else (None, "no C++ compiler was found")
     if layer := _unliftable(task):
@@ -141,9 +161,9 @@ _REMEDY = 'use group norm (`norm="group"`) or `cohort_size=1`.'
 
 
 def choose_cohort(
-    wish: str | int, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, compiled: bool
+    wish: str | int, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, compiled: bool, large: bool
 ) -> int:
-    """The clients trained at once.
+    """The clients trained at once, or compiled as steps that are large or not, handed over together.
 
     Raises:
         ConfigurationError: more than one is asked for, but the model cannot be lifted.
@@ -157,7 +177,7 @@ def choose_cohort(
         return min(wish, work.participants)
     half = work.participants // 2
     if compiled:
-        return max(1, min(32, half))
+        return 1 if large else max(1, min(32, half))
     return min(64, half) if _dense(task, layout) and work.balanced and on_cpu and work.participants >= 16 else 1
 
 
@@ -205,9 +225,14 @@ def share_out(costs: Sequence[int], slots: int) -> list[tuple[int, ...]]:
     return sorted(tuple(positions) for *_, positions in shares)
 
 
-def _dense(task: FederatedTask, layout: Layout) -> bool:
+def _convolving(task: FederatedTask, layout: Layout, work: Workload) -> bool:
+    """Whether compiling pays for convolutions, which a graph carries out for all places of a batch."""
+    return _dense(task, layout, _CONVOLVING) and work.total >= _LONG_CONVOLVING and work.filled >= _FILLED
+
+
+def _dense(task: FederatedTask, layout: Layout, others: tuple[type[nn.Module], ...] = ()) -> bool:
     leaves = [m for m in task.model.modules() if not list(m.children()) and list(m.parameters())]
-    return all(isinstance(leaf, _DENSE) for leaf in leaves) and layout.size < _HEAVY
+    return all(isinstance(leaf, _DENSE + others) for leaf in leaves) and layout.size < _HEAVY
 
 
 def _unliftable(task: FederatedTask) -> str | None:

@@ -1,7 +1,8 @@
 """Local steps as graphs: several steps of a client traced once, compiled ahead of time, kept on disk, run by every slot.
 
 A graph holds U steps of one client, so that one is enough: side by side, clients would want a graph for each number of them
-and save but little, since a product of a small model fills the processor's vectors by itself. Its inputs are the client's
+and save but little, since a product of a small model fills the processor's vectors by itself. U is 1 where a step is large,
+and its convolutions stay the library's; what lies between them is fused. Its inputs are the client's
 tensors, what the server sent and the batches, so it serves all rounds, data sets of one shape and runs with the same
 hyperparameters. Calls go straight to the compiled library: through dynamo they would contend between slots.
 """
@@ -20,14 +21,14 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree
 
-from fedlightning.engine.executors import Block, CohortExecutor, InTurnExecutor, of_clients, where_active
+from fedlightning.engine.executors import Block, InTurnExecutor, LoopExecutor, of_clients, where_active
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hook, Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.lifted import LiftedHook
 from fedlightning.engine.packages import OPTIONS, Order, build, cache_folder, processor
 from fedlightning.engine.replica import Replica
-from fedlightning.engine.tracing import trace
+from fedlightning.engine.tracing import NoGlobalNumbers, trace
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
 from fedlightning.state import State
 
@@ -64,17 +65,25 @@ class Programs:
         how: "compile" them, or only "trace" them, which needs no compiler and shows that a method can be compiled.
         threads: intra-operator threads of the compiled code.
         longest: local steps of the longest client; a graph has no more.
+        large: whether a step is large; its graph has but one.
 
     Attributes:
+        large: as given.
         unroll: U, steps of a graph.
         seconds: spent tracing and compiling.
     """
 
-    def __init__(self, how: Literal["compile", "trace"], threads: int, longest: int) -> None:
-        self.how, self._threads, self.unroll = how, threads, min(UNROLL, longest)
+    def __init__(self, how: Literal["compile", "trace"], threads: int, longest: int, large: bool) -> None:
+        self.how, self._threads, self.large = how, threads, large
+        self.unroll = 1 if large else min(UNROLL, longest)
         self.seconds = 0.0
         self._programs: dict[bool, _Program] = {}
         self._walks: dict[tuple[str, bool], Walk] = {}
+
+    @property
+    def steps(self) -> str:
+        """What a graph holds, in words."""
+        return f"{self.unroll} local step{'s' * (self.unroll > 1)}"
 
     def has(self, gradient_pass: bool) -> bool:
         """Whether the graph of a pass is there."""
@@ -91,7 +100,8 @@ class Programs:
         used, first_alone, once = _used(single), _digest(lone) != _digest(single), _lifted(hooks, local, block)
 
         def whole() -> GraphModule:
-            return _without_unused(_trace(hooks, local, block, replica, first=False), used)
+            graph = single if self.unroll == 1 else _trace(hooks, local, block, replica, first=False)
+            return _without_unused(graph, used)
 
         if self.how == "trace":
             graph = whole()
@@ -101,7 +111,7 @@ class Programs:
         inputs = [_flatten(hooks, local, block)[i] for i in used]
         path = cache_folder() / f"{self._name(_digest(single), inputs)}.pt2"
         if not path.is_file():
-            rank_zero_info(f"Compiling {self.unroll} local steps into a graph, which is kept for later runs.")
+            rank_zero_info(f"Compiling {self.steps} into a graph, which is kept for later runs.")
             build(Order(path, whole(), inputs, self._threads))
         self._programs[gradient_pass] = _Program(
             lambda: compiled_walk(path, used, self.unroll), used, first_alone, once
@@ -149,7 +159,9 @@ class CompiledExecutor(InTurnExecutor):
         return Padding(clients, self._programs.unroll, self._programs.first_alone(self._gradient_pass))
 
     def block(self, width: int) -> int:
-        """About 512 steps of all clients together, or eight times as many where no batch is made beforehand."""
+        """About 512 steps of all clients together, or eight times as many where no batch is made beforehand; 8 large ones."""
+        if self._programs.large:
+            return UNROLL
         unroll = self._programs.unroll
         return max((8 * _BLOCK if self._gathers else _BLOCK) // unroll, 1) * unroll
 
@@ -189,7 +201,7 @@ def _lifted(hooks: Hooks, local: State, block: Block) -> dict[Hook, LiftedHook]:
 
 def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bool) -> GraphModule:
     """The block's steps as a graph, from flat inputs to the local state's entries and the losses [S, 1]."""
-    executor = CohortExecutor(replica, 1)
+    executor = LoopExecutor(replica, functional=True)
     clients = block.clients
     shape = _pytree.tree_structure((local, hooks.server, clients.gradient, clients.state, clients.numbers))
 
@@ -199,22 +211,33 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
         key, mask, active, *batch = inputs[known:]
         inner = hooks.at(server)
         losses = []
-        for s in range(len(mask)):
-            now = Clients(gradient, remembered, numbers, key[s])
-            after, loss = executor.step(inner, states, now, tuple(tensor[s] for tensor in batch), mask[s], first)
-            states = State(**{name: where_active(active[s], after[name], states[name]) for name in states})
-            losses.append(loss.to(server.x.dtype))
+        with inner.calling("on_local_step"), NoGlobalNumbers():  # type: ignore[no-untyped-call]
+            for s in range(len(mask)):
+                now = Clients(gradient, remembered, numbers, key[s])
+                after, loss = executor.step(inner, states, now, tuple(tensor[s] for tensor in batch), mask[s], first)
+                states = State(**{name: where_active(active[s], after[name], states[name]) for name in states})
+                losses.append(loss.to(server.x.dtype))
         return [*(state.contiguous() for state in states.values()), torch.stack(losses)]
 
-    with hooks.calling("on_local_step"):
-        return trace(steps, _flatten(hooks, local, block), rules={torch.ops.aten.bmm.default: _product})
+    return trace(steps, _flatten(hooks, local, block), rules=_RULES)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The products [1, M, N] of a [1, M, K] and b [1, K, N]; small ones as sums, which the compiler fuses with the rest."""
-    if a[0].numel() * b.shape[2] > _SMALL:
+    """The product [M, N] of a [M, K] and b [K, N]; a small one as sums, which the compiler fuses with the rest."""
+    if a.numel() * b.shape[1] > _SMALL:
         return NotImplemented  # type: ignore[no-any-return]  # it is then kept as it is
-    return (a.unsqueeze(3) * b.unsqueeze(1)).sum(2)
+    return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
+
+
+def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    product = _product(a, b)
+    return product if product is NotImplemented else bias + product
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.mm.default: _product,
+    torch.ops.aten.addmm.default: _product_and_bias,
+}
 
 
 def _used(graph: GraphModule) -> tuple[int, ...]:

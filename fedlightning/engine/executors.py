@@ -13,6 +13,7 @@ from torch.func import grad_and_value, vmap
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hook, Hooks
 from fedlightning.engine.job import Clients
+from fedlightning.engine.precision import channels_last
 from fedlightning.engine.replica import Replica, mean_loss
 from fedlightning.engine.traces import Traces
 from fedlightning.method import Batch, ClientContext, FedMethod
@@ -82,10 +83,15 @@ class Executor(Protocol):
 
 
 class LoopExecutor:
-    """One client, C = 1, on a native autograd module; serves any model. Made anew for each client and round."""
+    """One client, C = 1, on a native autograd module; serves any model. Made anew for each client and round.
 
-    def __init__(self, replica: Replica) -> None:
-        self._replica = replica
+    Args:
+        replica: the slot's model.
+        functional: whether the model is taken as a function of w, which can be traced; to run, the module itself costs less.
+    """
+
+    def __init__(self, replica: Replica, functional: bool = False) -> None:
+        self._replica, self._functional = replica, functional
         self._contexts: dict[bool, ClientContext] = {}
 
     def padding(self, clients: int) -> Padding:
@@ -130,12 +136,13 @@ class LoopExecutor:
         losses: list[Tensor] = []
 
         def grad(w: Tensor) -> Tensor:
-            if type(hooks.method).objective is FedMethod.objective:
+            if type(hooks.method).objective is FedMethod.objective and not self._functional:
                 gradient, loss = self._replica.gradient(w, batch, client.key, filled)
             else:
                 leaf = w.detach().requires_grad_()
                 with torch.enable_grad():
-                    each = hooks.method.objective(self._replica.at(client.key), leaf, batch, client)
+                    images = tuple(map(channels_last, batch))
+                    each = hooks.method.objective(self._replica.at(client.key), leaf, images, client)
                     loss = mean_loss(each, filled)
                     (gradient,) = torch.autograd.grad(loss, leaf)
             losses.append(loss.detach())

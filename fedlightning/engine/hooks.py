@@ -20,11 +20,12 @@ _REMEDIES = (
     (
         (
             "data-dependent control flow",
+            "data-dependent expression",
             "vmap: It looks like you're calling .item()",
             "aten::_local_scalar_dense",
             "stream is capturing",
         ),
-        "lets the program's path depend on a tensor's value; use `torch.where`, or run it with `cohort_size=1`",
+        "lets the program's path depend on a tensor's value; use `torch.where`, or say `cohort_size=1` and `compile=False`",
     ),
     (
         ("random operation", "randomness"),

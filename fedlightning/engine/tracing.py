@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def trace(
@@ -35,3 +36,15 @@ def trace(
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+class NoGlobalNumbers(TorchDispatchMode):
+    """Raises where random numbers are drawn of which the process has but one sequence: a graph would not repeat them."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, or refuse it."""
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError(f"{func} is a random operation")
+        return func(*args, **(kwargs or {}))

@@ -96,6 +96,8 @@ ROWS = [
     *_pair("cnn", "plain"),
     *_pair("cnn", "ours", "one slot"),
     *_pair("cnn", "ours", "auto"),
+    Row("cnn", "ours", "compiled"),
+    *_pair("cnn", "ours", "compiled, two slots"),
     *(Row("cnn", adapter) for adapter in ("pfl", "fedlab", "fluke", "flower", "fedjax")),
     *(Row("cnn", "blazefl", mode, free=True) for mode in _BLAZEFL),
     *_pair("fedprox", "plain"),
@@ -108,6 +110,7 @@ ROWS = [
     *_pair("crop", "plain"),
     *_pair("crop", "ours", "one slot"),
     *_pair("crop", "ours", "auto"),
+    *_pair("crop", "ours", "compiled, two slots"),
     *_pair("regression", "plain"),
     *_pair("regression", "ours", "auto"),
     Row("regression", "ours", "looped"),
@@ -130,10 +133,14 @@ def _to_plain(row: Row, measure: str, at_most: float) -> Bound:
 
 
 def _cnn() -> list[Bound]:
-    ours, blazefl = Row("cnn", "ours", "auto", free=True), (Row("cnn", "blazefl", mode, True) for mode in _BLAZEFL)
-    rivals = (tuple(blazefl), 0.75), ((Row("cnn", "pfl"),), 0.45), ((Row("cnn", "flower"),), 0.20)
-    against = [Bound(ours, against, "wall", at_most) for against, at_most in rivals]
-    return [_to_plain(ours, "wall", 0.50), *against, _to_plain(Row("cnn", "ours", "auto"), "wall", 0.95)]
+    blazefl = tuple(Row("cnn", "blazefl", mode, free=True) for mode in _BLAZEFL)
+    rivals = (blazefl, 0.75), ((Row("cnn", "pfl"),), 0.45), ((Row("cnn", "flower"),), 0.20)
+    bounds = []
+    for mode in ("auto", "compiled, two slots"):
+        ours = Row("cnn", "ours", mode, free=True)
+        bounds += [_to_plain(ours, "wall", 0.50), *(Bound(ours, against, "wall", most) for against, most in rivals)]
+        bounds.append(_to_plain(replace(ours, free=False), "wall", 0.95))
+    return bounds
 
 
 def _fedprox() -> list[Bound]:
