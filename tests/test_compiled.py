@@ -410,6 +410,27 @@ def test_a_model_that_draws_global_random_numbers_is_refused() -> None:
         fit(FedAvg(), model, "trace")
 
 
+class Attends(nn.Module):
+    """Torch's own attention over three tokens of two features."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(2, 3), dropout
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = inputs.view(-1, 1, 3, 2)
+        attended = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=self.dropout)
+        logits: Tensor = self.linear(attended.mean((1, 2)))
+        return logits
+
+
+def test_attention_is_traced_but_not_its_own_dropout() -> None:
+    model = Classification(Attends(0.0).double(), 3)
+    same(fit(FedAvg(), model, "trace"), fit(FedAvg(), model), 1e-12)
+    with pytest.raises(RuntimeError, match=r"is a random operation"):
+        fit(FedAvg(), Classification(Attends(0.1).double(), 3), "trace")
+
+
 def test_auto_falls_back_to_the_loop_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     class Branches(FedMethod):
         def direction(self, local, grad, client) -> Tensor:  # type: ignore[no-untyped-def]
