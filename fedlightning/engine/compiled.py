@@ -2,9 +2,9 @@
 
 A graph holds U steps of one client, so that one is enough: side by side, clients would want a graph for each number of them
 and save but little, since a product of a small model fills the processor's vectors by itself. U is 1 where a step is large,
-and its convolutions stay the library's; what lies between them is fused. Its inputs are the client's
-tensors, what the server sent and the batches, so it serves all rounds, data sets of one shape and runs with the same
-hyperparameters. Calls go straight to the compiled library: through dynamo they would contend between slots.
+and its convolutions stay the library's; what lies between them is fused. A graph's inputs are the client's tensors, what the
+server sent and the batches, so it serves all rounds, data sets of one shape and runs with the same hyperparameters. Calls go
+straight to the compiled library: through dynamo they would contend between slots.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class CompiledExecutor(InTurnExecutor):
     def block(self, width: int) -> int:
         """About 512 steps of all clients together, or eight times as many where no batch is made beforehand; 8 large ones."""
         if self._programs.large:
-            return UNROLL
+            return 8
         unroll = self._programs.unroll
         return max((8 * _BLOCK if self._gathers else _BLOCK) // unroll, 1) * unroll
 
