@@ -15,6 +15,7 @@ One round:
         FedMethod.on_client_end
     Callback.on_cohort_end          in packing order, never completion order
     FedMethod.on_aggregate          trainer's thread
+    FedMethod.on_return             trainer's thread; for each participant
     [every evaluate_every rounds]   FedMethod.on_evaluation, then Callback.on_evaluation_end
     Callback.on_round_end
 
@@ -234,6 +235,20 @@ class FedMethod:
     def on_aggregate(self, server: State, mean: State, round: Round) -> State:
         """The server's next state, from its last and from the weighted mean of the uploads."""
         return server.replace(x=server.x + self.server_lr * mean.delta)
+
+    def on_return(self, state: State, upload: State, step: Tensor, round: Round) -> State:
+        """What a participant remembers once it knows the server's step, x_{t+1} − x_t [P]. Default: what it did before.
+
+        For methods whose clients compare their own step with the mean's, of that same round. Where only some clients take
+        part, the model that comes back is one more that travels.
+
+        Args:
+            state: what `on_client_end` left it with.
+            upload: what it sent.
+            step: x_{t+1} − x_t.
+            round: the round that ends.
+        """
+        return state
 
     def on_evaluation(self, server: State, metrics: Mapping[str, float], round: Round) -> State:
         """The server's state with what it learns from an evaluation, e.g. `metrics["train_all/loss"]`. Default: nothing.

@@ -322,7 +322,8 @@ class FederatedTrainer:
         job, up = self._with_gradients(self._job(state, round, work), clients)
         mean, buffers = (OrderedMean(self.strategy.root_device) for _ in range(2))
         loss = examples = 0.0
-        rows: dict[int, State] = {}
+        rows, uploads = dict[int, State](), dict[int, State]()
+        returns = type(self.method).on_return is not FedMethod.on_return
         for cohort in self.strategy.run_round(job, clients, self._following(round)):
             weight = weights(self.method, cohort.num_examples.to(torch.float64))
             mean.add(cohort.upload, weight)
@@ -330,14 +331,20 @@ class FederatedTrainer:
             loss += sum(map(mul, cohort.loss.tolist(), cohort.num_examples.tolist()))
             examples += int(cohort.num_examples.sum())
             if len(cohort.state):
-                rows.update(_rows(cohort))
+                rows.update(_rows(cohort.clients, cohort.state))
+                uploads.update(_rows(cohort.clients, cohort.upload) if returns else {})
             up += cohort.upload.nbytes + cohort.buffers.numel() * cohort.buffers.element_size()
             self._call("on_cohort_end", cohort)
         down = sum(tensor.nbytes for name, tensor in job.server.items() if name not in self.method.preshared)
         down += state.buffers.numel() * state.buffers.element_size()
+        if returns and len(clients) < self.num_clients:  # else the next round's model, which is in its bill
+            down += state.server.x.nbytes
         self.log({"train/loss": loss / examples})
         self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
         server = self.method.on_aggregate(state.server, mean.result(), round)
+        for client, upload in uploads.items():
+            there = next(iter(upload.values())).device
+            rows[client] = self.method.on_return(rows[client], upload, (server.x - state.server.x).to(there), round)
         return server, rows, buffers.result().all
 
     def _following(self, round: Round) -> Callable[[], RoundJob] | None:
@@ -408,8 +415,9 @@ def _check_evaluations(method: FedMethod, data: FederatedDataModule, evaluate_ev
         )
 
 
-def _rows(cohort: CohortResult) -> dict[int, State]:
-    return {c: cohort.state.apply(lambda tensor: tensor[i]) for i, c in enumerate(cohort.clients)}  # noqa: B023 - applied at once
+def _rows(clients: Sequence[int], states: State) -> dict[int, State]:
+    """Entries [C, …] as a state of each client."""
+    return {c: states.apply(lambda tensor: tensor[i]) for i, c in enumerate(clients)}  # noqa: B023 - applied at once
 
 
 def _bytes(count: int) -> str:

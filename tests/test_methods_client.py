@@ -31,6 +31,7 @@ from fedlightning.data.partition import Partition
 from fedlightning.data.tensors import TensorData
 from fedlightning.memory import ClientMemory
 from fedlightning.method import ClientContext, hyper
+from fedlightning.methods.adaptive_fedprox import AdaptiveFedProx
 from fedlightning.methods.deltasgd import DeltaSGD
 from fedlightning.methods.dualprox import DualProx
 from fedlightning.methods.fedcm import FedCM
@@ -457,8 +458,7 @@ def test_the_minimiser_is_a_fixed_point(method: FedMethod, weighting: Any, dim: 
     """With c_i = h_i = g_i' = ∇f_i(x*) at the clients, a round leaves x* where it is."""
     tried, curvatures, optima, x = exact_case(method, dim, seed, weighting)
     gradients = [a @ (x - b) for a, b in zip(curvatures, optima, strict=True)]
-    zero = torch.zeros((), dtype=torch.float64)
-    known = {"c": gradients, "g": gradients, "h": gradients, "w": [x] * 3, "rate": [zero] * 3}
+    known = {"c": gradients, "g": gradients, "h": gradients}
     kept = tried.configure_client(x)
     memory = ClientMemory({i: State(**{name: known[name][i] for name in kept}) for i in range(3 if kept else 0)})
     state = RoundState(0, tried.configure_server(x), memory)
@@ -483,8 +483,7 @@ def test_on_the_golden_problem_they_are_exact_and_their_control_variates_are_the
     close(found[-1], exact, 1e-9)
     if not isinstance(method, FedDane):
         for i, row in state.memory.rows().items():
-            variate = row.h + row.rate * (state.server.x - row.w) if "h" in row else row["c" if "c" in row else "g"]
-            close(variate, A[i].double() @ (exact - B[i]), 1e-8)
+            close(next(row[name] for name in "hcg" if name in row), A[i].double() @ (exact - B[i]), 1e-8)
 
 
 @pytest.mark.parametrize("method", BIASED, ids=names)
@@ -495,6 +494,27 @@ def test_the_others_are_not_exact(method: FedMethod) -> None:
 def test_under_partial_participation_scaffold_stays_exact() -> None:
     for option in ("I", "II"):
         close(run(Scaffold(option=option), 60, schedule=SCHEDULE), minimiser([1 / 3] * 3), 1e-8)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:All clients must take part")
+def test_under_partial_participation_scaffnew_stays_exact() -> None:
+    """h_i moves by the mean of the round that its client took part in: with that of its next round the sum of the h_i grows."""
+    for coin in ("fixed", "geometric"):
+        method = Scaffnew(coin=coin, allow_partial=True)  # type: ignore[arg-type]
+        state, found, _ = fit(method, Quadratics(A, B, N, 5), [1.0, 1.0], 150, schedule=SCHEDULE)
+        close(found[-1], minimiser([1 / 3] * 3), 1e-8)
+        close(sum(row.h for row in state.memory.rows().values()), [0.0, 0.0], 1e-10)
+
+
+@pytest.mark.parametrize("coin", ["fixed", "geometric"])
+def test_scaffnew_is_exact_where_clients_take_unequal_numbers_of_steps(coin: Any) -> None:
+    """p is that of the coin, which all share, and not 1 / K_i."""
+
+    class Unequal(Quadratics):
+        def num_steps(self, client: int, steps: int | None = None) -> int:
+            return (2, 5, 3)[client]
+
+    close(fit(Scaffnew(coin=coin), Unequal(A, B, N), [1.0, 1.0], 150)[1][-1], minimiser([1 / 3] * 3), 1e-8)
 
 
 def test_scaffold_with_weight_decay_minimises_the_regularised_objective() -> None:
@@ -694,6 +714,14 @@ class SamDane(FedSAM, FedDane):
     """Sharpness-aware FedDANE."""
 
 
+class ProxScaffold(FedProx, Scaffold):
+    """A proximal term on SCAFFOLD."""
+
+
+class AdaptiveProxScaffold(AdaptiveFedProx, Scaffold):
+    """One that follows the loss."""
+
+
 class DeltaProx(DeltaSGD, FedProx):
     """Clients of FedProx with step sizes of their own."""
 
@@ -704,7 +732,7 @@ class CmScaffold(FedCM, Scaffold):
 
 STACKED: list[FedMethod] = [
     InitScaffold(), InitScaffold(option="I", aggregate="delta"), InitScaffnew(), LesamInitScaffold(reference="server"), LesamInitScaffold(option="I"),
-    NarProx(), SamDane(), DeltaProx(), CmScaffold(option="I"),
+    NarProx(), SamDane(), DeltaProx(), ProxScaffold(mu=0.4), CmScaffold(option="I"),
 ]  # fmt: skip
 
 
@@ -721,8 +749,22 @@ def test_what_is_stacked_is_there() -> None:
     assert torch.equal(run(SamDane(rho=0.0), 3), run(FedDane(weighting="uniform"), 3))
     assert torch.equal(run(NarProx(mu=0.4, weight_decay=0.0, clip_norm=0.3), 3), run(FedProx(mu=0.4, clip_norm=0.3), 3))
     assert torch.equal(run(DeltaProx(mu=0.0), 3), run(DeltaSGD(), 3))
+    assert torch.equal(run(ProxScaffold(mu=0.0), 3), run(Scaffold(), 3))
+    assert (run(ProxScaffold(mu=0.4), 3) - run(Scaffold(), 3)).norm() > 1e-4
+    close(run(ProxScaffold(mu=0.4, option="I"), 60), minimiser([1 / 3] * 3), 1e-6)
     for stacked, base in ((InitScaffold(), Scaffold()), (FedLESAMScaffold(rho=0.5), Scaffold())):
         assert (run(stacked, 3) - run(base, 3)).norm() > 1e-4
+
+
+def test_an_adaptive_term_stacks_as_a_constant_one_does() -> None:
+    """As long as the loss falls, mu stays for five rounds."""
+
+    def trained(method: FedMethod) -> Tensor:
+        trainer = FederatedTrainer(4, callbacks=[], logger=False, evaluate_every=1)
+        return trainer.fit(method, Quadratics.task([1.0, 1.0]), Quadratics(A, B, N)).server.x
+
+    adaptive, constant = (trained(cls(mu=0.4)) for cls in (AdaptiveProxScaffold, ProxScaffold))
+    close(adaptive, constant, 1e-15)
 
 
 def test_scaffold_from_a_relaxed_start_keeps_the_mean_gradient_and_is_exact() -> None:
@@ -840,6 +882,12 @@ def test_what_travels_is_what_the_docstring_says(method: FedMethod, down: int, u
     model = 2 * 8 * 3
     assert trainer.metrics["communication/down_bytes"] == down * model
     assert trainer.metrics["communication/up_bytes"] == up * model
+
+
+@pytest.mark.filterwarnings("ignore:All clients must take part")
+def test_scaffnew_with_some_of_the_clients_sends_them_the_mean_as_well() -> None:
+    trainer = fit(Scaffnew(allow_partial=True), Quadratics(A, B, N), [1.0, 1.0], 2, schedule=SCHEDULE)[2]
+    assert trainer.metrics["communication/down_bytes"] == 2 * trainer.metrics["communication/up_bytes"]
 
 
 @pytest.mark.slow

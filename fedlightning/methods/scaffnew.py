@@ -17,15 +17,17 @@ class Scaffnew(FedAvg):
         w ← w − η [g_i(w) − h_i]   K times from w = x, until a coin that all share shows heads, with probability p
         x ← mean(w_i),        h_i ← h_i + (p / η) (x − w_i)
 
-    With full batches it reaches the exact minimiser. Travels: 1 model down, 1 up. Remembered: 2 models at each client, h_i
-    and w_i: h_i moves only when the mean comes back, at the start of the client's next round.
+    With full batches it reaches the exact minimiser. Travels: 1 model down, 1 up. Remembered: 1 model at each client. All
+    share p, also where some take fewer steps than others, and the mean is that of the same round, or the h_i would not sum
+    to 0.
 
     Args:
         p: probability of a communication; 1 / √κ in theory with the condition number κ, 1 / K in practice. It gives the
             local steps of a round, not the data module.
         coin: "fixed" communicates after every K = 1 / p steps, rounded, and is SCAFFOLD's option II; "geometric" tosses.
         coin_seed: of the tosses.
-        allow_partial: run with some of the clients, which the paper does not cover: only the participants' h_i move then.
+        allow_partial: run with some of the clients, which the paper does not cover: only the participants' h_i move then, and
+            x travels twice to them, at the beginning of the round and at its end.
     """
 
     weighting: Literal["examples", "uniform"] = "uniform"
@@ -44,16 +46,12 @@ class Scaffnew(FedAvg):
         return int(tossed) if self.coin == "geometric" else int(1 / self.p + 0.5)
 
     def configure_client(self, x: Tensor) -> State:
-        return super().configure_client(x).replace(h=zeros_like(x), w=x, rate=x.new_zeros(()))
-
-    def on_client_start(self, client: ClientContext) -> State:
-        h = client.state.h + client.state.rate * (client.x - client.state.w)
-        return super().on_client_start(client).replace(h=h)
+        return super().configure_client(x).replace(h=zeros_like(x))
 
     def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:
-        return super().direction(local, grad, client) - local.h
+        return super().direction(local, grad, client) - client.state.h
 
-    def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
-        upload, state = super().on_client_end(local, client)
-        p = self.p if self.coin == "geometric" else 1 / client.num_steps
-        return upload, state.replace(h=local.h, w=local.w, rate=p / client.lr)
+    def on_return(self, state: State, upload: State, step: Tensor, round: Round) -> State:
+        state = super().on_return(state, upload, step, round)
+        p = self.p if self.coin == "geometric" else 1 / self.local_steps(round.index)
+        return state.replace(h=state.h + p / round.lr * (step - upload.delta))
