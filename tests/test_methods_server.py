@@ -19,6 +19,7 @@ from fedlightning.methods import (
     FedAMS,
     FedAvg,
     FedAvgM,
+    FedDyn,
     FedExP,
     FedGM,
     FedMPX,
@@ -127,6 +128,14 @@ def test_fedexp_takes_the_golden_steps() -> None:
         trainer = FederatedTrainer(1, callbacks=[], logger=False, evaluate_every=0)
         plain = trainer.fit(FedAvg(weighting="uniform"), Quadratics.task(before.tolist()), Quadratics(A, B, N))
         close((after - before) / (plain.server.x - before), [step, step], atol=1e-8)
+
+
+def test_fedexp_takes_a_whole_step_where_no_client_moves() -> None:
+    """Without ε the quotient is 0 / 0 at a common optimum."""
+    start = B[0].tolist()
+    crowd = Quadratics([A[0]] * 2, [B[0]] * 2, [N[0]] * 2)
+    trainer = FederatedTrainer(2, callbacks=[], logger=False, evaluate_every=0)
+    close(trainer.fit(FedExP(eps=0.0), Quadratics.task(start), crowd).server.x, start)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
@@ -482,3 +491,23 @@ def test_every_method_keeps_the_contract(method: FedMethod) -> None:
 def test_impossible_hyperparameters_are_refused(cls: type[FedMethod], field: str, value: object, within: str) -> None:
     with pytest.raises(ConfigurationError, match=f"`{field}` of {cls.__name__} must be .*{within}"):
         cls(**{field: value})
+
+
+# -- the order of bases -------------------------------------------------------------------------------------------------
+class NovaAdam(FedNova, FedAdam):
+    """Adam over normalised updates."""
+
+
+class DynAdam(FedDyn, FedAdam):
+    """Adam over FedDyn, whose h sees the clients' mean."""
+
+
+class ExPGM(FedExP, FedGM):
+    """Momentum of extrapolated updates."""
+
+
+def test_those_that_look_at_what_clients_did_stand_in_front_of_a_server_optimizer() -> None:
+    for method in (NovaAdam(), DynAdam(), ExPGM()):
+        check_method(method)
+    for normalised, plain in zip(iterates(NovaAdam(), 3), iterates(FedAdam(), 3), strict=True):
+        close(normalised, plain)  # equal K_i

@@ -40,7 +40,8 @@ class AdaptiveFedProx(FedProx):
         return super().configure_server(x).replace(**self._entries(x, self.mu, math.nan, 0))
 
     def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:
-        return grad(local.w) + client.server.mu * (local.w - client.x)
+        plain = super(FedProx, self).direction(local, grad, client)  # without its constant μ
+        return plain + client.server.mu * (local.w - client.x)
 
     def on_evaluation(self, server: State, metrics: Mapping[str, float], round: Round) -> State:
         server, mu, loss = super().on_evaluation(server, metrics, round), float(server.mu), metrics["train_all/loss"]

@@ -22,7 +22,8 @@ class FedDyn(FedAvg):
     Each client thus minimises f_i(w) − ⟨g_i', w⟩ + α/2 ‖w − x‖², and g_i' tends to ∇f_i(x). With full batches it reaches
     the exact minimiser for any K if the subproblems are solved well enough: a small α needs many steps, since α cancels
     from the server's rule. Travels: 1 model down, 1 up. Remembered: 1 model at each client that took part, 1 more at the
-    server. The official code divides α by the client's share of the examples; we follow the paper.
+    server. On top of another method or in front of a server optimizer: `class A(FedDyn, FedAdam)`, since h sums up what
+    clients did. The official code divides α by the client's share of the examples; we follow the paper.
 
     Args:
         alpha: weight α; the paper tries 0.001, 0.01, 0.1.

@@ -1,9 +1,8 @@
 """FedExP."""
 
-from __future__ import annotations
-
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fedlightning.method import ClientContext, Round, hyper
@@ -19,8 +18,9 @@ class FedExP(FedAvg):
 
     The iterates oscillate, so the model that is evaluated is the average of the last two. `server_lr` multiplies η_g.
     Meant for clients that share an optimum; where they do not, η_g jumps as Δ̄ → 0. Travels: 1 model down, 1 up and a
-    number. Remembered: 1 model more at the server. On top of another method: `class A(FedExP, Scaffold)`. The official
-    code weights by examples, multiplies ε by m, and by 0.998² a round: `weighting`, `eps_scale`, `eps_decay`.
+    number. Remembered: 1 model more at the server. On top of another method: `class A(FedExP, Scaffold)`; in front of a
+    server optimizer, too, `class A(FedExP, FedAvgM)`, since it measures what clients did. The official code weights by
+    examples, multiplies ε by m, and by 0.998² a round: `weighting`, `eps_scale`, `eps_decay`.
 
     Args:
         eps: ε; the paper tries 0.001 to 0.1, and takes 0.001 for CIFAR and 0.1 for EMNIST.
@@ -45,7 +45,8 @@ class FedExP(FedAvg):
     def on_aggregate(self, server: State, mean: State, round: Round) -> State:
         """The base's step, with η_g Δ̄ in the place of Δ̄."""
         eps = self.eps * self.eps_decay**round.index * (round.num_participants if self.eps_scale != "none" else 1)
-        step = (mean.square / (2 * (mean.delta.square().sum() + eps))).clamp(min=1.0)
+        below = 2 * (mean.delta.square().sum() + eps)
+        step = torch.where(below > 0, mean.square / below, 1.0).clamp(min=1.0)
         return super().on_aggregate(server, mean.replace(delta=step * mean.delta), round).replace(previous=server.x)
 
     def evaluation_point(self, server: State) -> Tensor:

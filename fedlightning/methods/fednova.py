@@ -14,7 +14,7 @@ class FedNova(FedAvg):
 
     Where clients take unequal numbers of steps, FedAvg favours those with many; here each pulls with its weight p_i alone.
     Equal K_i are FedAvg. Travels: 1 model down, 1 up and a number. Remembered: nothing. On top of another method, whose
-    local step must be that of SGD: `class A(FedNova, FedAvgM)`. The paper divides by ‖a_i‖₁ for local momentum and
+    local step must be that of SGD: `class A(FedNova, FedAvgM)`, in this order. The paper divides by ‖a_i‖₁ for local momentum and
     proximal steps, too, which is K_i for SGD alone.
     """
 

@@ -27,4 +27,4 @@ class FedProx(FedAvg):
 
     def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:
         """g_i(w) + μ (w − x)."""
-        return grad(local.w) + self.mu * (local.w - client.x)
+        return super().direction(local, grad, client) + self.mu * (local.w - client.x)
