@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -121,6 +121,21 @@ _IDLE = -1
 """The position of work that nobody waits for."""
 
 
+class _Call(NamedTuple):
+    """One call of `map`.
+
+    Attributes:
+        done: what comes of its work: a position, and a result or what went wrong.
+        given_up: whether nobody waits any more, so that what has not begun need not.
+    """
+
+    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]]
+    given_up: threading.Event
+
+
+_Item = tuple[int, Work[Any], _Call]
+
+
 class WorkerPool(Generic[Result]):
     """Runs work on whichever slot is free, and gives the results in the order in which the work was given.
 
@@ -133,8 +148,7 @@ class WorkerPool(Generic[Result]):
     """
 
     def __init__(self, workers: Sequence[Worker], forget: Callable[[str], None] = lambda slot: None) -> None:
-        self._todo: queue.SimpleQueue[tuple[int, Work[Any]] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         keep_freed_memory()
         self._count, self._forget = len(workers), forget
         self._lock = threading.Lock()
@@ -148,25 +162,30 @@ class WorkerPool(Generic[Result]):
             thread.start()
 
     def map(self, work: Sequence[Work[Result]], idle: Work[None] | None = None) -> Iterator[Result]:
-        """Do the work; yield each result as soon as it and all before it are there.
+        """Do the work; yield each result as soon as it and all before it are there. Several calls may be under way.
 
         Args:
             work: what is to be done.
             idle: what each slot does afterwards; nobody waits for it, so it must end by itself once there is work again.
         """
-        for item in enumerate(work):
-            self._todo.put(item)
+        call = _Call(queue.SimpleQueue(), threading.Event())
+        for position, each in enumerate(work):
+            self._todo.put((position, each, call))
         if idle:
             for _ in self._threads:
-                self._todo.put((_IDLE, idle))
+                self._todo.put((_IDLE, idle, call))
         ready: dict[int, Result] = {}
-        for position in range(len(work)):
-            while position not in ready:
-                index, result, error = self._done.get()
-                if error is not None:
-                    raise error
-                ready[index] = result
-            yield ready.pop(position)
+        try:
+            for position in range(len(work)):
+                while position not in ready:
+                    index, result, error = call.done.get()
+                    if error is not None:
+                        raise error
+                    ready[index] = result
+                yield ready.pop(position)
+        except BaseException:
+            call.given_up.set()
+            raise
 
     def close(self) -> None:
         """Cancel what runs and wait for the threads to end."""
@@ -182,9 +201,11 @@ class WorkerPool(Generic[Result]):
                 if not self.cancelled.is_set() and not self._do(worker, item):
                     return
 
-    def _do(self, worker: Worker, item: tuple[int, Work[Any]]) -> bool:
+    def _do(self, worker: Worker, item: _Item) -> bool:
         """Do work and hand over what comes of it; False if the slot is retired."""
-        position, work = item
+        position, work, call = item
+        if call.given_up.is_set():
+            return True
         try:
             worker.begin()
             result = work(worker)
@@ -193,13 +214,13 @@ class WorkerPool(Generic[Result]):
             if out_of_memory(error):
                 self._retire(worker, item, error)
                 return False
-            self._done.put((position, None, error))
+            call.done.put((position, None, error))
         else:
             if position != _IDLE:
-                self._done.put((position, result, None))
+                call.done.put((position, result, None))
         return True
 
-    def _retire(self, worker: Worker, item: tuple[int, Work[Any]], error: BaseException) -> None:
+    def _retire(self, worker: Worker, item: _Item, error: BaseException) -> None:
         """Let others do the work once the memory is free: until then the error's frames hold the cohort's tensors."""
         _let_go(error)
         self._forget(str(worker.slot))
@@ -216,7 +237,7 @@ class WorkerPool(Generic[Result]):
             "Use fewer slots on a device, a smaller `cohort_size` or a smaller batch; the batch is never shrunk by itself."
         )
         failure.__cause__ = error
-        self._done.put((item[0], None, failure))
+        item[2].done.put((item[0], None, failure))
 
 
 _NO_MEMORY = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
