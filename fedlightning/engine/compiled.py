@@ -267,9 +267,11 @@ def _first_step(block: Block) -> Block:
 
 
 def _digest(graph: GraphModule) -> str:
-    """What tells a graph and its constants apart from others."""
+    """What tells a graph and its constants, such as frozen layers, apart from others."""
     digest = hashlib.sha256(graph.code.encode())
-    for name, constant in sorted({**dict(graph.named_buffers()), **vars(graph)}.items()):
+    for name, constant in sorted(
+        {**dict(graph.named_parameters()), **dict(graph.named_buffers()), **vars(graph)}.items()
+    ):
         if isinstance(constant, Tensor):
             digest.update(
                 name.encode() + constant.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -68,6 +68,8 @@ class RoundJob:
             ConfigurationError: there is not one for each step.
         """
         schedule = self.work.schedule(self.data, client, self.round.index, self.seed, num_steps)
+        if schedule.index.dtype != torch.int64:
+            schedule = schedule._replace(index=schedule.index.to(torch.int64))
         if len(schedule.index) != num_steps:
             raise ConfigurationError(
                 f"`schedule` must give a batch for each of the {num_steps} local steps of client {client} in round "
@@ -178,21 +180,48 @@ def draw_cohort(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Dr
     schedules = [job.schedule(client, k) for client, k in zip(clients, steps, strict=True)]
     grid = Grid.of(steps, padding)
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
-    whole = padding.unroll and job.data.batch_size is None
-    index = grid.laid_out([s.index for s in schedules], -1, job.data.clients.largest if whole else 0)
+    size = (job.data.batch_size or job.data.clients.largest) if padding.unroll else 0
+    index = grid.laid_out([s.index for s in schedules], -1, size)
     mask = index >= 0
+    _check_batches(job, mask, size)
     filled = mask[:0].sum(-1) if padding.unroll else mask.sum(-1)
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
     addresses = [(job.round.index, client) for client in _places(clients, padding)]
     drawn = keys(2 + max(steps), job.seed, "gradient" if job.gradient_pass else "client", *addresses)
     each = Steps(
-        torch.from_numpy(np.maximum(index, 0, out=index if index.base is None else None)),
+        torch.from_numpy(_with_examples(index, mask)),
         torch.from_numpy(mask),
         torch.from_numpy(mask[..., 0].copy()),  # the filled places are those in front
         torch.from_numpy(grid.picked(drawn[2:].numpy())) if padding.unroll else drawn[2:],
         torch.from_numpy(grid.laid_out(draws, 0, index.shape[-1])) if draws else None,
     )
     return Drawn(steps, padding, each, filled, drawn[:2])
+
+
+def _check_batches(job: RoundJob, mask: NDArray[np.bool_], size: int) -> None:
+    """Check that batches are filled from the front, and not larger than a graph's, if there is one.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    name = type(job.data).__name__
+    if size and mask.shape[-1] > size:
+        raise ConfigurationError(
+            f"`schedule` must give batches of at most `batch_size` = {size} where steps are compiled, but that of {name} gives "
+            f"{mask.shape[-1]}; use a larger `batch_size`, or `compile=False`."
+        )
+    if (mask[..., 1:] & ~mask[..., :-1]).any():
+        raise ConfigurationError(
+            f"`schedule` must fill each batch from the front, -1 after the last example, but that of {name} leaves a place "
+            "empty before one that is filled; sort them."
+        )
+
+
+def _with_examples(index: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Positions with an example in each place: in an empty one the first of its batch, which nothing is computed from."""
+    if mask.all():
+        return index
+    return np.maximum(np.where(mask, index, index[..., :1]), 0)
 
 
 def plan_cohort(job: RoundJob, clients: tuple[int, ...], drawn: Drawn, device: torch.device) -> CohortPlan:

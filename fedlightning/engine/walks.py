@@ -60,7 +60,7 @@ def walk_in_python(run: Run, used: Sequence[int], unroll: int) -> Walk:
         return lambda: steps(inputs, calls)
 
     def steps(inputs: Inputs, calls: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        rows = [row.source[row.index] if isinstance(row, Gathered) else row for row in inputs.rows]
+        rows = [row.source[row.index] if isinstance(row, Gathered) else row.contiguous() for row in inputs.rows]
         chunks = iter(zip(*(row.view(-1, unroll, *row.shape[1:]).unbind() for row in rows), strict=True))
         ends, losses = [], []
         for c, count in enumerate(calls):
