@@ -26,13 +26,14 @@ from fedlightning.engine.choices import (
     share_out,
     slots_under_lock,
 )
-from fedlightning.engine.cohort import run_cohort, run_together, start, take_rows
+from fedlightning.engine.cohort import rehearse, run_cohort, run_together, start, take_rows
 from fedlightning.engine.compiled import CompiledExecutor, Programs
 from fedlightning.engine.evaluate import ClientSums, Split, evaluate_chunk, splits
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import GradientPass, Hooks
+from fedlightning.engine.inspection import inspect
 from fedlightning.engine.job import RoundJob, draw_cohort, plan_cohort
 from fedlightning.engine.planning import Ahead, Plans
 from fedlightning.engine.precision import Numerics, Precision, check_precision
@@ -120,17 +121,23 @@ class SlotStrategy:
         wish = self._wish
         self.slots = wish if isinstance(wish, list) else choose_slots(wish, work.participants)
         check_precision(self.precision, layout.dtype)
-        self._choose(task, layout, data, work)
+        found = inspect(task, data)
+        self._choose(task, layout, data, work, found.obstacle)
+        if found.draws:
+            rank_zero_warn(
+                "A model must draw no random numbers of its own, or the same seed does not give the same numbers, but this one "
+                "does in training; use `nn.Dropout`, whose masks come from the clients' keys."
+            )
         if wish is None and interpreter.gil_enabled() and self.root_device.type == "cpu":
             self.slots = choose_slots(min(self._slots_under_lock(), work.participants), work.participants)
         devices = {slot.device for slot in self.slots}
-        self._examples = {device: data.train.to(device) for device in devices}
+        self._examples = {device: data.train.contiguous().to(device) for device in devices}
         self._splits = splits(data, self._examples)
         workers = [
             Worker(slot, Replica(task, layout, slot.device, self.precision), self._threads) for slot in self.slots
         ]
         self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
-        self._billed = False
+        self._billed, self._tried = False, set[bool]()
         self._ahead: Ahead | None = None
         on_cpu = all(slot.kind == "cpu" for slot in self.slots)
         self._traces = Traces() if self._compile_wish == "auto" and on_cpu else None
@@ -144,7 +151,9 @@ class SlotStrategy:
             return cpu_count() if self.programs.how == "compile" else 1
         return min(cpu_count(), slots_under_lock(self._task, self._data, self.cohort_size))
 
-    def _choose(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
+    def _choose(
+        self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload, obstacle: str | None
+    ) -> None:
         """The cohort's size, and how local steps become graphs."""
         wish, count = self._compile_wish, len(self.slots)
         on_cpu, devices = all(slot.kind == "cpu" for slot in self.slots), {slot.device for slot in self.slots}
@@ -154,11 +163,12 @@ class SlotStrategy:
                 f"`compile='trace'` must have all slots on one device, but they are on {len(devices)}; use True."
             )
         if on_cpu or wish == "trace":
-            how, self._why_not = choose_compile(wish, task, layout, work, on_cpu)
+            how, self._why_not = choose_compile(wish, task, layout, work, on_cpu, obstacle)
         else:
             captured, self._why_not = choose_graphs(wish, task, work.batched, work.total, count)
         large = how is not None and large_steps(task, data)
-        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, how is not None, large)
+        compiled = how is not None
+        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled, large, obstacle)
         self.programs = Programs(how, self._threads, work.longest, large) if how else None
         self.graphs = Graphs(self.cohort_size, data.batch_size, wish is True) if captured and data.batch_size else None
 
@@ -219,6 +229,8 @@ class SlotStrategy:
         """
         if self.programs:
             self._build_or_give_up(self.programs, job, clients)
+        elif self._cohort_wish == "auto" and job.gradient_pass not in self._tried:
+            self._try_or_give_up(job, clients)
         if self._traces:
             self._traces.grow()
         plans = self._plans(job, clients, self._ahead.close() if self._ahead else None)
@@ -297,9 +309,23 @@ class SlotStrategy:
             self.programs, self.cohort_size = None, 1
             rank_zero_warn(f"One client at a time, since the local steps cannot be compiled: {error}")
 
+    def _try_or_give_up(self, job: RoundJob, clients: Sequence[int]) -> None:
+        """Where "auto" asked for cohorts and two clients cannot be trained side by side, train one at a time."""
+        self._tried.add(job.gradient_pass)
+        pair = tuple(sorted(clients, key=lambda client: (-job.num_steps(client), client))[:2])
+        if self.cohort_size == 1 or len(pair) < 2:
+            return
+        replica = self._replicas[self.root_device]
+        try:
+            rehearse(replica, job, pair, CohortExecutor(replica, 2), f"{self.slots[0]}, before the first round")
+        except Exception as error:  # noqa: BLE001 - a real error comes again in training
+            self.cohort_size = 1
+            rank_zero_warn(f"One client at a time, since several cannot be trained side by side: {error}")
+
     def _build(self, programs: Programs, job: RoundJob, client: int) -> None:
         """Build the pass's graph from a client's steps in this round; no slot works meanwhile."""
         replica = self._replicas[self.root_device]
+        replica.load_buffers(job.buffers)
         server = job.server.apply(lambda tensor: tensor.to(self.root_device))
         hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
         plan = plan_cohort(job, (client,), draw_cohort(job, (client,), Padding(1, programs.unroll)), replica.device)

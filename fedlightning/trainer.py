@@ -226,7 +226,7 @@ class FederatedTrainer:
                     callback.load_state_dict(meta["callbacks"][callback.state_key])
         if state is None:
             x = self._layout.read(self._task).to(device)
-            buffers = flatten_buffers(persistent_buffers(self._task), device)
+            buffers = flatten_buffers(persistent_buffers(self._task).values(), device)
             return RoundState(0, self.method.configure_server(x), memory, buffers)
         if state.server.x.shape != (self._layout.size,):
             raise ConfigurationError(

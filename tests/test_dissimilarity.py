@@ -180,11 +180,11 @@ def test_without_dropout_or_augmentation_and_with_running_statistics() -> None:
     trainer = trainer_of(2, Dissimilarity(), trace := Trace(), evaluate_every=0)
     state = trainer.fit(FedAvg(lr=0.1), task, data)
     trained, start = task.with_parameters(state.server.x).eval(), 0
-    for buffer in persistent_buffers(trained):
+    for buffer in persistent_buffers(trained).values():
         values = state.buffers[start : start + buffer.numel()].view(buffer.shape)
         buffer.copy_(values if buffer.is_floating_point() else values.round())
         start += buffer.numel()
-    assert not torch.equal(state.buffers, flatten_buffers(persistent_buffers(task), torch.device("cpu")))
+    assert not torch.equal(state.buffers, flatten_buffers(persistent_buffers(task).values(), torch.device("cpu")))
     gradients, sizes = [], data.clients.sizes.tolist()
     for client in range(5):
         index = data.clients.client(client)

@@ -42,8 +42,7 @@ from fedlightning.engine.capture import Capture, NoWaiting, StepGraph
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import RoundJob
-from fedlightning.engine.planning import plan_for
+from fedlightning.engine.job import RoundJob, draw_cohort, plan_cohort
 from fedlightning.engine.precision import Numerics, _uses_tensor_cores
 from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, out_of_memory
@@ -197,8 +196,8 @@ class Captured(SlotStrategy):
 
     strict = True
 
-    def _choose(self, task, layout, data, work):  # type: ignore[no-untyped-def]
-        super()._choose(task, layout, data, work)
+    def _choose(self, task, layout, data, work, obstacle):  # type: ignore[no-untyped-def]
+        super()._choose(task, layout, data, work, obstacle)
         self.graphs = Graphs(self.cohort_size, data.batch_size, self.strict, on_tape)
 
     def _executor(self, worker: Worker, job: RoundJob) -> Executor:
@@ -341,7 +340,7 @@ def job_on(device: torch.device, method: FedMethod, model: Classification, clien
     if method.gradient_pass() != "none":
         gradients = dict.fromkeys(range(clients.clients.num_clients), x)
         server = server.replace(gradient=x)
-    buffers = flatten_buffers(persistent_buffers(model), torch.device("cpu")).to(device)
+    buffers = flatten_buffers(persistent_buffers(model).values(), torch.device("cpu")).to(device)
     examples = clients.train.to(device)
     job = RoundJob(
         method, Round(0, 7, 3, 0.05), 0, layout, server, ClientMemory(), buffers, clients, lambda _: examples, lambda: False,
@@ -362,7 +361,7 @@ def finish(phases: Generator[None, None, tuple[State, Tensor]]) -> tuple[State, 
 def train(job: RoundJob, replica: Replica, executor: Executor, chosen: tuple[int, ...], kind: type[Hooks]) -> State:
     """The steps of a cohort and its end, under a watch."""
     hooks = kind(job.method, job.server, job.layout)
-    plan = plan_for(executor, job, chosen, replica.device)
+    plan = plan_cohort(job, chosen, draw_cohort(job, chosen, executor.padding(len(chosen))), replica.device)
     with torch.no_grad(), NoWaiting():  # type: ignore[no-untyped-call]
         local, losses = finish(cohort._train(executor, hooks, plan, job, replica.device))
         upload, _ = executor.call(hooks, "end", local, plan.clients(1))
@@ -457,7 +456,7 @@ class FakeMeter:
     def peak(self, work: Callable[[], Any]) -> int:
         if self.error:
             raise self.error
-        (result,) = work()
+        result = work()
         self.steps = int(result.num_steps.sum())
         return 5
 

@@ -11,8 +11,8 @@ from fedlightning.data import Schedule, Stragglers, TensorData
 from fedlightning.engine import planning
 from fedlightning.engine.executors import LoopExecutor
 from fedlightning.engine.grid import Padding
-from fedlightning.engine.job import CohortPlan, Drawn, RoundJob, draw_cohort
-from fedlightning.engine.planning import Ahead, Plans, plan_for
+from fedlightning.engine.job import CohortPlan, Drawn, RoundJob, draw_cohort, plan_cohort
+from fedlightning.engine.planning import Ahead, Plans
 from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
 from fedlightning.engine.slots import Slot, Worker
 from fedlightning.errors import ConfigurationError
@@ -30,11 +30,15 @@ def job_of_a_round() -> tuple[RoundJob, LoopExecutor]:
     clients.setup()
     layout = Layout.of(model)
     server = visible(method, method.configure_server(layout.read(model)))
-    buffers = flatten_buffers(persistent_buffers(model), CPU)
+    buffers = flatten_buffers(persistent_buffers(model).values(), CPU)
     job = RoundJob(
         method, Round(0, 7, 7, 0.05), 0, layout, server, ClientMemory(), buffers, clients, lambda _: clients.train, lambda: False
     )  # fmt: skip
     return job, LoopExecutor(Replica(model, layout, CPU))
+
+
+def plan_for(executor: LoopExecutor, job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
+    return plan_cohort(job, clients, draw_cohort(job, clients, executor.padding(len(clients))), device)
 
 
 def equal(one: CohortPlan, other: CohortPlan) -> bool:

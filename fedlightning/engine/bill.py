@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from fedlightning.engine.cohort import run_cohort, run_together
+from fedlightning.engine.cohort import rehearse
 from fedlightning.engine.executors import Executor
 from fedlightning.engine.job import RoundJob
-from fedlightning.engine.planning import plan_for
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ConfigurationError
 
@@ -112,14 +111,8 @@ def measure(
         ConfigurationError: not even one step has room.
     """
     device = str(replica.device)
-    short = replace(job, work=replace(job.work, steps=dict.fromkeys(cohort, executor.block(len(cohort)))))
     try:
-        plan = plan_for(executor, short, cohort, replica.device)
-        peak = meter.peak(
-            lambda: run_together(
-                [run_cohort(replica, short, cohort, plan, executor, f"{device}, before the first round")]
-            )
-        )
+        peak = meter.peak(lambda: rehearse(replica, job, cohort, executor, f"{device}, before the first round"))
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
             f"{device} must have memory for a local step of {len(cohort)} client{'s' * (len(cohort) > 1)}, but has not: "

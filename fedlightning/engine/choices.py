@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedlightning import interpreter
 from fedlightning.data.module import FederatedDataModule
+from fedlightning.engine.inspection import first_batch
 from fedlightning.engine.packages import compiler
 from fedlightning.engine.slots import Slot, cpu_count
 from fedlightning.errors import ConfigurationError
@@ -112,17 +113,14 @@ def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
 
     0 for a model that must see values, e.g. as NumPy's numbers: it cannot be counted, and trains all the same.
     """
-    schedule = data.schedule(0, 0, 0, 1)
-    index = schedule.index[0][schedule.index[0] >= 0]
-    draws = None if schedule.draws is None else schedule.draws[0, : len(index)]
-    batch = tuple(tensor.to("meta") for tensor in data.batch(data.train, index, draws))
+    batch = tuple(tensor.to("meta") for tensor in first_batch(data))
     try:
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             deepcopy(task).to("meta").loss(batch).mean().backward()
     except Exception:  # noqa: BLE001 - a model may fail in any way where there are no values; a real error comes again in training
         return 0.0
     size = len(data.clients.indices) / data.clients.num_clients
-    return float(counter.get_total_flops()) / len(index) * min(data.batch_size or size, size)
+    return float(counter.get_total_flops()) / len(batch[0]) * min(data.batch_size or size, size)
 
 
 def large_steps(task: FederatedTask, data: FederatedDataModule) -> bool:
@@ -131,7 +129,7 @@ def large_steps(task: FederatedTask, data: FederatedDataModule) -> bool:
 
 
 def choose_compile(
-    wish: bool | str, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool
+    wish: bool | str, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, obstacle: str | None
 ) -> tuple[Literal["compile", "trace"] | None, str]:
     """How the local steps become graphs, or None and, where it would pay, why not.
 
@@ -142,11 +140,11 @@ def choose_compile(
         return None, ""
     if wish == "auto":
         pays = work.total >= _LONG if _dense(task, layout) else _convolving(task, layout, work)
-        if not (on_cpu and work.batched and pays):
+        if not (on_cpu and work.batched and pays) or obstacle:
             return None, ""
         return ("compile", "") if compiler() else (None, "no C++ compiler was found")
-    if layer := _unliftable(task):
-        raise ConfigurationError(f"`compile` must be False for a model with {layer}; {_REMEDY}")
+    if obstacle:
+        raise ConfigurationError(f"`compile` must be False for a model with {obstacle}; {_REMEDY}")
     if wish == "trace":
         return "trace", ""
     if not on_cpu or not compiler():
@@ -160,7 +158,14 @@ _REMEDY = 'use group norm (`norm="group"`) or `cohort_size=1`.'
 
 
 def choose_cohort(
-    wish: str | int, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, compiled: bool, large: bool
+    wish: str | int,
+    task: FederatedTask,
+    layout: Layout,
+    work: Workload,
+    on_cpu: bool,
+    compiled: bool,
+    large: bool,
+    obstacle: str | None,
 ) -> int:
     """The clients trained at once, or compiled as steps that are large or not, handed over together.
 
@@ -168,16 +173,20 @@ def choose_cohort(
         ConfigurationError: more than one is asked for, but the model cannot be lifted.
     """
     if isinstance(wish, int):
-        if wish > 1 and (layer := _unliftable(task)):
+        if wish > 1 and obstacle:
             raise ConfigurationError(
-                f"`cohort_size` must be 1 for a model with running statistics or recurrent layers, but is {wish} and the model "
-                f"has {layer}; {_REMEDY}"
+                "`cohort_size` must be 1 for a model with statistics of batches, recurrent layers, or a memory or random "
+                f"numbers of its own, but is {wish} and the model has {obstacle}; {_REMEDY}"
             )
         return min(wish, work.participants)
     half = work.participants // 2
     if compiled:
         return 1 if large else max(1, min(32, half))
-    return min(64, half) if _dense(task, layout) and work.balanced and on_cpu and work.participants >= 16 else 1
+    return (
+        min(64, half)
+        if not obstacle and _dense(task, layout) and work.balanced and on_cpu and work.participants >= 16
+        else 1
+    )
 
 
 def pack(
@@ -232,11 +241,3 @@ def _convolving(task: FederatedTask, layout: Layout, work: Workload) -> bool:
 def _dense(task: FederatedTask, layout: Layout, others: tuple[type[nn.Module], ...] = ()) -> bool:
     leaves = [m for m in task.model.modules() if not list(m.children()) and list(m.parameters())]
     return all(isinstance(leaf, _DENSE + others) for leaf in leaves) and layout.size < _HEAVY
-
-
-def _unliftable(task: FederatedTask) -> str | None:
-    """The first layer that has no batching rule: one with running statistics, or a recurrent one."""
-    for name, module in task.named_modules():
-        if getattr(module, "track_running_stats", False) or isinstance(module, nn.RNNBase):
-            return repr(name)
-    return None

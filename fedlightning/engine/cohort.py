@@ -15,7 +15,7 @@ from fedlightning.callback import CohortResult
 from fedlightning.data.module import Examples
 from fedlightning.engine.executors import Block, Executor, Gathered, InTurnExecutor
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import CohortPlan, RoundJob, Steps
+from fedlightning.engine.job import CohortPlan, RoundJob, Steps, draw_cohort, plan_cohort
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ClientError
 from fedlightning.state import State
@@ -76,6 +76,13 @@ def run_cohort(
         slot=slot,
         seconds=0.0,
     )
+
+
+def rehearse(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> CohortResult:
+    """Train a cohort for a block of steps, of which nothing is kept but what is given back."""
+    short = replace(job, work=replace(job.work, steps=dict.fromkeys(clients, executor.block(len(clients)))))
+    plan = plan_cohort(short, clients, draw_cohort(short, clients, executor.padding(len(clients))), replica.device)
+    return run_together([run_cohort(replica, short, clients, plan, executor, slot)])[0]
 
 
 def start(executor: Executor, hooks: Hooks, plan: CohortPlan) -> State:

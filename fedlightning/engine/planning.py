@@ -16,11 +16,6 @@ _AHEAD, _ENTRIES = 8, 2**18
 """How many cohorts a slot draws at a time, and after how many drawn places [K, C, B] it stops."""
 
 
-def plan_for(executor: Executor, job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
-    """A cohort's plan, laid out as the executor asks."""
-    return plan_cohort(job, clients, _draw(executor, job, clients), device)
-
-
 def _draw(executor: Executor, job: RoundJob, clients: tuple[int, ...]) -> Drawn:
     return draw_cohort(job, clients, executor.padding(len(clients)))
 

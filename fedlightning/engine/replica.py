@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,8 +44,13 @@ class Replica:
         self._keys = dropout_key_names(self.task)
         self._apply = _Apply(self.task)
         self._autocast = Autocast(precision, device)
-        self._buffers = persistent_buffers(self.task)
+        self._names = list(persistent_buffers(self.task))
         self._params = [p for p in self.task.parameters() if p.requires_grad]
+
+    @property
+    def _buffers(self) -> list[Tensor]:
+        """The buffers, which a module may exchange for others."""
+        return [self.task.get_buffer(name) for name in self._names]
 
     def load(self, w: Tensor, buffers: Tensor) -> None:
         """Set the module's parameters and buffers."""
@@ -142,13 +147,13 @@ def mean_loss(losses: Tensor, mask: Tensor | None) -> Tensor:
     return losses.mean() if mask is None else (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
-def persistent_buffers(module: nn.Module) -> list[Tensor]:
-    """The buffers that belong to the model (running statistics, tables), in the module's order."""
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to the model (running statistics, tables) by name, in the module's order."""
     kept = module.state_dict(keep_vars=True)
-    return [buffer for name, buffer in module.named_buffers() if name in kept]
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
-def flatten_buffers(buffers: Sequence[Tensor], device: torch.device) -> Tensor:
+def flatten_buffers(buffers: Iterable[Tensor], device: torch.device) -> Tensor:
     """Buffers as one vector [Q] (float64)."""
     flat = [buffer.detach().reshape(-1).to(torch.float64) for buffer in buffers]
     return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64, device=device)
