@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning.background import Detach, detach, start_in_background
+from fedlightning.callback import Callback
 from fedlightning.centralised import fit_centralised
 from fedlightning.command import Command, first_flags
 from fedlightning.data.module import FederatedDataModule
@@ -65,10 +67,11 @@ class Run:
         parent = self.root / self.recipe / partition / self.method
         check_writable(parent)
         checkpoint, name = self._checkpoint(parent)
+        new = name is None or not (parent / name).exists()
         self._loggers = run_loggers(parent, name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._made = None if self.resume == "last" else self.folder
-        (self.folder / "config.yaml").write_text(self.config, encoding="utf-8")
+        if new:
+            self._made = self.folder
+            self._write_config()
         return self._loggers, checkpoint
 
     @property
@@ -78,24 +81,46 @@ class Run:
 
     def _checkpoint(self, parent: Path) -> tuple[Path | None, str | None]:
         """What to go on from, and the name of the run's folder."""
-        name = self.name
+        name, given = self.name, None if self.resume in (None, "last") else Path(str(self.resume))
+        if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+            raise ConfigurationError(f"`--name` must be that of a folder in {parent}, such as 'mine', but is {name!r}.")
         if self.resume and self.centralised:
             raise ConfigurationError(
                 "`--resume` must be left out with `--centralised`, which does not go on; run it again."
             )
-        if name and not self.resume and (parent / name / "config.yaml").is_file():
-            raise ConfigurationError(
-                f"`--name` must be new or resumed, but {parent / name} holds a run; choose another name, or add `--resume last`."
-            )
+        if given and not given.is_file():
+            raise ConfigurationError(f"`--resume` must be 'last' or a checkpoint's path, but there is no file {given}.")
         if self.resume == "last":
-            folder = parent / name if name else latest_run(parent)
-            if folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
-                raise ConfigurationError(
-                    f"`--resume last` needs a run with checkpoints/last.ckpt in {folder or parent}, but there is none; "
-                    "leave `--resume` out to begin one."
-                )
+            return self._last(parent)
+        own = name and given and (parent / name).resolve() in given.resolve().parents
+        if name and not own and (parent / name / "config.yaml").is_file():
+            remedy = "" if self.centralised else ", or add `--resume last`"
+            raise ConfigurationError(
+                f"`--name` must be new or resumed, but {parent / name} holds a run; choose another name{remedy}."
+            )
+        return given, name
+
+    def _last(self, parent: Path) -> tuple[Path | None, str]:
+        """The last checkpoint of the run of this name, or of the newest; none of a run that ended before its first one."""
+        folder = parent / self.name if self.name else latest_run(parent)
+        if folder and (folder / "checkpoints" / "last.ckpt").is_file():
             return folder / "checkpoints" / "last.ckpt", folder.name
-        return Path(self.resume) if self.resume else None, name
+        if folder and (folder / "config.yaml").is_file():
+            rank_zero_info(f"{folder} has no checkpoint yet, so its run begins again.")
+            return None, folder.name
+        raise ConfigurationError(
+            f"`--resume last` needs a run with checkpoints/last.ckpt in {folder or parent}, but there is none; leave `--resume` "
+            "out to begin one."
+        )
+
+    def _write_config(self) -> None:
+        (self.folder / "config.yaml").write_text(self.config, encoding="utf-8")
+
+    def _begin(self, rounds: int) -> None:
+        """From now on the folder is that of a run, which is told if there is something left to do."""
+        self._made = None
+        if rounds > 0:
+            self._write_config()
 
     def fit(
         self,
@@ -110,16 +135,33 @@ class Run:
         if self.centralised:
             if Detach.wanted():
                 detach(self.folder)
+            self._write_config()
             fit_centralised(trainer, method, task, data, self._loggers, self.folder)
             return
+        trainer.callbacks.insert(0, _Begins(self))
         if Detach.wanted():
             trainer.callbacks.insert(0, Detach())
         trainer.fit(method, task, data, ckpt_path=checkpoint)
 
     def discard(self) -> None:
-        """Remove the folder of a run that was refused before its first round."""
+        """Remove the folder of a run that was refused before its first round, unless it was there before."""
         if self._made:
             shutil.rmtree(self._made)
+
+
+class _Begins(Callback):
+    """Tells a run that nothing was refused.
+
+    Args:
+        run: which.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """The first round begins, unless all were taken."""
+        self._run._begin(trainer.max_rounds - trainer.round)
 
 
 def run_recipe(
@@ -144,7 +186,7 @@ def run_recipe(
     run = Run(recipe.stem, "", "")
     try:
         given = first_flags(arguments)
-        if given.background == "true" and not Detach.wanted():
+        if given.background and not Detach.wanted():
             program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else [str(recipe)]
             _leave(recipe.stem, [sys.executable, *program, *arguments])
             return
@@ -158,7 +200,8 @@ def run_recipe(
         print(f"{recipe.stem}: error: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
-        print(f"{recipe.stem}: stopped; go on with `--resume last`.", file=sys.stderr)  # noqa: T201
+        goes_on = "" if run.centralised else "; go on with `--resume last`"
+        print(f"{recipe.stem}: stopped{goes_on}.", file=sys.stderr)  # noqa: T201
         raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
 
 
@@ -192,4 +235,7 @@ def _leave(recipe: str, command: Sequence[str]) -> None:
     if folder is None:
         raise SystemExit(number)
     print(f"{recipe}: runs in the background as process {number} in {folder}, output in {folder / 'output.txt'};")  # noqa: T201
+    if any(word.startswith("--centralised") for word in command):
+        print(f"`kill {number}` stops it.")  # noqa: T201
+        return
     print(f"`kill {number}` stops it after the round, `--resume last` goes on.")  # noqa: T201

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -26,8 +27,16 @@ def first_flags(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(flag)
     parser.add_argument("--config", action="append", default=[])
     for flag in ("--background", "--no-preset"):
-        parser.add_argument(flag, nargs="?", const="true", default="false", type=str.lower)
+        parser.add_argument(flag, nargs="?", const=True, default=False, type=_is_true)
     return parser.parse_known_args(arguments)[0]
+
+
+def _is_true(word: str) -> bool:
+    """Whether YAML, which the other flags are read as, takes a word for true; what is no bool is refused with them."""
+    try:
+        return yaml.safe_load(word) is True
+    except yaml.YAMLError:
+        return False
 
 
 class Command:
@@ -47,7 +56,7 @@ class Command:
         self.files = [ConfigFile.read(Path(path)) for path in given.config]
         last: dict[str, Any] = {key: value for file in self.files for key, value in file.values.items()}
         self.partition = given.partition or last.get("partition")
-        named = "partition" in inspect.signature(main).parameters and given.no_preset != "true"
+        named = "partition" in inspect.signature(main).parameters and not given.no_preset
         path = partition_file(recipe, self.partition) if named else None
         self.preset = ConfigFile.read(path) if path else None
         if self.preset:
@@ -125,7 +134,9 @@ class _Parser(ArgumentParser):
 
 
 def _parser(main: Callable[..., Any], method: type[FedMethod], recipe: str, defaults: dict[str, Any]) -> _Parser:
-    parser = _Parser(prog=recipe, description=main.__doc__.splitlines()[0] if main.__doc__ else None)
+    parser = _Parser(
+        prog=recipe, allow_abbrev=False, description=main.__doc__.splitlines()[0] if main.__doc__ else None
+    )
     parser.add_argument("--method", default=method.__name__.lower(), help=f"one of {', '.join(method_names())}")
     parser.add_argument(
         "--config", action="append", help="YAML, e.g. a run's config.yaml; later ones win, and flags over them"

@@ -281,6 +281,10 @@ class FederatedTrainer:
             self._call("on_evaluation_end", metrics)
         if self.round == 0:
             self._log(self._current)
+        if self.round >= self.max_rounds:
+            rank_zero_info(
+                f"Nothing is left to do: {self.round} rounds are over, and {self.max_rounds} were asked for."
+            )
         while self.round < self.max_rounds and not self.should_stop:
             self._run_round(state)
             state = self.state

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from recipe_runner import RECIPES, load
 
 from fedlightning.checkpoint import load_checkpoint
 from fedlightning.cli import Run, run_recipe
+from fedlightning.command import first_flags
 from fedlightning.method import FedMethod
 from fedlightning.methods import method_names
 from fedlightning.signals import stop_on_signal
@@ -191,6 +193,78 @@ def test_the_name_of_another_run_is_refused(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         synthetic("--name", "mine", *QUICK)
     assert "holds a run; choose another name, or add `--resume last`" in capsys.readouterr().err
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--name", "mine", "--resume", "Last"], "`--resume` must be 'last' or a checkpoint's path, but there is no file Last"),
+        (["--name", "mine", "--resume", "last", "--lr", "0.5"], "`hyperparameters`"),
+        (["--name", "mine", "--resume", "mine.ckpt", "--lr", "0.5"], "`hyperparameters`"),
+        (["--name", "mine", "--slots", "cuda:0"], "holds a run"),
+        (["--name", "notes", "--clients-per-round", "31"], "`clients_per_round` must be"),
+        *((["--name", name, "--clients-per-round", "31"], "`--name` must be that of a folder in") for name in ("", ".", "..", "a/b", "/tmp/a")),
+    ],
+)  # fmt: skip
+def test_what_was_there_before_a_mistake_stays_as_it_was(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic("--name", "mine", *QUICK)
+    (folder(name="notes")).mkdir()
+    (folder(name="notes") / "plan.txt").write_text("mine")
+    checkpoint = folder(name="mine") / "checkpoints" / "last.ckpt"
+    before = contents(Path("logs"))
+    with pytest.raises(SystemExit) as caught:
+        synthetic(
+            *[str(checkpoint) if word == "mine.ckpt" else word for word in argv], "--local-steps", "2", "--rounds", "6"
+        )
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert contents(Path("logs")) == before
+
+
+def test_a_run_that_was_refused_leaves_no_folder_of_its_own() -> None:
+    with pytest.raises(SystemExit):
+        synthetic("--name", "new", "--clients-per-round", "31")
+    assert not folder(name="new").exists()
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic("--name", "whole", *QUICK)
+    synthetic("--name", "early", *QUICK)
+    shutil.rmtree(folder(name="early") / "checkpoints")
+    synthetic("--name", "early", "--resume", "last", *QUICK)
+    one, other = (load_checkpoint(folder(name=name) / "checkpoints" / "last.ckpt")[0] for name in ("whole", "early"))
+    assert torch.equal(one.server.x, other.server.x)
+    rows = (folder(name="early") / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in rows] == ["step", "0", "1", "2", "3"]
+
+
+def test_fewer_rounds_than_are_over_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    synthetic("--name", "mine", *QUICK)
+    before = (folder(name="mine") / "config.yaml").read_bytes()
+    with caplog.at_level("INFO"):
+        synthetic("--name", "mine", "--resume", "last", "--local-steps", "2", "--rounds", "1")
+    assert "Nothing is left to do: 3 rounds are over, and 1 were asked for." in caplog.text
+    assert (folder(name="mine") / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("argv", [["--meth", "fedprox"], ["--conf", "c.yaml"], ["--backgr"], ["--no-pres"]])
+def test_a_flag_is_not_abbreviated(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        synthetic(*argv, *QUICK)
+    assert f"there is no flag {argv[0]} here; did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "True"])
+def test_yes_is_true_for_the_flags_that_are_read_first(word: str) -> None:
+    given = first_flags(["--background", word, "--no-preset", word, "--rounds", "3"])
+    assert (given.background, given.no_preset) == (True, True)
+    assert not first_flags(["--background", "off"]).background
 
 
 def test_fake_data_are_named_in_the_folder() -> None:
