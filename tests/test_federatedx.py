@@ -10,6 +10,7 @@ import yaml
 from fedlightning import ConfigurationError
 from fedlightning.federatedx import parse_command, read, translate
 from fedlightning.federatedx.__main__ import main
+from fedlightning.federatedx.tables import READ
 from fedlightning.methods import method_named, method_names
 
 CONFIG: dict[str, Any] = {
@@ -64,10 +65,15 @@ def test_each_key_is_accounted_for() -> None:
     notes = "\n".join(translate(CONFIG).notes)
     for section, values in CONFIG.items():
         for key in values:
-            assert f"{section}.{key}" in notes.replace("epoch, minibatch", "minibatch").replace(
-                "client_trainer_arguments.minibatch",
-                "client_trainer_arguments.epoch client_trainer_arguments.minibatch",
-            )
+            assert f"{section}.{key} = " in notes
+
+
+@pytest.mark.parametrize(("section", "key"), [(section, key) for section, keys in READ.items() for key in keys])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_key_alone_is_accounted_for(section: str, key: str, empty: bool) -> None:
+    value = {"alpha": 0.1, "fedgm": (0.8, 0.7), "betas": (0.9, 0.99), "devices": "cpu"}.get(key, 1)
+    (note,) = translate({section: {key: None if empty else value}}).notes
+    assert note.startswith(f"{section}.{key} = {None if empty else ''}")
 
 
 @pytest.mark.parametrize(("wish", "count"), [(-1, 1.0), (1, 1), (1.0, 1), (62, 62), (0.1, 0.1), (0.01, 0.01)])
@@ -76,10 +82,32 @@ def test_participation_one_is_one_client_and_minus_one_all(wish: float, count: f
     assert (found, type(found)) == (count, type(count))
 
 
-@pytest.mark.parametrize("wish", [0, -0.5, True, "many"])
+@pytest.mark.parametrize("wish", [0, -0.5, True, "many", float("nan"), float("inf")])
 def test_other_participations_are_refused(wish: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"`participation_rate_or_num` must be -1 or positive, but is"):
+    with pytest.raises(
+        ConfigurationError, match=r"`participation_rate_or_num` must be -1 or positive, but is .*; write"
+    ):
         translate(changed("server_arguments", participation_rate_or_num=wish))
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        *(("workconfig", {"alpha": wrong}, "`alpha` must be a positive number")
+          for wrong in ("x", 0, -0.1, float("nan"), float("inf"), 10**400, True, [0.1])),
+        *(("workconfig", {"clients_num": wrong}, "`clients_num` must be a whole number from 1 on")
+          for wrong in ("many", 0, -5, 1.5, float("inf"), True)),
+        *(("client_trainer_arguments", {"minibatch": steps, "epoch": "5"}, "`epoch` must be a whole number from")
+          for steps in (True, False)),
+        *(("fedopt", {"betas": wrong}, r"`betas` must be two numbers in \[0, 1\)")
+          for wrong in (0.9, [0.9], [], "(0.9, 0.99)", ["a", "b"], (0.9, 1))),
+        *(("cuda_argments", {"devices": wrong}, "`devices` must be 'auto' or names of devices")
+          for wrong in ("tpu", [], -1, True, ["auto", "cpu"])),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_are_refused(section: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{message}.*, but is .*; write e.g. "):
+        translate({section: values})
 
 
 def test_without_minibatch_epochs_are_epochs() -> None:
@@ -95,10 +123,41 @@ def test_closed_weights_are_uniform_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alpha", "name"), [(0.01, "A0d01C62"), (1, "A1d00C62"), (0.001, "A0d001C62"), (10.0, "A10d00C62")]
-)
+    ("alpha", "name"),
+    [(0.01, "A0d01C62"), (1, "A1d00C62"), (0.001, "A0d001C62"), (10.0, "A10d00C62"), ("1e-2", "A0d01C62"),
+     (1e-12, "A0d000000000001C62")],
+)  # fmt: skip
 def test_alpha_and_clients_are_a_partition(alpha: float, name: str) -> None:
     assert translate(changed("workconfig", alpha=alpha, clients_num=62)).settings["partition"] == name
+
+
+@pytest.mark.parametrize(
+    ("given", "command", "partition", "note"),
+    [
+        ({}, "", "A0d01C100", "folder: `partition: A0d01C100`"),
+        ({"alpha": 0.5, "clients_num": 30}, "", "A0d50C30", "folder: its name says A0d01C100; left out beside alpha and clients_num"),
+        ({}, "-workconfig --alpha 0.5 --clients_num 10", "A0d50C10", "folder: its name says A0d01C100"),
+        ({"alpha": 0.5}, "", None, "folder: its name says A0d01C100; left out beside alpha"),
+        ({"alpha": 0.01, "clients_num": 100}, "", "A0d01C100", None),
+    ],
+)  # fmt: skip
+def test_the_folder_names_the_partition_where_nothing_else_does(
+    tmp_path: Path, given: dict[str, Any], command: str, partition: str | None, note: str | None
+) -> None:
+    (tmp_path / "A0d01C100").mkdir()
+    (tmp_path / "A0d01C100" / "config.yaml").write_text(yaml.safe_dump({"workconfig": given}))
+    main([str(tmp_path / "A0d01C100" / "config.yaml"), "--command", f".x {command}", "--out", str(tmp_path / "ours")])
+    text = (tmp_path / "ours").read_text()
+    assert (yaml.safe_load(text) or {}).get("partition") == partition
+    assert f"# {note}" in text if note else "# folder" not in text
+
+
+@pytest.mark.parametrize(
+    ("devices", "slots"),
+    [("auto", "auto"), (["auto"], "auto"), (0, {"cuda:0": 1}), (["cuda", 0, "cpu:0"], {"cpu": 1, "cuda:0": 2})],
+)
+def test_devices_are_slots(devices: Any, slots: Any) -> None:
+    assert translate({"cuda_argments": {"devices": devices}}).settings["slots"] == slots
 
 
 def test_clients_other_optimisers_are_said_to_be_left_out() -> None:
@@ -117,6 +176,11 @@ def test_unknown_keys_and_sections_get_the_nearest() -> None:
     notes = "\n".join(translate(config).notes)
     assert "client_trainer_arguments.epochs = 3: unknown, left out. Did you mean 'epoch'" in notes
     assert "hyperparams: there is no such section; left out. Did you mean 'hyerparams'" in notes
+
+
+def test_a_sections_name_must_be_text() -> None:
+    with pytest.raises(ConfigurationError, match="A section's name must be text, but is 1; use one of workconfig"):
+        translate({1: {}})  # type: ignore[dict-item]
 
 
 def test_a_section_must_be_a_dictionary() -> None:
@@ -206,7 +270,7 @@ OTHER = {"a": 1}
 CONFIG = {
     'workconfig': {'net_name': 'cnn', 'exname': 'FashionMNIST'},
     'client_trainer_arguments': {'lr': 1e-2, 'opt': torch.optim.Adam, 'epoch': 5},
-    'cuda_argments': {'devices': ['cuda:0'] * 2 + ['cpu']},
+    **{'cuda_argments': {'devices': ['cuda:0'] * 2 + ['cpu']}},
 }
 LATER = {"b": 1}
 """
@@ -243,10 +307,19 @@ def test_yaml_is_read_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("a.py", "x = 1"), ("a.py", "x = ("), ("a.yaml", "- 1"), ("a.yaml", "a: ["), ("b", None)]
-)
+    ("name", "text"), [("a.py", "x = 1"), ("a.py", "x = ("), ("a.yaml", "- 1"), ("a.yaml", "a: ["), ("b", None),
+     ("a.yaml", "a: 2024-13-01")],
+)  # fmt: skip
 def test_files_without_a_dictionary_are_refused(tmp_path: Path, name: str, text: str | None) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit, match="federatedx: error: "):
         main([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("out", ["", "config.yaml/ours.yaml"])
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, out: str) -> None:
+    (tmp_path / "config.yaml").write_text("fedopt: {}\n")
+    message = r"federatedx: error: `--out` must be a file that can be written, but is .*; name another"
+    with pytest.raises(SystemExit, match=message):
+        main([str(tmp_path / "config.yaml"), "--out", str(tmp_path / out)])

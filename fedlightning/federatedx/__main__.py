@@ -26,14 +26,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = given.file.resolve().parent.name
         partition = folder if re.fullmatch(r"A\d+d\d+C\d+", folder) else None
         result = translate(config, command=given.command, server=given.server, partition=partition)
+        result.notes[:0] = notes
+        _write(given.out, result.yaml())
     except ConfigurationError as error:
         sys.exit(f"federatedx: error: {error}")
-    result.notes[:0] = notes
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(result.yaml(), encoding="utf-8")
-    else:
-        sys.stdout.write(result.yaml())
+
+
+def _write(path: Path | None, text: str) -> None:
+    """Write to a file, or to standard output.
+
+    Raises:
+        ConfigurationError: the file cannot be written.
+    """
+    if path is None:
+        sys.stdout.write(text)
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"`--out` must be a file that can be written, but is {path} ({error.strerror}); name another."
+        ) from error
 
 
 if __name__ == "__main__":

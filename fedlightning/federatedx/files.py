@@ -23,17 +23,16 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix != ".py":
-            values = yaml.safe_load(text)
-            return _require_dict(path, values), []
-        tree = ast.parse(text)
+        source: Any = ast.parse(text) if path.suffix == ".py" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
-    except (SyntaxError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (SyntaxError, yaml.YAMLError, ValueError) as error:
         raise ConfigurationError(f"{path} must be Python or YAML, but is not: {error}.") from error
+    if path.suffix != ".py":
+        return _require_dict(path, source), []
     found = {
         ast.unparse(target): node.value
-        for node in tree.body
+        for node in source.body
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Dict)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
     }
@@ -51,10 +50,11 @@ def _require_dict(path: Path, values: Any) -> dict[str, Any]:
 def _literal(node: ast.expr, notes: list[str]) -> Any:
     """A literal's value, also of a list that is repeated or added; code in a dictionary is left out with a note."""
     if isinstance(node, ast.Dict):
-        result = {}
+        result: dict[Any, Any] = {}
         for key, value in zip(node.keys, node.values, strict=True):
             try:
-                result[ast.literal_eval(key) if key else None] = _literal(value, notes)
+                read = _literal(value, notes)
+                result |= {ast.literal_eval(key): read} if key else read
             except (ValueError, TypeError):
                 code = ast.unparse(value if key else node)
                 notes.append(
