@@ -57,7 +57,7 @@ class ConfigFile:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise ConfigurationError(f"File does not exist or cannot be read: {path} ({error.strerror}).") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # a date that cannot be is the latter
             raise ConfigurationError(f"{path} must be YAML, but is not: {' '.join(str(error).split())}.") from error
         if not isinstance(values, dict):
             raise ConfigurationError(f"{path} must hold flags as `key: value`, but holds {type(values).__name__}.")
@@ -137,8 +137,14 @@ def field_owners() -> dict[str, list[str]]:
     return owners
 
 
-def partition_file(recipe: Path, partition: str | None) -> Path | None:
-    """The file that belongs to a partition of a recipe, `configs/<recipe>/<partition>.yaml` beside it, if there is one."""
+def partition_file(recipe: Path, partition: Any) -> Path | None:
+    """The file that belongs to a partition of a recipe, `configs/<recipe>/<partition>.yaml` beside it, if there is one.
+
+    Raises:
+        ConfigurationError: a file gives a partition that is no name.
+    """
+    if not isinstance(partition, str | None):
+        raise ConfigurationError(f"`partition` must be a name such as A0d10C100, but is {partition!r}.")
     if partition is None or Path(partition).name != partition:
         return None
     path = recipe.parent / "configs" / recipe.stem / f"{partition}.yaml"
@@ -173,8 +179,15 @@ def fit_slots(wish: Any, gpus: int | None = None, cores: int | None = None) -> t
 
     Returns:
         The flag's value, and a line that says what was changed, or None.
+
+    Raises:
+        ConfigurationError: a device has no whole number of slots.
     """
     if isinstance(wish, Mapping):
+        if not all(isinstance(number, int) and number > 0 for number in wish.values()):
+            raise ConfigurationError(
+                f"`slots` must have a whole number for each device, as in {{cpu: 2}}, but is {wish!r}."
+            )
         wish = [f"{device}/{i}" for device, number in wish.items() for i in range(int(number))]
     text = ",".join(map(str, wish)) if isinstance(wish, (list, tuple)) else str(wish)
     if text == "auto" or text.lstrip("-").isdecimal():

@@ -100,8 +100,13 @@ class SlotStrategy:
             ("threads_per_slot", threads_per_slot, ""),
         )
         for name, value, auto in numbers:
-            if (isinstance(value, int) and value < 1) or (isinstance(value, str) and value != "auto"):
-                raise ConfigurationError(f"`{name}` of SlotStrategy must be {auto}at least 1, but is {value!r}.")
+            if (
+                isinstance(value, float)
+                or (isinstance(value, int) and value < 1)
+                or (isinstance(value, str) and value != "auto")
+            ):
+                least = "a whole number" if isinstance(value, float) else "at least 1"
+                raise ConfigurationError(f"`{name}` of SlotStrategy must be {auto}{least}, but is {value!r}.")
         if compile not in (True, False, "auto", "trace"):
             raise ConfigurationError(
                 f"`compile` of SlotStrategy must be True, False, 'auto' or 'trace', but is {compile!r}."
@@ -121,7 +126,7 @@ class SlotStrategy:
         wish = self._wish
         self.slots = wish if isinstance(wish, list) else choose_slots(wish, work.participants)
         check_precision(self.precision, layout.dtype)
-        found = inspect(task, data)
+        found = inspect(task, data, on_cpu=all(slot.kind == "cpu" for slot in self.slots))
         self._choose(task, layout, data, work, found.obstacle)
         if found.draws:
             rank_zero_warn(
@@ -370,6 +375,8 @@ def _read_slots(wish: str | int | Sequence[str]) -> list[Slot] | int | None:
     """Slots by name, their number, or None for "auto"."""
     if wish == "auto":
         return None
+    if isinstance(wish, float):
+        raise ConfigurationError(f"`slots` of SlotStrategy must be 'auto', names or a whole number, but is {wish}.")
     if isinstance(wish, int) or (isinstance(wish, str) and wish.lstrip("-").isdecimal()):
         return int(wish)
     slots = [Slot.parse(name) for name in (wish.split(",") if isinstance(wish, str) else wish)]

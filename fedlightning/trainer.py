@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from numbers import Integral
 from operator import mul
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +78,10 @@ class FederatedTrainer:
         seed: int = 0,
         stragglers: Stragglers | None = None,
     ) -> None:
-        for name, value, least in (("max_rounds", max_rounds, 1), ("evaluate_every", evaluate_every, 0)):
+        numbers = (("max_rounds", max_rounds, 1), ("evaluate_every", evaluate_every, 0), ("seed", seed, -math.inf))
+        for name, value, least in numbers:
+            if not isinstance(value, Integral):
+                raise ConfigurationError(f"`{name}` of FederatedTrainer must be a whole number, but is {value!r}.")
             if value < least:
                 raise ConfigurationError(f"`{name}` of FederatedTrainer must be at least {least}, but is {value}.")
         self.max_rounds, self.evaluate_every, self.seed = max_rounds, evaluate_every, seed
@@ -249,6 +254,9 @@ class FederatedTrainer:
             "stragglers": repr(self.stragglers) if self.stragglers else None,
             "partition": self.data.clients.fingerprint,
             "batches": [self.data.batch_size, self.data.epochs, self.data.steps],
+            "training_data": self.data.fingerprint,
+            "model": hashlib.blake2b(repr(self._task).encode(), digest_size=8).hexdigest(),
+            "precision": self.strategy.precision,
         }
 
     def _make_loggers(self) -> list[Logger]:
@@ -432,7 +440,7 @@ def _bytes(count: int) -> str:
 
 def _resolve_participation(wish: int | float, num_clients: int) -> int:
     count = wish * num_clients if isinstance(wish, float) else wish
-    resolved = math.floor(count + 1e-9)
+    resolved = math.floor(count + 1e-9) if math.isfinite(count) else 0
     if not 1 <= resolved <= num_clients:
         given = f"{wish} ({count:g} of {num_clients} clients)" if isinstance(wish, float) else f"{wish}"
         remedy = (

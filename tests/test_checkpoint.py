@@ -1,11 +1,23 @@
 """Checkpoints are whole or not there, plain, and refuse a run they do not belong to."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from fedlightning import ConfigurationError, FedAvg, FederatedTrainer, FedMethod, FedProx, RoundState, Scaffold, State
+from fedlightning import (
+    ConfigurationError,
+    FedAvg,
+    FederatedTrainer,
+    FedMethod,
+    FedProx,
+    Regression,
+    RoundState,
+    Scaffold,
+    State,
+)
 from fedlightning.checkpoint import load_checkpoint, save_checkpoint
 from fedlightning.memory import ClientMemory
 from fedlightning.testing import Quadratics
@@ -88,6 +100,41 @@ def test_another_partition_is_refused(tmp_path: Path) -> None:
     trainer = FederatedTrainer(3, 3, callbacks=[], logger=False)
     with pytest.raises(ConfigurationError, match="`partition` is"):
         trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), clients(4), ckpt_path=tmp_path / "a.ckpt")
+
+
+class Doubled(Quadratics):
+    """The same examples, prepared in another way."""
+
+    def preprocess(self, inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * inputs
+
+
+class Nothing:
+    """An augmentation that changes nothing."""
+
+    def draw(self, rng: object, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        return np.zeros((*shape, 1), dtype=np.int64)
+
+    def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        return inputs
+
+
+def test_other_data_another_model_or_precision_are_refused(tmp_path: Path) -> None:
+    trained(tmp_path / "a.ckpt", FedAvg())
+    moved, doubled = (kind([EYE] * 3, [EYE[1]] * 3, [2] * 3) for kind in (Quadratics, Doubled))
+    mirrored = clients()
+    mirrored.augmentation = Nothing()
+    task = Quadratics.task([0.0, 0.0])
+    wider = Regression(torch.nn.Sequential(task.model, torch.nn.Identity()))
+    for other, data, name in (
+        (task, moved, "training_data"), (task, doubled, "training_data"), (task, mirrored, "training_data"), (wider, clients(), "layout"),
+    ):  # fmt: skip
+        trainer = FederatedTrainer(3, callbacks=[], logger=False)
+        with pytest.raises(ConfigurationError, match=f"`{name}` is"):
+            trainer.fit(FedAvg(), other, data, ckpt_path=tmp_path / "a.ckpt")
+    meta = load_checkpoint(tmp_path / "a.ckpt")[1]["identity"]
+    assert meta["precision"] == "32-true"
+    assert len(meta["model"]) == len(meta["training_data"]) == 16
 
 
 def test_a_memory_is_not_changed_by_its_update() -> None:

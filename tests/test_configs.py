@@ -174,6 +174,12 @@ def test_a_name_of_ones_own_may_stand_for_a_partition(recipe: Path, monkeypatch:
         ("rounds: 1\nrounds: 2\n", "A0d01C100.yaml:2: `rounds` stands there twice"),
         ("- a\n", "must hold flags as `key: value`, but holds list"),
         ("a: [\n", "must be YAML, but is not"),
+        ("seed: 2024-13-45\n", "must be YAML, but is not"),
+        (
+            "slots: {cpu: two}\n",
+            "`slots` must have a whole number for each device, as in {cpu: 2}, but is {'cpu': 'two'}",
+        ),
+        ("slots: {cpu: 1.5}\n", "`slots` must have a whole number for each device"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_line(

@@ -138,6 +138,16 @@ def test_a_look_at_a_model_leaves_no_trace() -> None:
     assert inspect(task(nn.Dropout(0.5), nn.LayerNorm(8)), clients) == (None, None, False)
 
 
+def test_a_model_that_does_not_fit_the_data_is_refused() -> None:
+    for layers in (nn.Linear(5, 3), nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1, 1)))):
+        with pytest.raises(
+            ConfigurationError, match=r"fails on the first one of client 0, which is float64\[4, 6\] and int64\[4\]"
+        ):
+            fit(Classification(nn.Sequential(layers).double(), 3), data())
+    with pytest.raises(ConfigurationError, match=r"losses of a batch, .* dtype"):
+        fit(Classification(nn.Linear(6, 3), 3), data())
+
+
 # -- models that cannot be lifted -----------------------------------------------------------------------------------------
 def test_auto_trains_a_model_with_branches_one_client_at_a_time() -> None:
     with pytest.warns(

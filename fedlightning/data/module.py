@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -158,6 +160,17 @@ class FederatedDataModule(LightningDataModule):
         own = (cls.batch, cls.preprocess) != (FederatedDataModule.batch, FederatedDataModule.preprocess)
         return self.augmentation is None and not own
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of up to a thousand training examples and of what becomes of one, written to checkpoints."""
+        count = len(self.train.targets)
+        few = torch.arange(0, count, -(-count // 1000))
+        content = hashlib.blake2b(repr((count, _described(self.augmentation))).encode(), digest_size=8)
+        for tensor in (self.train.inputs[few], self.train.targets[few], self.preprocess(self.train.inputs[:1])):
+            content.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+            content.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()
+
     # -- the centralised baseline -------------------------------------------------------------------------------------
     def train_dataloader(self) -> DataLoader[Any]:
         """All clients' training examples, shuffled, in batches."""
@@ -185,6 +198,13 @@ class _Pooled(Dataset[Batch]):
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
             draws = torch.from_numpy(self.data.augmentation.draw(rng, (len(index),)))
         return self.data.batch(self.examples, self.positions[index], draws)
+
+
+def _described(augmentation: Augmentation | None) -> list[Any]:
+    """An augmentation's class and its numbers."""
+    values = vars(augmentation) if augmentation else {}
+    plain = {name: value for name, value in values.items() if isinstance(value, int | float | str | tuple | None)}
+    return [type(augmentation).__name__, *sorted(plain.items())]
 
 
 def _loader(pooled: _Pooled, sampler: BatchSampler) -> DataLoader[Any]:

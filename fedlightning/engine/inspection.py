@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlightning.data.module import FederatedDataModule
+from fedlightning.errors import ConfigurationError
 from fedlightning.method import Batch
 from fedlightning.models.dropout import key_dropout
 from fedlightning.task import FederatedTask
@@ -39,20 +41,30 @@ class Findings(NamedTuple):
         return "random numbers that no key reaches" if self.draws else None
 
 
-def inspect(task: FederatedTask, data: FederatedDataModule) -> Findings:
-    """Look at the layers, and at what the loss of two examples leaves behind in a copy of the task on the CPU.
+def inspect(task: FederatedTask, data: FederatedDataModule, on_cpu: bool = True) -> Findings:
+    """Look at the layers, and at what the loss of the first client's first batch leaves behind in a copy of the task.
 
-    A model that fails there is taken to do nothing: what is wrong with it is raised in training.
+    Args:
+        task: the model and its loss.
+        data: whose batch it is.
+        on_cpu: whether the model will be trained on the CPU, as it is tried here; else one that fails is taken to do nothing.
+
+    Raises:
+        ConfigurationError: the shapes or types of the data do not fit the model.
     """
     layer = next((name for name, module in task.named_modules() if _looks_around(module)), None)
     probe = key_dropout(task).to("cpu").train()
     before = {name: (buffer, buffer._version) for name, buffer in probe.named_buffers()}
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    batch = first_batch(data)
     try:
         with torch.no_grad():
-            probe.loss(first_batch(data, 2))
-    except Exception:  # noqa: BLE001 - as said
-        return Findings(layer, None, False)
+            probe.loss(batch)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if on_cpu and _raised_by_torch(error):
+            raise _misfit(batch, error) from error
+    except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
+        pass
     finally:
         draws = _drawn(generators)
     after = dict(probe.named_buffers())
@@ -62,10 +74,24 @@ def inspect(task: FederatedTask, data: FederatedDataModule) -> Findings:
     return Findings(layer, next(iter(changed), None), draws)
 
 
-def first_batch(data: FederatedDataModule, size: int | None = None) -> Batch:
-    """The first batch of the first client, or so many of its examples."""
+def _raised_by_torch(error: BaseException) -> bool:
+    """Whether it comes from a layer or a function of torch, and not from the user's own code."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "torch"
+
+
+def _misfit(batch: Batch, error: Exception) -> ConfigurationError:
+    what = " and ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in batch)
+    return ConfigurationError(
+        f"The task must give the losses of a batch, but fails on the first one of client 0, which is {what}: "
+        f"{type(error).__name__}: {str(error).splitlines()[0][:300]}; look at the shapes and types of the data and the model."
+    )
+
+
+def first_batch(data: FederatedDataModule) -> Batch:
+    """The first batch of the first client."""
     schedule = data.schedule(0, 0, 0, 1)
-    index = schedule.index[0][schedule.index[0] >= 0][:size]
+    index = schedule.index[0][schedule.index[0] >= 0]
     return data.batch(data.train, index, None if schedule.draws is None else schedule.draws[0, : len(index)])
 
 
