@@ -56,7 +56,7 @@ def translate(
     Raises:
         ConfigurationError: a value or the command cannot be.
     """
-    _check_names(config)
+    _check(config)
     config, result, read = copy.deepcopy({name: {} for name in SECTIONS} | dict(config)), Translation(), Command("")
     if command:
         read = parse_command(command, config)
@@ -64,8 +64,6 @@ def translate(
             find_section(config, section)[key] = value
     unknown = [name for name in config if name not in SECTIONS]
     result.notes += [f"{name}: there is no such section; left out. {nearest(name, SECTIONS)}" for name in unknown]
-    if wrong := [name for name in SECTIONS if not isinstance(config[name], dict)]:
-        raise ConfigurationError(f"`{wrong[0]}` must be a dictionary, but is {config[wrong[0]]!r}.")
     sections = {name: dict(config[name]) for name in SECTIONS}
     _leave_out_empty(sections, result)
     _workconfig(sections["workconfig"], result)
@@ -85,7 +83,9 @@ def translate(
     return result
 
 
-def _check_names(config: Mapping[Any, Any]) -> None:
+def _check(config: Mapping[Any, Any]) -> None:
+    if wrong := [name for name in SECTIONS if not isinstance(config.get(name, {}), dict)]:
+        raise ConfigurationError(f"`{wrong[0]}` must be a dictionary, but is {config[wrong[0]]!r}.")
     if odd := [name for name in config if not isinstance(name, str)]:
         raise ConfigurationError(f"A section's name must be text, but is {odd[0]!r}; use one of {', '.join(SECTIONS)}.")
 
