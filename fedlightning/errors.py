@@ -39,17 +39,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}."
 
 
-def require_within(value: float | None, interval: str, name: str, remedy: str = "") -> None:
+def require_within(value: float | None, interval: str, name: str, remedy: str = "", *, optional: bool = True) -> None:
     """Check a number against an interval in the notation of papers, e.g. `"[0, 1)"` or `"(0, inf)"`.
 
+    Args:
+        value: the number.
+        interval: where it must lie.
+        name: of what it is, for the message.
+        remedy: what to do, for the message.
+        optional: whether None passes, which switches a field off.
+
     Raises:
-        ConfigurationError: `value` is a NaN, not a number or outside `interval`. None passes: it switches a field off.
+        ConfigurationError: `value` is a NaN, not a number or outside `interval`, or None where that is not `optional`.
     """
-    if value is None:
+    if value is None and optional:
         return
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    inside = isinstance(value, (int, float)) and not math.isnan(value)
-    inside = inside and (value > low or (interval[0] == "[" and value == low))
-    inside = inside and (value < high or (interval[-1] == "]" and value == high))
+    number = math.nan if value is None else value
+    inside = isinstance(number, (int, float)) and not math.isnan(number)
+    inside = inside and (number > low or (interval[0] == "[" and number == low))
+    inside = inside and (number < high or (interval[-1] == "]" and number == high))
     if not inside:
         raise ConfigurationError(f"{name} must be in {interval}, but is {value!r}{'; ' + remedy if remedy else ''}.")

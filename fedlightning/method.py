@@ -158,11 +158,14 @@ class FedMethod:
         name = type(self).__name__
         for field in dataclasses.fields(self):
             within, value = field.metadata.get("within"), getattr(self, field.name)
+            optional = field.default is None or any(word in str(field.type) for word in ("None", "Optional", "Any"))
             if isinstance(within, str):
-                require_within(value, within, f"`{field.name}` of {name}")
-            elif within and value not in within:
+                require_within(value, within, f"`{field.name}` of {name}", optional=optional)
+            elif within and value not in within and not (value is None and optional):
                 words = " or ".join(map(repr, within))
                 raise ConfigurationError(f"`{field.name}` of {name} must be {words}, but is {value!r}.")
+            elif value is None and not optional:
+                raise ConfigurationError(f"`{field.name}` of {name} must have a value, but is None.")
 
     # -- the server, before the first round ---------------------------------------------------------------------------
     def check(self, round: Round) -> None:

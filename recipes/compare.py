@@ -18,8 +18,6 @@ import csv
 import io
 import json
 import logging
-import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -29,21 +27,14 @@ from typing import Any
 import torch
 from comparison import figures
 from comparison.board import Board
-from comparison.settings import (
-    Point,
-    Spec,
-    Values,
-    assigned,
-    data_of,
-    points,
-    require_choice,
-    setting_named,
-    task_of,
-)
+from comparison.program import call
+from comparison.settings import Spec, Values, assigned, check_seeds, data_of, require_choice, setting_named, task_of
+from comparison.sweeps import SWEPT, Point, points
 
-from fedlightning import Callback, Dissimilarity, FedAvg, FederatedTrainer, FedLightningError, SlotStrategy
+from fedlightning import Callback, Dissimilarity, FedAvg, FederatedTrainer, SlotStrategy
 from fedlightning.callbacks.analysis.figures import require_matplotlib, write_figure
 from fedlightning.compare import Comparison, Table
+from fedlightning.compare.diary import check_folder
 from fedlightning.loggers import run_loggers
 
 NOT_VALUES = ("dataset", "methods", "seeds", "out", "sweep", "slots", "compile", "lr", "last", "checkpoint_every")
@@ -98,6 +89,7 @@ class Sitting:
         self.options, self.setting = options, setting_named(options.dataset)
         given = {key: value for key, value in vars(options).items() if key not in NOT_VALUES and value is not None}
         require_choice(options.dataset, given)
+        check_seeds(options.seeds)
         if {"local_steps", "local_epochs"} & set(given):
             given = {"local_steps": None, "local_epochs": None, **given}
         self.values = {
@@ -140,8 +132,14 @@ class Sitting:
         )
 
     def run(self) -> list[Path]:
-        """Run what is missing, write the tables and figures, and return their files."""
-        for comparison in self.comparisons:
+        """Run what is missing, write the tables and figures, and return their files.
+
+        Raises:
+            ConfigurationError: a method cannot run, or a folder cannot be written.
+        """
+        for point, comparison in zip(self.points, self.comparisons, strict=True):
+            for folder in (self.out / point.name, comparison.root):
+                check_folder(folder, "`--out`")
             comparison.check()
         written, rows = [], []
         for point, comparison in zip(self.points, self.comparisons, strict=True):
@@ -214,14 +212,10 @@ def _cell(row: Values, key: str, scale: int) -> str:
     return f"{scale * row[key]:.2f}" + ("" if row[f"{key}_std"] is None else f" ± {scale * row[f'{key}_std']:.2f}")
 
 
-def participation(text: str) -> int | float:
-    """A number of clients, or with a decimal point a fraction of them."""
-    return float(text) if "." in text else int(text)
-
-
 def compiling(text: str) -> bool | str:
-    """True, false, auto or trace."""
-    return {"true": True, "false": False}.get(text.lower(), text)
+    """True, false, auto or trace; on and yes are true, off and no are false."""
+    words = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+    return words.get(text.lower(), text)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -236,11 +230,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     add("--sweep", action="append", default=[], metavar="NAME=VALUE,VALUE",
         help="a field of a method, a flag, or alpha of the partition; may be repeated")  # fmt: skip
-    add("--rounds", type=int)
-    add("--clients-per-round", type=participation, help="a number, or with a decimal point a fraction")
-    add("--local-steps", type=int, help="of every client in a round")
-    add("--local-epochs", type=int, help="in the place of local steps")
-    add("--batch-size", type=int)
+    add("--rounds", type=SWEPT["rounds"])
+    add("--clients-per-round", type=SWEPT["clients_per_round"], help="a number, or with a decimal point a fraction")
+    add("--local-steps", type=SWEPT["local_steps"], help="of every client in a round")
+    add("--local-epochs", type=SWEPT["local_epochs"], help="in the place of local steps")
+    add("--batch-size", type=SWEPT["batch_size"])
     add("--model", help="lenet, cnn, mlp, logistic, resnet18 …")
     add("--lr", type=float, help="of every method that does not name its own")
     add("--target", type=float, help="the accuracy that rounds are counted to")
@@ -248,10 +242,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--evaluate-train", action="store_true", help="on all training data, too, as adaptivefedprox needs")
     add("--last", type=int, default=1, help="evaluations whose mean is the final accuracy")
     add("--checkpoint-every", type=int, default=10, help="rounds between checkpoints")
-    add("--data-alpha", type=float, help="α of the synthetic data")
-    add("--data-beta", type=float, help="β of the synthetic data")
+    add("--data-alpha", type=SWEPT["data_alpha"], help="α of the synthetic data")
+    add("--data-beta", type=SWEPT["data_beta"], help="β of the synthetic data")
     add("--slots", default="auto", help="auto, a number, or names such as cpu/0,cpu/1")
-    add("--compile", type=compiling, default="auto", help="true, false, auto or trace")
+    add("--compile", type=compiling, default="auto", help="true (on), false (off), auto or trace")
     add("--data", choices=("real", "fake"), help="fake for images made on the spot")
     add("--data-dir", help="where the data are, or are downloaded to")
     add("--out", metavar="FOLDER", help="default: logs/compare/<dataset>/<settings>")
@@ -270,10 +264,4 @@ def main(argv: Sequence[str]) -> list[Path]:
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the board is enough
-    try:
-        main(sys.argv[1:])
-    except FedLightningError as error:
-        sys.exit("\n".join([f"compare: error: {error}", *getattr(error, "__notes__", [])]))
-    except KeyboardInterrupt as error:
-        print("compare: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+    call("compare", main)

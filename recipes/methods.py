@@ -14,7 +14,6 @@ import io
 import json
 import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,20 +22,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
+from comparison.program import call
+from comparison.settings import build_method, check_seeds, number
 from torch import nn
 
 from fedlightning import (
     Callback,
     Classification,
     ClientError,
+    ConfigurationError,
     FederatedDataModule,
     FederatedTrainer,
-    FedLightningError,
     SlotStrategy,
 )
+from fedlightning.compare.diary import check_folder
 from fedlightning.data import FashionMNIST, Synthetic
-from fedlightning.method import hyperparameters
+from fedlightning.errors import nearest
+from fedlightning.method import field_names, hyperparameters
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression, build_model
 
@@ -86,8 +88,8 @@ SETTINGS = {
             "fednar": {"lr": (0.03, 0.1, 0.3), "weight_decay": (0.005,)},  # η u as in the paper, whose η is 0.01
             # Without clipping SCAFFOLD diverges at each rate of the grid.
             "scaffold": {"lr": (0.03, 0.1), "clip_norm": (10.0,)},
-            # 1 / p steps, as the others; the rates of the others diverge.
-            "scaffnew": {"lr": (0.003, 0.01, 0.03), "p": (0.1,), "allow_partial": (True,)},
+            # 1 / p steps, as the others.
+            "scaffnew": {"lr": (0.03, 0.1), "p": (0.1,), "clip_norm": (10.0,), "allow_partial": (True,)},
         },
     ),
     "synthetic": Setting(
@@ -159,20 +161,59 @@ class Comparison:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.setting = options, SETTINGS[options.dataset]
-        self.clients = options.clients or self.setting.clients
+        self.clients = self.setting.clients if options.clients is None else options.clients
         self.data = cache(lambda seed: self.setting.data(seed, options.data_dir))
 
+    def check(self) -> None:
+        """Check the command line, and build every method at every point of its grid, without a run.
+
+        Raises:
+            ConfigurationError: a list is empty, a number is too small, a method is not known or has not a field, a field
+                is outside its interval, or the folder cannot be written.
+        """
+        options = self.options
+        check_lists(options)
+        for flag in ("clients", "rounds", "tune_rounds", "evaluate_every"):
+            if (value := getattr(options, flag)) is not None and value < 1:
+                shown = f"--{flag.replace('_', '-')}"
+                raise ConfigurationError(f"`{shown}` must be at least 1, but is {value}; raise it, or leave it out.")
+        SlotStrategy(options.slots)
+        for name in options.methods:
+            self.check_fields(name)
+            for values in self.points(name):
+                build_method(method_named(name), values)
+        check_folder(Path(options.out, "runs"), "`--out`")
+
+    def check_fields(self, name: str) -> None:
+        """Check that a method has what `--set` sets.
+
+        Raises:
+            ConfigurationError: there is no such method, or it has no such field.
+        """
+        known = field_names(method_named(name))
+        for key, _ in self.options.set:
+            if key not in known:
+                raise ConfigurationError(
+                    f"`--set` must name a field of each of `--methods`, but {key!r} is none of {name}; leave one of them out. "
+                    f"{nearest(key, known)}"
+                )
+
+    def grid(self, name: str) -> Grid:
+        """What is tried with a method; `--lr` replaces its learning rates, and `--set` adds to it."""
+        lr = {} if self.options.lr is None else {"lr": self.options.lr}
+        return self.setting.own.get(name, self.setting.grid) | lr | {key: (value,) for key, value in self.options.set}
+
     def points(self, name: str) -> list[Values]:
-        """The grid of a method, point by point; `--lr` replaces its learning rates, and `--set` adds to it."""
-        grid = self.setting.own.get(name, self.setting.grid) | ({"lr": self.options.lr} if self.options.lr else {})
-        grid |= {key: (value,) for key, value in self.options.set}
+        """The grid of a method, point by point."""
+        grid = self.grid(name)
         return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
     def result(self, name: str, values: Values, seed: int, rounds: int) -> Result:
         """The run from its file, or run now."""
-        options, method = self.options, method_named(name)(**values)
+        options, method = self.options, build_method(method_named(name), values)
         run = {"dataset": options.dataset, "method": name, **hyperparameters(method)}
         run |= {"seed": seed, "rounds": rounds, "evaluate_every": options.evaluate_every, "clients": self.clients}
+        run = json.loads(json.dumps(run))  # as a file has it, where tuples are lists
         point = "_".join(f"{key}={value}" for key, value in values.items())
         path = Path(options.out, "runs", f"{name}_{point}_seed={seed}_rounds={rounds}.json")
         if path.is_file() and (found := json.loads(path.read_text()))["run"] == run:
@@ -200,18 +241,18 @@ class Comparison:
     def row(self, name: str) -> dict[str, Any]:
         """Tune a method, run it on all seeds and sum it up."""
         options, points = self.options, self.points(name)
+        grid = {key: sorted(set(few)) for key, few in self.grid(name).items() if len(few) > 1}
         first = partial(self.result, name, seed=options.seeds[0], rounds=options.tune_rounds)
         for tuned in sorted(points, key=lambda values: first(values).final, reverse=True):
             results = [self.result(name, tuned, seed, options.rounds) for seed in options.seeds]
             if not any(result.failure for result in results):
                 break
         reached = [t for result in results if (t := result.rounds_to(self.setting.target)) is not None]
-        tried = {key: sorted({point[key] for point in points}) for key in tuned}
         final, best = [result.final for result in results], [result.best for result in results]
         return {
             "method": name,
             "tuned": ", ".join(f"{key} {value}" for key, value in tuned.items()),
-            "grid": "; ".join(f"{key} {', '.join(map(str, few))}" for key, few in tried.items() if len(few) > 1),
+            "grid": "; ".join(f"{key} {', '.join(map(str, few))}" for key, few in grid.items() if len(few) > 1),
             "final": statistics.mean(final),
             "final_std": statistics.stdev(final) if len(final) > 1 else 0.0,
             "best": statistics.mean(best),
@@ -226,7 +267,7 @@ class Comparison:
 
 def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: argparse.Namespace, command: str) -> str:
     """The rows as a table, and what they are."""
-    clients = options.clients or setting.clients
+    clients = setting.clients if options.clients is None else options.clients
     lines = [
         f"{setting.description}; {clients} clients a round, {options.rounds} rounds, seeds {options.seeds}. Accuracy in",
         f"percent, mean ± deviation over the seeds; final is the mean of the last {LAST} evaluations. Tuned on seed",
@@ -270,9 +311,29 @@ def rates(text: str) -> tuple[float, ...]:
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """A hyperparameter and its value, from "clip_norm=10"."""
+    """A hyperparameter and its value, from "clip_norm=10".
+
+    Raises:
+        ArgumentTypeError: one of them is missing.
+    """
     name, _, value = text.partition("=")
-    return name, yaml.safe_load(value)
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"must be like clip_norm=10, but is {text!r}; give a name and a value.")
+    return name, number(value)
+
+
+def check_lists(options: argparse.Namespace) -> None:
+    """Check the flags that are lists.
+
+    Raises:
+        ConfigurationError: one is empty, or the seeds are none.
+    """
+    for flag in ("methods", "lr"):
+        if (value := getattr(options, flag)) is not None and not value:
+            raise ConfigurationError(
+                f"`--{flag}` must hold at least one value, but is empty; give one, or leave it out."
+            )
+    check_seeds(options.seeds)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -297,11 +358,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what has not been run, and write the table."""
+    """Run what has not been run, and write the table.
+
+    Raises:
+        ConfigurationError: the command line asks for what cannot be.
+    """
     options = parse(argv)
     comparison = Comparison(options)
-    for name in options.methods:
-        method_named(name)
+    comparison.check()
     rows = [comparison.row(name) for name in options.methods]
     table = markdown(rows, comparison.setting, options, f"python recipes/methods.py {shlex.join(argv)}")
     lines = io.StringIO()
@@ -314,7 +378,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except FedLightningError as error:
-        sys.exit(f"methods: error: {error}")
+    call("methods", main)

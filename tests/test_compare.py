@@ -314,6 +314,15 @@ def test_a_folder_keeps_to_its_run(tmp_path: Path, change: dict[str, Any], named
 
 
 # -- what is refused, and when -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("place", [".", "fedavg", "fedavg/seed_1"])
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "root" / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "root" / place).write_text("mine")
+    with pytest.raises(ConfigurationError, match="`root` of a comparison must be a folder that can be written, but"):
+        run(tmp_path / "root")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path("root", place).name]
+
+
 def test_a_method_that_cannot_run_is_refused_before_the_first_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="Scaffnew") as caught:
         run(tmp_path, [FedAvg(), Scaffnew(p=0.5)])

@@ -6,6 +6,8 @@ import io
 import json
 import math
 import os
+import runpy
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +40,11 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def settings(recipe: ModuleType) -> ModuleType:
     return importlib.import_module("comparison.settings")
+
+
+@pytest.fixture
+def sweeps(recipe: ModuleType) -> ModuleType:
+    return importlib.import_module("comparison.sweeps")
 
 
 @pytest.fixture
@@ -130,7 +137,14 @@ def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
         (["--methods", "fedprox muu=1"], "Did you mean 'mu'"),
         (["--methods", "fedprox mu"], "Did you mean 'mu'"),
         (["--methods", "fedprox mu=-1"], r"`mu` of FedProx must be in \[0, inf\)"),
-        (["--methods", "fedprox mu=much"], r"`mu` of FedProx must be in \[0, inf\)"),
+        (["--methods", "fedprox mu=much"], "`mu` of FedProx must be of type float, but is 'much'"),
+        (["--methods", "fedprox mu=null"], r"`mu` of FedProx must be in \[0, inf\), but is None"),
+        (["--methods", "scaffnew allow_partial=null"], "`allow_partial` of Scaffnew must have a value, but is None"),
+        (["--methods", "fedprox", "--sweep", "mu=null"], r"`mu` of FedProx must be in \[0, inf\), but is None"),
+        (["--methods", "fedprox mu="], "'mu' is no field of fedprox with a value"),
+        (["--methods", "fedprox mu=["], r"`mu` of FedProx must be of type float, but is '\['"),
+        (["--methods", "fedgm stages=5"], "`stages` of FedGM must be of type tuple"),
+        (["--methods", ""], "must be the name of a method, but is ''"),
         (["--methods", "fedavg", "--dataset", "cifar"], "Did you mean 'cifar10"),
         (["--methods", "fedavg", "--rounds", "0"], "`max_rounds`"),
         (["--methods", "fedavg", "--clients-per-round", "31"], "`clients_per_round` must be in 1…30"),
@@ -139,6 +153,7 @@ def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
         (["--methods", "fedavg", "--slots", "moon/0"], "moon"),
         (["--methods", "fedavg", "--compile", "maybe"], "`compile`"),
         (["--methods", "fedavg", "--seeds", "1", "1"], "none twice"),
+        (["--methods", "fedavg", "--seeds", "0", "-1"], r"`--seeds` must hold numbers from 0 .* but is \[0, -1\]"),
         (["--methods", "fedavg", "--partition", "A0d10C10"], "synthetic has none"),
         (["--methods", "fedavg", "--data", "fake"], "synthetic has none"),
         (["--methods", "fedavg", "--model", "lenett", *FAKE[:4]], "Did you mean 'lenet'"),
@@ -150,6 +165,24 @@ def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
         (["--methods", "fedavg", "--sweep", "lr"], "each value once"),
         (["--methods", "fedavg", "--sweep", "lr=0.1", "--sweep", "lr=1"], "swept twice"),
         (["--methods", "fedavg lr=1", "--sweep", "lr=0.1"], "`--methods` has 'fedavg lr=1'"),
+        *(
+            (
+                ["--methods", "fedavg", "--sweep", f"{sweep}"],
+                f"must hold whole numbers.*but has '{sweep.split('=')[1]}'",
+            )
+            for sweep in (
+                "rounds=a",
+                "rounds=1.5",
+                "batch_size=a",
+                "batch_size=2.5",
+                "local_steps=1.5",
+                "local-epochs=x",
+                "clients_per_round=a",
+            )
+        ),
+        (["--methods", "fedavg", "--sweep", "data_alpha=a"], "must hold numbers, but has 'a'"),
+        (["--methods", "fedavg", *FAKE[:6], "--sweep", "partition=5"], "name of a partition"),
+        (["--methods", "fedavg", *FAKE[:6], "--sweep", "model=5"], "`model` must be a known name, but is '5'"),
         (["--methods", "fedavg", "--sweep", "lr=0.1,-1"], r"`lr` of FedAvg must be in \(0, inf\)"),
         (["--methods", "fedavg", "--sweep", "alpha=1,2"], "such as A0d10C100"),
         (["--methods", "fedavg", "--sweep", "partition=IIDC5"], "synthetic has none"),
@@ -168,11 +201,56 @@ def test_mistakes_are_refused_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("file", "flags"), [("o", ["--out", "o"]), ("logs", []), ("o/runs", ["--out", "o"])])
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    recipe: ModuleType, tmp_path: Path, file: str, flags: list[str]
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"`--out` must be a folder that can be written.*Not a directory"):
+        recipe.main([*TINY, "--methods", "fedavg", *flags])
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("on", True), ("True", True), ("off", False), ("false", False), ("auto", "auto"), ("trace", "trace")],
+)
+def test_compile_is_typed_as_in_the_recipes(recipe: ModuleType, text: str, value: bool | str) -> None:
+    assert recipe.parse(["--methods", "fedavg", "--compile", text]).compile is value
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ConfigurationError("mistaken"), 2, "compare: error: mistaken\n"),
+        (KeyboardInterrupt(), 130, "compare: stopped; the same command goes on.\n"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "compare: stopped; the same command goes on.\n"),
+    ],
+)
+def test_how_the_program_ends(
+    recipe: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(FederatedTrainer, "fit", fail)
+    monkeypatch.setattr(sys, "argv", ["compare", "--methods", "fedavg", *TINY, "--out", "o"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(RECIPES / "compare.py"), run_name="__main__")
+    assert (end.value.code, capsys.readouterr().err.startswith(words)) == (status, True)
+
+
 # -- sweeps --------------------------------------------------------------------------------------------------------
-def test_the_points_of_a_sweep(settings: ModuleType) -> None:
+def test_the_points_of_a_sweep(settings: ModuleType, sweeps: ModuleType) -> None:
     values = {"partition": "A0d10C100M2", "local_steps": 10, "local_epochs": None, "batch_size": 32}
     specs = [settings.Spec.parse(text) for text in ("fedavg", "fedprox")]
-    found = settings.points(["alpha=0.01,1", "mu=0.1,1", "local-epochs=2"], values, specs)
+    found = sweeps.points(["alpha=0.01,1", "mu=0.1,1", "local-epochs=2"], values, specs)
     assert [point.name for point in found] == [
         f"alpha={alpha}_mu={mu}_local_epochs=2" for alpha in (0.01, 1) for mu in (0.1, 1)
     ]
@@ -181,10 +259,10 @@ def test_the_points_of_a_sweep(settings: ModuleType) -> None:
     assert [spec.text for spec in found[1].specs] == ["fedavg", "fedprox mu=1"]
     assert found[1].specs[1].fields == {"mu": 1}
     assert found[0].place == found[1].place == "alpha=0.01_local_epochs=2"
-    (single,) = settings.points([], values, specs)
+    (single,) = sweeps.points([], values, specs)
     assert (single.name, single.place, single.values) == ("", "", values)
-    assert settings.with_alpha("H0d10C20", 0.5) == "H0d50C20"
-    assert settings.with_alpha("Q0d10C20", 2) == "Q2d00C20"
+    assert sweeps.with_alpha("H0d10C20", 0.5) == "H0d50C20"
+    assert sweeps.with_alpha("Q0d10C20", 2) == "Q2d00C20"
 
 
 def test_a_sweep_runs_each_run_once(recipe: ModuleType, figures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,17 @@
 
 import csv
 import json
+import runpy
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from recipe_runner import load
+from recipe_runner import RECIPES, load
 
-from fedlightning import ConfigurationError
+from fedlightning import ConfigurationError, FederatedTrainer
 from fedlightning.data import FakeImages
 from fedlightning.method import field_names
 from fedlightning.methods import method_named
@@ -18,7 +21,8 @@ FLAGS = ["--dataset", "synthetic", "--rounds", "2", "--tune-rounds", "1", "--eva
 
 
 @pytest.fixture
-def recipe() -> ModuleType:
+def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
     return load("methods")
 
 
@@ -105,7 +109,80 @@ def test_every_point_of_every_grid_is_a_method(recipe: ModuleType) -> None:
                 method_named(name)(**values)
 
 
-def test_an_unknown_method_is_refused_before_anything_runs(recipe: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="'fedavgm'"):
-        compare(recipe, tmp_path / "out", "fedavg,fedavgn")
+@pytest.mark.parametrize(
+    ("methods", "flags", "words"),
+    [
+        ("fedavg,fedavgn", [], "'fedavgm'"),
+        (",", [], "`--methods` must hold at least one value"),
+        ("fedavg", ["--seeds", ","], r"`--seeds` must hold numbers.* but is \[\]"),
+        ("fedavg", ["--seeds", "1,1"], r"`--seeds` must hold .* none twice, but is \[1, 1\]"),
+        ("fedavg", ["--seeds", "0,-1"], r"`--seeds` must hold numbers from 0 .* but is \[0, -1\]"),
+        ("fedavg", ["--lr", ","], "`--lr` must hold at least one value"),
+        ("fedavg", ["--lr", "0.1,-1"], r"`lr` of FedAvg must be in \(0, inf\)"),
+        ("fedavg", ["--clients", "0"], "`--clients` must be at least 1, but is 0"),
+        ("fedavg", ["--rounds", "0"], "`--rounds` must be at least 1, but is 0"),
+        ("fedavg", ["--tune-rounds", "0"], "`--tune-rounds` must be at least 1, but is 0"),
+        ("fedavg", ["--evaluate-every", "0"], "`--evaluate-every` must be at least 1, but is 0"),
+        ("fedavg", ["--slots", "moon/0"], "moon"),
+        ("fedavg", ["--set", "foo=1"], "'foo' is none of fedavg"),
+        ("fedprox,fedavg", ["--set", "mu=1"], "'mu' is none of fedavg"),
+        ("fedprox", ["--set", "mu=null"], r"`mu` of FedProx must be in \[0, inf\), but is None"),
+        ("fedavg", ["--set", "lr=["], r"`lr` of FedAvg must be of type float, but is '\['"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_runs(
+    recipe: ModuleType, tmp_path: Path, methods: str, flags: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        compare(recipe, tmp_path / "out", methods, *flags)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["clip_norm", "clip_norm=", "=10"])
+def test_a_hyperparameter_has_a_name_and_a_value(
+    recipe: ModuleType, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        recipe.parse(["--out", "unused", "--set", text])
+    assert f"argument --set: must be like clip_norm=10, but is {text!r}; give" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(recipe: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigurationError, match="`--out` must be a folder that can be written"):
+        compare(recipe, tmp_path / "out", "fedavg")
+
+
+def test_hyperparameters_of_all_methods(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--set", "clip_norm=1e1", "--set", "stages=[[1, 0.1, 0.9, 0.5]]", "--lr", "0.1", "--seeds", "0"]
+    (row,) = compare(recipe, tmp_path, "fedgm", *flags)
+    assert (row["tuned"], row["grid"]) == ("lr 0.1, clip_norm 10.0, stages [[1, 0.1, 0.9, 0.5]]", "")
+    monkeypatch.delattr(FederatedTrainer, "fit")  # it is kept
+    assert compare(recipe, tmp_path, "fedgm", *flags) == [row]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ConfigurationError("mistaken"), 2, "methods: error: mistaken\n"),
+        (KeyboardInterrupt(), 130, "methods: stopped; the same command goes on.\n"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "methods: stopped; the same command goes on.\n"),
+    ],
+)
+def test_how_the_program_ends(
+    recipe: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FederatedTrainer, "fit", fail)
+    monkeypatch.setattr(sys, "argv", ["methods", *FLAGS, "--methods", "fedavg", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(RECIPES / "methods.py"), run_name="__main__")
+    assert (end.value.code, capsys.readouterr().err) == (status, words)

@@ -145,7 +145,10 @@ def test_a_participation_that_is_no_number_is_refused(participation: float) -> N
         (lambda: FederatedTrainer(1.5), r"`max_rounds` of FederatedTrainer must be a whole number, but is 1.5"),  # type: ignore[arg-type]
         (lambda: FederatedTrainer(1, seed=0.5), r"`seed` of FederatedTrainer must be a whole number, but is 0.5"),  # type: ignore[arg-type]
         (lambda: SlotStrategy(1.5), r"`slots` of SlotStrategy must be 'auto', names or a whole number, but is 1.5"),  # type: ignore[arg-type]
-        (lambda: SlotStrategy(cohort_size=2.5), r"`cohort_size` of SlotStrategy must be 'auto' or a whole number, but is 2.5"),  # type: ignore[arg-type]
+        (
+            lambda: SlotStrategy(cohort_size=2.5),
+            r"`cohort_size` of SlotStrategy must be 'auto' or a whole number, but is 2.5",
+        ),  # type: ignore[arg-type]
         (lambda: clients(0), "must own an example|expected a non-empty list|there is none"),
     ],
 )

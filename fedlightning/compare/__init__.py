@@ -16,6 +16,7 @@ from fedlightning.compare.diary import (
     Diary,
     Probe,
     Saved,
+    check_folder,
     check_identity,
     identify_problem,
     identify_run,
@@ -131,7 +132,7 @@ class Comparison:
         """Set each method up on the first seed's data, without a round.
 
         Raises:
-            ConfigurationError: a method cannot run, or a folder holds another run.
+            ConfigurationError: a method cannot run, or a folder holds another run or cannot be written.
         """
         self._check(self._load(self.seeds[0]))
 
@@ -167,8 +168,10 @@ class Comparison:
     def _check(self, first: _Problem) -> None:
         for name, method in self.methods.items():
             for seed in self.seeds:
-                known = first.identity if seed == first.seed else {}
-                check_identity(self.folder(name, seed), self._identify(name, seed) | known)
+                known, folder = first.identity if seed == first.seed else {}, self.folder(name, seed)
+                check_identity(folder, self._identify(name, seed) | known)
+                if not read_diary(folder).get("finished"):
+                    check_folder(folder, "`root` of a comparison")
             self._extra_callbacks(name, first.seed)
             if not all(read_diary(self.folder(name, seed)).get("finished") for seed in self.seeds):
                 self._probe(name, method, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -109,12 +110,37 @@ class Probe(Callback):
 def read_diary(folder: Path) -> dict[str, Any]:
     """The content of a run's `run.json`; empty where there is none."""
     path = folder / "run.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if os.path.isfile(path) else {}
     return content
 
 
+def check_folder(folder: Path, name: str) -> None:
+    """Check that a folder can be written, or made, and make nothing.
+
+    Args:
+        folder: it, or what it will be.
+        name: of the argument that names it, for the message.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except FileNotFoundError:
+        check_folder(folder.absolute().parent, name)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{name} must be a folder that can be written, but {folder} is not ({error.strerror}); choose another one, or "
+            "change its permissions."
+        ) from error
+
+
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Check that a folder holds no other run."""
+    """Check that a folder holds no other run.
+
+    Raises:
+        ConfigurationError: it holds one.
+    """
     found, wanted = read_diary(folder).get("run", {}), json.loads(json.dumps(identity))
     differing = [key for key in wanted if found and found.get(key) != wanted[key]]
     if differing:

@@ -1,19 +1,19 @@
-"""The data sets of a comparison with what is usual for each, the methods as they are typed, and the points of a sweep."""
+"""The data sets of a comparison with what is usual for each, and the methods as they are typed."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import Any, NamedTuple
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from fedlightning import Classification, ConfigurationError, FederatedDataModule, FederatedTask, FedMethod
 from fedlightning.data import CIFAR10, CIFAR100, FakeImages, FashionMNIST, PowerLawMNIST, Shakespeare, Synthetic
-from fedlightning.data.partition_names import parse_partition
 from fedlightning.errors import nearest
 from fedlightning.method import field_names
-from fedlightning.methods import method_named, method_names
+from fedlightning.methods import method_named
 from fedlightning.models import CharLSTM, LogisticRegression, build_model
 
 Values = dict[str, Any]
@@ -110,6 +110,19 @@ def require_choice(dataset: str, flags: Iterable[str]) -> None:
             )
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Check the seeds of a comparison.
+
+    Raises:
+        ConfigurationError: there is none, one is given twice, or one is no seed.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ConfigurationError(
+            f"`--seeds` must hold numbers from 0 to {2**32 - 1}, at least one and none twice, but is {list(seeds)}; give e.g. "
+            "0 and 1."
+        )
+
+
 def setting_named(name: str) -> Setting:
     """The data set of this name.
 
@@ -165,11 +178,11 @@ class Spec(NamedTuple):
         Raises:
             ConfigurationError: there is no such method, or it has no such field.
         """
-        name, *assignments = text.split()
+        name, *assignments = text.split() or [""]
         known, fields = field_names(method_named(name)), {}
         for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals or key not in known:
+            key, _, value = assignment.partition("=")
+            if not value or key not in known:
                 raise ConfigurationError(
                     f"A method of `--methods` must be like 'fedprox mu=0.01', but is {text!r}, and {key!r} is no field of "
                     f"{name} with a value. {nearest(key, known)}"
@@ -183,113 +196,55 @@ class Spec(NamedTuple):
         return Spec(" ".join([self.text, *assigned(own)]), self.method, {**self.fields, **own})
 
     def build(self, usual: Values, given: Values) -> FedMethod:
-        """The method, with the data set's fields where the paper has none, and those that flags give."""
+        """The method, with the data set's fields where the paper has none, and those that flags give.
+
+        Raises:
+            ConfigurationError: a field has not its type, or is outside its interval.
+        """
         cls = method_named(self.method)
         base, own = FedMethod.__dataclass_fields__, cls.__dataclass_fields__
         weak = {key: value for key, value in usual.items() if own[key].default == base[key].default}
-        return cls(**{**weak, **given, **self.fields})
+        return build_method(cls, {**weak, **given, **self.fields})
+
+
+def build_method(cls: type[FedMethod], fields: Values) -> FedMethod:
+    """A method whose fields come from a command line.
+
+    Raises:
+        ConfigurationError: one has not its type, or is outside its interval.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, nested_key=None)
+    typed = {}
+    for key, value in fields.items():
+        try:
+            parsed = parser.parse_object({key: value})[key]
+        except ArgumentError as error:
+            kind = cls.__dataclass_fields__[key].type
+            raise ConfigurationError(
+                f"`{key}` of {cls.__name__} must be of type {getattr(kind, '__name__', kind)}, but is {value!r}; give such a "
+                "value, or leave it out."
+            ) from error
+        typed[key] = value if parsed == value else parsed  # 1 stays 1 for a float; a list becomes a tuple
+    return cls(**typed)
 
 
 def number(text: str) -> Any:
-    """A value as it is typed: a number, true, false, null or a word; 1e-3 is a number."""
+    """A value as it is typed: a number, true, false, null or a word, as which all else is taken; 1e-3 is a number."""
+    for read in (real, yaml.safe_load):
+        with contextlib.suppress(ValueError, yaml.YAMLError):
+            return read(text)
+    return text
+
+
+def real(text: str) -> int | float:
+    """A number, a whole one where it is typed as one."""
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+        return int(text)
     except ValueError:
-        return yaml.safe_load(text)
+        return float(text)
 
 
 def assigned(values: Values) -> list[str]:
     """Each as "name=value"."""
     return [f"{key}={value}" for key, value in values.items()]
-
-
-# -- sweeps ------------------------------------------------------------------------------------------------------------
-SWEPT = ("alpha", "batch_size", "clients_per_round", "data_alpha", "data_beta", "local_epochs", "local_steps", "model",
-         "partition", "rounds")  # fmt: skip
-"""The flags that can be swept, and alpha, which is that of the partition; further every field of a method."""
-
-
-class Point(NamedTuple):
-    """A point of a sweep.
-
-    Attributes:
-        swept: all that is swept, by name.
-        values: of the flags.
-        specs: the methods.
-        place: the folder of the runs, for all points that share data and trainer.
-    """
-
-    swept: Values
-    values: Values
-    specs: list[Spec]
-    place: str
-
-    @property
-    def name(self) -> str:
-        """E.g. "lr=0.1_alpha=0.01"; empty if nothing is swept."""
-        return "_".join(assigned(self.swept))
-
-
-def points(sweeps: Sequence[str], values: Values, specs: Sequence[Spec]) -> list[Point]:
-    """All points of the grid, the last name fastest.
-
-    Args:
-        sweeps: each "name=value,value".
-        values: of the flags.
-        specs: the methods.
-
-    Raises:
-        ConfigurationError: there is nothing of a name, a value is given twice, or a method names a swept field itself.
-    """
-    grid: dict[str, list[Any]] = {}
-    for sweep in sweeps:
-        name, _, several = sweep.partition("=")
-        key = name.replace("-", "_")
-        _check_sweep(key, sweep, specs, taken=grid)
-        grid[key] = [number(value) for value in several.split(",") if value]
-        if not grid[key] or len(set(map(repr, grid[key]))) < len(grid[key]):
-            raise ConfigurationError(f"`--sweep` must be like lr=0.01,0.1, each value once, but is {sweep!r}.")
-    return [_point(dict(zip(grid, chosen, strict=True)), values, specs) for chosen in product(*grid.values())]
-
-
-def _check_sweep(key: str, sweep: str, specs: Sequence[Spec], taken: Values) -> None:
-    fields = {name for spec in specs for name in field_names(method_named(spec.method))}
-    if key not in {*SWEPT, *fields}:
-        everywhere = {name for method in method_names() for name in field_names(method_named(method))}
-        why = "no chosen method has that field" if key in everywhere else "there is none"
-        raise ConfigurationError(
-            f"`--sweep` must name a flag or a field of a chosen method, but is {sweep!r}: {why}. "
-            f"{nearest(key, {*SWEPT, *fields})}"
-        )
-    fixed = [spec.text for spec in specs if key in spec.fields and key not in SWEPT]
-    if fixed or key in taken:
-        where = f"`--methods` has {fixed[0]!r}" if fixed else "it is swept twice"
-        raise ConfigurationError(f"`--sweep {sweep}` must be the only one to set {key}, but {where}; leave one out.")
-
-
-def _point(swept: Values, values: Values, specs: Sequence[Spec]) -> Point:
-    flags = {key: value for key, value in swept.items() if key in SWEPT}
-    changed = {key: value for key, value in flags.items() if key != "alpha"}
-    if {"local_steps", "local_epochs"} & set(changed):
-        changed = {"local_steps": None, "local_epochs": None, **changed}
-    merged = {**values, **changed}
-    if "alpha" in flags:
-        merged["partition"] = with_alpha(merged["partition"], flags["alpha"])
-    own = {key: value for key, value in swept.items() if key not in SWEPT}
-    return Point(swept, merged, [spec.swept(own) for spec in specs], "_".join(assigned(flags)))
-
-
-def with_alpha(partition: str | None, alpha: float) -> str:
-    """The name of the same partition with another alpha.
-
-    Raises:
-        ConfigurationError: it has no alpha.
-    """
-    parsed: Any = parse_partition(partition) if partition else None
-    if not hasattr(parsed, "alpha"):
-        given = f"the partition is {partition!r}" if partition else "this data set comes with its clients"
-        raise ConfigurationError(
-            f"`--sweep alpha=…` needs a partition with an alpha, such as A0d10C100, but {given}; choose such a "
-            "`--partition`, or sweep data_beta with `--dataset synthetic`."
-        )
-    return str(replace(parsed, alpha=alpha).name)
