@@ -30,6 +30,7 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.compare import Comparison, Outcome, Table, compare, name_methods
+from fedlightning.data import IID, RandomCropFlip
 from fedlightning.methods import Scaffnew
 
 ROUNDS = 6
@@ -377,6 +378,25 @@ def test_a_run_that_diverges_is_kept_as_that(tmp_path: Path, monkeypatch: pytest
     monkeypatch.delattr(FederatedTrainer, "fit")
     again = run(tmp_path, {"fast": FedAvg(lr=1e38), "fedavg": METHODS["fedavg"]}, seeds=(0,))
     assert numbers(again) == numbers(table)
+
+
+def test_a_folder_of_runs_with_another_augmentation_is_refused(tmp_path: Path) -> None:
+    def images(padding: int) -> Callable[[int], TensorData]:
+        def made(seed: int) -> TensorData:
+            pixels, targets = torch.zeros(20, 1, 2, 2), torch.arange(20) % 3
+            return TensorData(
+                Examples(pixels, targets),
+                IID(num_clients=4).split(targets, seed=0),
+                steps=1,
+                augmentation=RandomCropFlip(padding),
+            )
+
+        return made
+
+    flat = Classification(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    compare({"fedavg": FedAvg()}, flat, images(1), **options(tmp_path))
+    with pytest.raises(ConfigurationError, match="augmentation"):
+        compare({"fedavg": FedAvg()}, flat, images(2), **options(tmp_path))
 
 
 def test_another_failure_stops_the_comparison(tmp_path: Path) -> None:

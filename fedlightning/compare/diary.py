@@ -173,7 +173,7 @@ def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str
         "data": f"{type(data).__name__} {_digest(tensors)}",
         "partition": data.clients.fingerprint,
         "batches": [data.batch_size, data.epochs, data.steps, list(data.evaluate_on)],
-        "augmentation": type(data.augmentation).__name__,
+        "augmentation": f"{type(data.augmentation).__name__} {data.fingerprint}",
     }
 
 
