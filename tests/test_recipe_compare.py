@@ -231,6 +231,7 @@ def test_compile_is_typed_as_in_the_recipes(recipe: ModuleType, text: str, value
 def test_how_the_program_ends(
     recipe: ModuleType,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
     status: int,
@@ -239,6 +240,7 @@ def test_how_the_program_ends(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
+    caplog.set_level("INFO", "lightning.pytorch")  # the program sets it, and this puts it back
     monkeypatch.setattr(FederatedTrainer, "fit", fail)
     monkeypatch.setattr(sys, "argv", ["compare", "--methods", "fedavg", *TINY, "--out", "o"])
     with pytest.raises(SystemExit) as end:

@@ -120,7 +120,7 @@ def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
     except Exception:  # noqa: BLE001 - a model may fail in any way where there are no values; a real error comes again in training
         return 0.0
     size = len(data.clients.indices) / data.clients.num_clients
-    return float(counter.get_total_flops()) / len(batch[0]) * min(data.batch_size or size, size)
+    return float(counter.get_total_flops()) / max(len(batch[0]), 1) * min(data.batch_size or size, size)
 
 
 def large_steps(task: FederatedTask, data: FederatedDataModule) -> bool:

@@ -57,6 +57,8 @@ def inspect(task: FederatedTask, data: FederatedDataModule, on_cpu: bool = True)
     before = {name: (buffer, buffer._version) for name, buffer in probe.named_buffers()}
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
     batch = first_batch(data)
+    if not len(batch[0]):
+        return Findings(layer, None, False)
     try:
         with torch.no_grad():
             probe.loss(batch)
@@ -89,10 +91,11 @@ def _misfit(batch: Batch, error: Exception) -> ConfigurationError:
 
 
 def first_batch(data: FederatedDataModule) -> Batch:
-    """The first batch of the first client."""
+    """The first batch of the first client; no example where its schedule has no batch, which training will refuse."""
     schedule = data.schedule(0, 0, 0, 1)
-    index = schedule.index[0][schedule.index[0] >= 0]
-    return data.batch(data.train, index, None if schedule.draws is None else schedule.draws[0, : len(index)])
+    index, draws = schedule.index[:1], schedule.draws
+    index = index[index >= 0]
+    return data.batch(data.train, index, None if draws is None else draws[:1].flatten(0, 1)[: len(index)])
 
 
 def _looks_around(module: nn.Module) -> bool:
