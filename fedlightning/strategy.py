@@ -57,7 +57,8 @@ class SlotStrategy:
             Python-bound slots slow each other down.
         cohort_size: clients trained at once under vmap; 1 trains them one after another, which serves any model; "auto"
             chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
-            similar sizes: there half of the clients, at most 64.
+            similar sizes: there half of the clients, at most 64,
+            unless the model changes buffers or draws random numbers of its own, or vmap fails on a trial step.
         compile: trace eight local steps of a client into one graph, or one of 10 MFLOP and more, and compile it ahead of
             time, for a CPU; it is kept on disk (`fedlightning.engine.packages.cache_folder`). A slot calls it for one
             client after another without the interpreter, and so without its lock. "auto" does so for models of less than
