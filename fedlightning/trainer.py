@@ -354,10 +354,11 @@ class FederatedTrainer:
         self.log({"train/loss": loss / examples})
         self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
         server = self.method.on_aggregate(state.server, mean.result(), round)
-        step = server.x - state.server.x if uploads else server.x
-        for client, upload in uploads.items():
-            there = next(iter(upload.values())).device
-            rows[client] = self.method.on_return(rows[client], upload, step.to(there), round)
+        if uploads:
+            step = server.x - state.server.x
+            for client, upload in uploads.items():
+                there = next(iter(upload.values())).device
+                rows[client] = self.method.on_return(rows[client], upload, step.to(there), round)
         return server, rows, buffers.result().all
 
     def _following(self, round: Round) -> Callable[[], RoundJob] | None:
