@@ -38,6 +38,9 @@ UNROLL = 8
 _SMALL = 131_072
 """Multiplications of a matrix product below which calling a library costs more than its better use of the cache saves."""
 
+_FEW = 16
+"""Columns or rows of a product, up to which each is a sum of its own; more of them have no room in the registers."""
+
 _BLOCK = 512
 """Steps of all clients of a block, if one gather makes their batches; those of more steps would leave the cache."""
 
@@ -216,16 +219,25 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
                 now = Clients(gradient, remembered, numbers, key[s])
                 after, loss = executor.step(inner, states, now, tuple(tensor[s] for tensor in batch), mask[s], first)
                 states = State(**{name: where_active(active[s], after[name], states[name]) for name in states})
-                losses.append(loss.to(server.x.dtype))
+                losses.append(torch.where(active[s], loss, 0).to(server.x.dtype))
         return [*(state.contiguous() for state in states.values()), torch.stack(losses)]
 
     return trace(steps, _flatten(hooks, local, block), rules=_RULES)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The product [M, N] of a [M, K] and b [K, N]; a small one as sums, which the compiler fuses with the rest."""
-    if a.numel() * b.shape[1] > _SMALL:
+    """The product [M, N] of a [M, K] and b [K, N]; a small one as sums, which the compiler fuses with the rest.
+
+    One sum is a chain of additions, each of which waits for the one before it. So a few long columns, or rows, are written
+    one by one: the compiler sums them at a time, and loads once what they share.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    if m * k * n > _SMALL:
         return NotImplemented  # type: ignore[no-any-return]  # it is then kept as it is
+    if n <= _FEW < k:
+        return torch.stack([(a * column).sum(1) for column in b.unbind(1)], 1)
+    if m <= _FEW < n:
+        return torch.stack([(row.unsqueeze(1) * b).sum(0) for row in a.unbind()])
     return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
 
 

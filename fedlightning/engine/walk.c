@@ -33,7 +33,7 @@ typedef struct {
     int64_t step; /* bytes of a client's; of the last output, the losses, bytes of a call's */
 } Output;
 
-enum { AHEAD = 2, FIRST = 256, LINE = 64 }; /* examples, and bytes */
+enum { AHEAD = 2, FIRST = 4096, LINE = 64 }; /* examples, and bytes */
 
 static int32_t at(char *data, const Input *input, Tensor *result) {
     return aoti_torch_create_tensor_from_blob(data, input->ndim, input->sizes, input->strides, 0, input->dtype, 0, 0,
@@ -48,10 +48,10 @@ static int32_t fill(const Input *input, int64_t position) {
     const int64_t *index = input->index + position * input->count;
     for (int64_t j = 0; j < input->count; j++) {
         if (index[j] < 0 || index[j] >= input->examples) return -1;
-        /* An example lies anywhere; its first lines are asked for before it is its turn, and the processor sees to the rest. */
+        /* An example lies anywhere, so that its lines are asked for before it is its turn; the processor sees to what is left. */
         if (j + AHEAD < input->count)
             for (int64_t b = 0; b < input->bytes && b < FIRST; b += LINE)
-                __builtin_prefetch(input->data + index[j + AHEAD] * input->bytes + b);
+                __builtin_prefetch(input->data + index[j + AHEAD] * input->bytes + b, 0, 0);
         memcpy(input->buffer + j * input->bytes, input->data + index[j] * input->bytes, (size_t)input->bytes);
     }
     return 0;
