@@ -141,10 +141,16 @@ def _in_turn(
         row += len(loss)
     yield
     if flat:
-        taken = torch.where(plan.steps.active[-sum(lengths) :], torch.cat(flat), 0)
-        there = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-        losses.append(taken.new_zeros(there.shape).masked_scatter_(there.to(taken.device), taken).T.contiguous())
+        losses.append(_side_by_side(torch.cat(flat), lengths))
     return local, torch.cat(losses)
+
+
+def _side_by_side(rows: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Rows [ΣS, 1], so many of each client, as [S, C]; 0 where a client has none."""
+    if len(set(lengths)) == 1:
+        return rows.view(len(lengths), -1).T
+    there = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    return rows.new_zeros(there.shape).masked_scatter_(there.to(rows.device), rows).T.contiguous()
 
 
 def _parts(lengths: Sequence[int], most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -201,7 +207,9 @@ def take_rows(
     job: RoundJob, plan: CohortPlan, examples: Examples, row: int, first: int, lengths: tuple[int, ...], gathered: bool
 ) -> Block:
     """So many rows of each client from `first` on, the first of them at `row`; their examples, or where those lie."""
-    part = plan.steps.apply(lambda tensor: tensor[row : row + sum(lengths)])
+    end, part = row + sum(lengths), plan.steps
+    if end - row < len(part.mask):
+        part = part.apply(lambda tensor: tensor[row:end])
     clients = plan.clients_in(part.keys, first, first + len(lengths))
     block = Block(clients, (), part.mask, part.active, len(lengths), first=False, lengths=lengths)
     if gathered:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import math
 import subprocess
 import tempfile
 import weakref
@@ -158,10 +157,12 @@ class NativeWalk:
             if isinstance(value, Gathered):
                 taken.append(self._gathered(value))
                 continue
-            tensor = value.contiguous()
             leading = {"state": (1,), "shared": (), "own": (1,), "rows": (self._unroll,)}[part]
+            # A start that all clients share is one tensor, expanded, and stays so.
+            each = value if part in ("shared", "rows") else value[0]
+            tensor = value if each.is_contiguous() else value.contiguous()
             described = _place(tensor, (*leading, *tensor.shape[len(leading) :]))
-            described.step = math.prod(described.sizes[: described.ndim]) * tensor.element_size() if leading else 0
+            described.step = len(leading) and tensor.stride(0) * tensor.element_size() * leading[0]
             described.row, described.output = part == "rows", i if part == "state" else -1
             taken.append((described, tensor))
             if described.row and described.step <= _FEW_BYTES:
