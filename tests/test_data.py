@@ -21,6 +21,7 @@ from fedlightning.data import (
     RandomCropFlip,
     TensorData,
 )
+from fedlightning.data.module import Schedule
 from fedlightning.errors import ConfigurationError
 from fedlightning.streams import stream
 
@@ -51,6 +52,35 @@ def test_each_epoch_visits_each_example_once(sizes, batch_size, epochs):
         for epoch in index.split(per_epoch):
             assert sorted(epoch[epoch >= 0].tolist()) == data.clients.client(client).tolist()
             assert (epoch[:-1] >= 0).all()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.tuples(st.integers(1, 23), st.integers(1, 9)), min_size=2, max_size=4),
+    st.one_of(st.none(), st.integers(1, 9)),
+)
+def test_clients_together_have_the_batches_of_each(clients, batch_size):
+    sizes, steps = zip(*clients, strict=True)
+    data, chosen = tensor_data(list(sizes), batch_size=batch_size), range(len(sizes))
+    (together,) = data.schedules(chosen, 3, 7, steps)
+    for c, index in zip(chosen, together.index.split(steps), strict=True):
+        alone = data.schedule(c, 3, 7, steps[c]).index
+        assert torch.equal(index[:, : alone.shape[1]], alone)
+        assert (index[:, alone.shape[1] :] == -1).all()
+
+
+def test_a_schedule_of_ones_own_is_asked_for_each_client():
+    class Backwards(TensorData):
+        def schedule(self, client, round, seed, num_steps):
+            index, draws = super().schedule(client, round, seed, num_steps)
+            return Schedule(index.flip(0), draws)
+
+    clients = Partition.of(list(torch.arange(12).split(6)))
+    own, usual = (kind(examples(12), clients, batch_size=3) for kind in (Backwards, TensorData))
+    for data in (own, usual):
+        data.setup()
+    for c, schedule in enumerate(own.schedules((0, 1), 0, 0, (2, 2))):
+        assert torch.equal(schedule.index.flip(0), usual.schedule(c, 0, 0, 2).index)
 
 
 def test_steps_cut_the_last_epoch_short():

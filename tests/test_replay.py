@@ -91,7 +91,7 @@ def test_clients_epochs_and_batches_are_those_of_the_program(fraction: float, pa
         for client, batches in expected.items():
             steps = work.steps.get(client, module.num_steps(client))
             assert steps == len(batches)
-            index = work.schedule(module, client, t, 99, steps).index
+            index = work.schedule(module, client, steps).index
             assert [[i for i in row if i >= 0] for row in index.tolist()] == batches
 
 
@@ -123,7 +123,7 @@ def test_ten_examples_go_round_as_published() -> None:
     owned = Partition.of(list(torch.arange(20).split(10)))
     module = TensorData(Examples(torch.zeros(20, 1), torch.zeros(20)), owned, batch_size=10, epochs=3)
     module.setup()
-    found = FedProxReplay(0.0).plan(rounds_of(module, 2))(0).schedule(module, 0, 0, 0, 3).index
+    found = FedProxReplay(0.0).plan(rounds_of(module, 2))(0).schedule(module, 0, 3).index
     orders = [[7, 6, 1, 5, 4, 2, 0, 3, 9, 8], [3, 0, 6, 2, 4, 1, 7, 5, 8, 9], [5, 7, 0, 1, 4, 6, 3, 2, 9, 8]]
     assert found.tolist() == orders
 

@@ -3,11 +3,12 @@
 import hashlib
 
 import numpy as np
+import pytest
 import torch
 from torch.func import vmap
 
 from fedlightning import keyed_uniform, stream
-from fedlightning.streams import keys, torch_stream
+from fedlightning.streams import keys, permute, torch_stream
 
 
 def test_the_same_address_gives_the_same_numbers_and_others_do_not() -> None:
@@ -31,6 +32,15 @@ def test_a_stream_is_philox_under_the_hash_of_its_address() -> None:
     key = np.frombuffer(hashlib.blake2b(b"3/shuffle/1/2", digest_size=16).digest(), "<u8")
     expected = np.random.Generator(np.random.Philox(key=key)).integers(2**62, size=100)
     np.testing.assert_array_equal(stream(3, "shuffle", 1, 2).integers(2**62, size=100), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (3, 7), (2, 1), (0, 4)])
+def test_rows_are_permuted_by_the_stream_at_their_address(shape: tuple[int, int]) -> None:
+    rows = np.arange(shape[0] * shape[1]).reshape(shape)
+    for client in (2, 5, 2):  # a thread's generator keeps nothing from one address to the next
+        expected, found = stream(3, "shuffle", 1, client).permuted(rows, axis=1), rows.copy()
+        permute(found, 3, "shuffle", 1, client)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_torch_streams_are_addressed_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Batch
-from fedlightning.streams import stream
+from fedlightning.streams import permute, stream
 
 
 class Examples(NamedTuple):
@@ -132,19 +133,34 @@ class FederatedDataModule(LightningDataModule):
 
     def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
         """The batches [K, B] of a client in a round: each epoch visits its examples once, in a new order."""
-        owned = self.clients.positions(client)
-        size, batch = len(owned), self.batch_size or len(owned)
-        per_epoch = -(-size // batch)
-        epochs = -(-num_steps // per_epoch)
-        index = np.full((epochs, per_epoch * batch), -1, dtype=np.int64)
-        filled = index[:, :size]
-        filled[:] = owned
-        stream(seed, "shuffle", round, client).permuted(filled, axis=1, out=filled)  # a `permutation` for each epoch
-        index = index.reshape(epochs * per_epoch, batch)[:num_steps]
-        if self.augmentation is None:
-            return Schedule(torch.from_numpy(index), None)
-        draws = self.augmentation.draw(stream(seed, "augment", round, client), index.shape)
-        return Schedule(torch.from_numpy(index), torch.from_numpy(draws))
+        index, draws = self._shuffled((client,), round, seed, (num_steps,)), None
+        if self.augmentation is not None:
+            drawn = self.augmentation.draw(stream(seed, "augment", round, client), index.shape)
+            draws = torch.from_numpy(drawn)
+        return Schedule(torch.from_numpy(index), draws)
+
+    def schedules(self, clients: Sequence[int], round: int, seed: int, num_steps: Sequence[int]) -> list[Schedule]:
+        """What `schedule` gives for several clients: each one's, or, since that is faster, one of [ΣK, B] for all of them."""
+        if self.augmentation is None and type(self).schedule is FederatedDataModule.schedule:
+            return [Schedule(torch.from_numpy(self._shuffled(clients, round, seed, num_steps)), None)]
+        return [self.schedule(client, round, seed, k) for client, k in zip(clients, num_steps, strict=True)]
+
+    def _shuffled(
+        self, clients: Sequence[int], round: int, seed: int, num_steps: Sequence[int]
+    ) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Batches [ΣK, B] of clients that follow one another; B is the largest one's whole data if no size was given."""
+        owned = [self.clients.positions(client) for client in clients]
+        batch = self.batch_size or max(map(len, owned))
+        per_epoch = [-(-len(mine) // batch) for mine in owned]
+        rows = [-(-k // each) * each for k, each in zip(num_steps, per_epoch, strict=True)]  # of whole epochs
+        index, kept, end = np.full((sum(rows), batch), -1), [], 0
+        for client, mine, each, count, k in zip(clients, owned, per_epoch, rows, num_steps, strict=True):
+            whole, end = index[end : end + count], end + count
+            filled = whole.reshape(-1, each * batch)[:, : len(mine)]
+            filled[:] = mine
+            permute(filled, seed, "shuffle", round, client)  # each epoch anew
+            kept.append(whole[:k])
+        return index if sum(num_steps) == end else np.concatenate(kept)
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
         """The examples at `index` [B], augmented by `draws` [B, D] and ready for the model."""

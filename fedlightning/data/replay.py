@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
@@ -60,7 +60,13 @@ class ReplayedWork(Work):
 
     passes: Mapping[int, int] = field(default_factory=dict)
 
-    def schedule(self, data: FederatedDataModule, client: int, round: int, seed: int, num_steps: int) -> Schedule:
+    def schedules(
+        self, data: FederatedDataModule, clients: Sequence[int], round: int, seed: int, num_steps: Sequence[int]
+    ) -> list[Schedule]:
+        """Each client's batches."""
+        return [self.schedule(data, client, k) for client, k in zip(clients, num_steps, strict=True)]
+
+    def schedule(self, data: FederatedDataModule, client: int, num_steps: int) -> Schedule:
         """The batches [K, B] of a client: epoch e of its life visits its examples in the order P_n^(e + 1)."""
         owned = data.clients.positions(client)
         size, batch = len(owned), data.batch_size or len(owned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedlightning.data.module import FederatedDataModule, Schedule
@@ -25,9 +25,11 @@ class Work:
     steps: Mapping[int, int] = field(default_factory=dict)
     stragglers: int = 0
 
-    def schedule(self, data: FederatedDataModule, client: int, round: int, seed: int, num_steps: int) -> Schedule:
-        """The batches [K, B] of a client in this round."""
-        return data.schedule(client, round, seed, num_steps)
+    def schedules(
+        self, data: FederatedDataModule, clients: Sequence[int], round: int, seed: int, num_steps: Sequence[int]
+    ) -> list[Schedule]:
+        """The batches of clients in this round, as `FederatedDataModule.schedules` gives them."""
+        return data.schedules(clients, round, seed, num_steps)
 
 
 @dataclass(frozen=True)

@@ -61,22 +61,23 @@ class RoundJob:
             return self.work.steps[client]
         return self.data.num_steps(client, self.method.local_steps(self.round.index))
 
-    def schedule(self, client: int, num_steps: int) -> Schedule:
-        """The batches of a client: those of its local steps, or of the gradient pass.
+    def schedules(self, clients: Sequence[int], num_steps: Sequence[int]) -> list[Schedule]:
+        """The batches of clients: those of their local steps, or of the gradient pass.
 
         Raises:
             ConfigurationError: there is not one for each step.
         """
-        schedule = self.work.schedule(self.data, client, self.round.index, self.seed, num_steps)
-        if schedule.index.dtype != torch.int64:
-            schedule = schedule._replace(index=schedule.index.to(torch.int64))
-        if len(schedule.index) != num_steps:
-            raise ConfigurationError(
-                f"`schedule` must give a batch for each of the {num_steps} local steps of client {client} in round "
-                f"{self.round.index}, but that of {type(self.data).__name__} gives {len(schedule.index)}; return "
-                f"[{num_steps}, B] positions, or override `num_steps` too."
-            )
-        return schedule
+        found = self.work.schedules(self.data, clients, self.round.index, self.seed, num_steps)
+        if len(found) < len(clients):  # one for all, which a module's own `schedule` never is
+            return found
+        for client, k, schedule in zip(clients, num_steps, found, strict=True):
+            if len(schedule.index) != k:
+                raise ConfigurationError(
+                    f"`schedule` must give a batch for each of the {k} local steps of client {client} in round "
+                    f"{self.round.index}, but that of {type(self.data).__name__} gives {len(schedule.index)}; return "
+                    f"[{k}, B] positions, or override `num_steps` too."
+                )
+        return [each._replace(index=each.index.to(torch.int64)) for each in found]
 
 
 class Clients(NamedTuple):
@@ -177,7 +178,7 @@ def draw_cohort(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Dr
     whose calls cost a few times less where a slot comes to them from a step that has filled the cache.
     """
     steps = [job.num_steps(client) for client in clients]
-    schedules = [job.schedule(client, k) for client, k in zip(clients, steps, strict=True)]
+    schedules = job.schedules(clients, steps)
     grid = Grid.of(steps, padding)
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
     size = (job.data.batch_size or job.data.clients.largest) if padding.unroll else 0
