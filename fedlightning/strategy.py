@@ -239,7 +239,8 @@ class SlotStrategy:
             self._try_or_give_up(job, clients)
         if self._traces:
             self._traces.grow()
-        plans = self._plans(job, clients, self._ahead.close() if self._ahead else None)
+        before = self._ahead.close() if self._ahead else None
+        plans = (before and before.of(job, clients)) or self._plans(job, clients)
         if not (self._billed or job.gradient_pass):
             self._billed = True
             self._bill(job, max(plans.cohorts, key=len, default=()))
@@ -258,7 +259,7 @@ class SlotStrategy:
                 ready.update(next(results))
             yield _handed_over(ready.pop(position))
 
-    def _plans(self, job: RoundJob, clients: Sequence[int], before: Plans | None = None) -> Plans:
+    def _plans(self, job: RoundJob, clients: Sequence[int]) -> Plans:
         """The round's cohorts, and which of them a slot takes together."""
         steps = {client: job.num_steps(client) for client in clients}
         order = sorted(clients, key=lambda client: (-steps[client], client))
@@ -269,7 +270,7 @@ class SlotStrategy:
         if self.programs and self._data.only_gathers:  # else the batches of all would be in memory at a time
             together = share_out([sum(steps[client] for client in cohort) for cohort in cohorts], len(self.slots))
             stride = len(cohorts)  # a slot trains at once what it plans, and plans nothing ahead
-        return Plans(job, steps, cohorts, together, stride, before)
+        return Plans(job, cohorts, together, stride)
 
     def _look_ahead(self, following: Callable[[], RoundJob] | None) -> Ahead | None:
         """What slots that are done draw of the next round; nothing under the GIL, where they would hold the trainer up."""
@@ -312,8 +313,7 @@ class SlotStrategy:
         except Exception as error:
             if self._compile_wish != "auto":
                 raise
-            self.programs, self.cohort_size = None, 1
-            rank_zero_warn(f"One client at a time, since the local steps cannot be compiled: {error}")
+            self._one_at_a_time(f"the local steps cannot be compiled: {error}")
 
     def _try_or_give_up(self, job: RoundJob, clients: Sequence[int]) -> None:
         """Where "auto" asked for cohorts and two clients cannot be trained side by side, train one at a time."""
@@ -325,8 +325,12 @@ class SlotStrategy:
         try:
             rehearse(replica, job, pair, CohortExecutor(replica, 2), f"{self.slots[0]}, before the first round")
         except Exception as error:  # noqa: BLE001 - a real error comes again in training
-            self.cohort_size = 1
-            rank_zero_warn(f"One client at a time, since several cannot be trained side by side: {error}")
+            self._one_at_a_time(f"several cannot be trained side by side: {error}")
+
+    def _one_at_a_time(self, why: str) -> None:
+        """Give up what "auto" had chosen, and what was planned for it."""
+        self.programs, self.cohort_size, self._ahead = None, 1, None
+        rank_zero_warn(f"One client at a time, since {why}")
 
     def _build(self, programs: Programs, job: RoundJob, client: int) -> None:
         """Build the pass's graph from a client's steps in this round; no slot works meanwhile."""

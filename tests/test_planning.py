@@ -8,6 +8,7 @@ from unequal_clients import data, task
 
 from fedlightning import FedAvg, FederatedTrainer, FedMethod, SlotStrategy, interpreter
 from fedlightning.data import Schedule, Stragglers, TensorData
+from fedlightning.data.stragglers import Work
 from fedlightning.engine import planning
 from fedlightning.engine.executors import LoopExecutor
 from fedlightning.engine.grid import Padding
@@ -22,6 +23,7 @@ from fedlightning.methods import FedDane, Scaffold
 from fedlightning.vector import Layout
 
 CPU, COHORTS = torch.device("cpu"), [(1,), (3,), (5,), (6,), (2,), (0,), (4,)]
+CLIENTS = tuple(client for cohort in COHORTS for client in cohort)
 REPLICA = Replica(task(), Layout.of(task()), CPU)
 
 
@@ -32,7 +34,8 @@ def job_of_a_round() -> tuple[RoundJob, LoopExecutor]:
     server = visible(method, method.configure_server(layout.read(model)))
     buffers = flatten_buffers(persistent_buffers(model).values(), CPU)
     job = RoundJob(
-        method, Round(0, 7, 7, 0.05), 0, layout, server, ClientMemory(), buffers, clients, lambda _: clients.train, lambda: False
+        method, Round(0, 7, 7, 0.05), 0, layout, server, ClientMemory(), buffers, clients, lambda _: clients.train, lambda: False,
+        work=Work(CLIENTS),
     )  # fmt: skip
     return job, LoopExecutor(Replica(model, layout, CPU))
 
@@ -63,9 +66,8 @@ def draws_noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, .
     return made
 
 
-def plans_of(job: RoundJob, slots: int = 1, before: Plans | None = None) -> Plans:
-    steps = {client: job.num_steps(client) for cohort in COHORTS for client in cohort}
-    return Plans(job, steps, COHORTS, [(position,) for position in range(len(COHORTS))], slots, before)
+def plans_of(job: RoundJob, slots: int = 1) -> Plans:
+    return Plans(job, COHORTS, [(position,) for position in range(len(COHORTS))], slots)
 
 
 def test_a_plan_does_not_depend_on_who_made_it_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +112,23 @@ def test_what_was_drawn_before_the_round_is_taken_over_if_it_is_that_round(monke
     before = ahead.close()
     made = draws_noted(monkeypatch)
     ahead(worker)  # too late
-    plans = plans_of(job, before=before)
+    assert before
+    begun = replace(job, server=job.server.replace(x=job.server.x + 1))
+    plans = before.of(begun, CLIENTS)
+    assert plans
+    assert plans.job is begun
     assert all(equal(plans.take(i, executor, CPU), plan) for i, plan in enumerate(expected))
     assert made == []
-    other = replace(job, round=replace(job.round, index=1))
-    assert not equal(plans_of(other, before=before).take(0, executor, CPU), expected[0])
-    assert made[0] == (1, COHORTS[0], False)
+
+
+def test_what_was_drawn_for_another_round_is_not_taken_over() -> None:
+    job, _ = job_of_a_round()
+    plans = plans_of(job)
+    assert plans.of(job, CLIENTS)
+    assert plans.of(replace(job, round=replace(job.round, index=1)), CLIENTS) is None
+    assert plans.of(replace(job, gradient_pass=True), CLIENTS) is None
+    assert plans.of(replace(job, work=replace(job.work, steps={1: 1})), CLIENTS) is None
+    assert plans.of(job, CLIENTS[1:]) is None
 
 
 def test_what_is_wrong_with_the_next_round_is_raised_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +148,10 @@ def test_what_is_wrong_with_the_next_round_is_raised_when_it_begins(monkeypatch:
     monkeypatch.setattr(planning, "draw_cohort", fails)
     ahead = Ahead(lambda: plans_of(job), lambda worker, job: executor)
     ahead(worker)
+    before = ahead.close()
+    assert before
     with pytest.raises(ConfigurationError, match="no batches for"):
-        plans_of(job, before=ahead.close()).take(0, executor, CPU)
+        before.take(0, executor, CPU)
 
 
 @pytest.mark.parametrize("method", [FedAvg(lr=0.05), Scaffold(lr=0.05), FedDane(lr=0.05, mu=0.1)])

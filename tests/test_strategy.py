@@ -21,7 +21,7 @@ from fedlightning import (
     interpreter,
 )
 from fedlightning import strategy as strategy_module
-from fedlightning.engine import choices
+from fedlightning.engine import choices, slots
 from fedlightning.engine.choices import slots_under_lock, step_flops
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
 from fedlightning.interpreter import gil_enabled
@@ -174,6 +174,34 @@ def test_every_slot_has_its_own_thread_and_its_own_thread_count() -> None:
         return threading.current_thread().name, torch.get_num_threads()
 
     assert sorted(pool.map([work, work])) == [("slot cpu/0", 1), ("slot cpu/1", 1)]
+    pool.close()
+
+
+@pytest.mark.parametrize(("cores", "work", "idle"), [(1, 2, 0), (2, 2, 1), (2, 1, 1), (3, 2, 2), (3, 1, 1)])
+def test_a_core_is_left_to_the_trainers_thread_by_slots_that_have_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch, cores: int, work: int, idle: int
+) -> None:
+    monkeypatch.setattr(slots, "cpu_count", lambda: cores)
+    pool: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
+    began, resting = threading.Barrier(work, timeout=10), list[str]()
+
+    def train(_: Worker) -> None:
+        began.wait()
+
+    for _ in range(3):
+        list(pool.map([train] * work, lambda own: resting.append(str(own.slot))))
+    pool.close()
+    assert len(resting) == 3 * idle
+
+
+def test_what_goes_wrong_in_a_slot_that_has_nothing_to_do_stops_nobody() -> None:
+    pool: WorkerPool[int] = WorkerPool([worker(0)])
+
+    def broken(_: Worker) -> None:
+        raise KeyError("broken")
+
+    assert list(pool.map([lambda _: 1], broken)) == [1]
+    assert list(pool.map([lambda _: 2])) == [2]
     pool.close()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from copy import copy
 from threading import Lock
 
 import torch
@@ -29,28 +30,32 @@ class Plans:
 
     Args:
         job: the round.
-        steps: K of each client.
         cohorts: in the order in which slots take them.
         together: positions of those that a slot takes at a time.
         slots: S.
-        before: what was drawn of the next round before it began; it is taken over if that turned out to be this one.
     """
 
     def __init__(
         self,
         job: RoundJob,
-        steps: Mapping[int, int],
         cohorts: Sequence[tuple[int, ...]],
         together: Sequence[tuple[int, ...]],
         slots: int,
-        before: Plans | None = None,
     ) -> None:
         self.job, self.cohorts, self.together, self._slots = job, cohorts, together, slots
-        self._round = job.round.index, job.gradient_pass, steps, cohorts
         self._drawn: dict[int, Future[Drawn] | None] = {}  # None: it is taken
         self._lock = Lock()
-        if before is not None and before._round == self._round:
-            self._drawn, self._lock = before._drawn, before._lock
+
+    def of(self, job: RoundJob, clients: Sequence[int]) -> Plans | None:
+        """These plans, made before the round began, for what it turned out to be; None if that is another."""
+        known = self.job
+        if (known.round.index, known.gradient_pass, known.work) != (job.round.index, job.gradient_pass, job.work):
+            return None
+        if tuple(clients) != known.work.clients:
+            return None
+        these = copy(self)
+        these.job = job
+        return these
 
     def take(self, position: int, executor: Executor, device: torch.device) -> CohortPlan:
         """The plan of a cohort; it is given away."""

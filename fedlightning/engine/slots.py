@@ -12,8 +12,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -121,16 +121,23 @@ _IDLE = -1
 """The position of work that nobody waits for."""
 
 
-class _Call(NamedTuple):
+@dataclass
+class _Call:
     """One call of `map`.
 
     Attributes:
+        idle: what a slot does once nothing of it is left to begin.
+        waiting: how much of its work no slot has begun.
+        resting: slots for which nothing is left.
         done: what comes of its work: a position, and a result or what went wrong.
         given_up: whether nobody waits any more, so that what has not begun need not.
     """
 
-    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]]
-    given_up: threading.Event
+    idle: Work[None] | None
+    waiting: int
+    resting: int
+    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = field(default_factory=queue.SimpleQueue)
+    given_up: threading.Event = field(default_factory=threading.Event)
 
 
 _Item = tuple[int, Work[Any], _Call]
@@ -166,14 +173,13 @@ class WorkerPool(Generic[Result]):
 
         Args:
             work: what is to be done.
-            idle: what each slot does afterwards; nobody waits for it, so it must end by itself once there is work again.
+            idle: what slots do for which nothing is left, but for the first of them if the calling thread has no core beside
+                theirs: it would have to wait, whatever urgent it has to do. Nobody waits for what slots do so, which must end
+                by itself once there is work again.
         """
-        call = _Call(queue.SimpleQueue(), threading.Event())
+        call = _Call(idle, len(work), max(self._count - len(work), 0))
         for position, each in enumerate(work):
             self._todo.put((position, each, call))
-        if idle:
-            for _ in self._threads:
-                self._todo.put((_IDLE, idle, call))
         ready: dict[int, Result] = {}
         try:
             for position in range(len(work)):
@@ -204,6 +210,8 @@ class WorkerPool(Generic[Result]):
     def _do(self, worker: Worker, item: _Item) -> bool:
         """Do work and hand over what comes of it; False if the slot is retired."""
         position, work, call = item
+        with self._lock:
+            call.waiting -= position != _IDLE
         if call.given_up.is_set():
             return True
         try:
@@ -218,7 +226,17 @@ class WorkerPool(Generic[Result]):
         else:
             if position != _IDLE:
                 call.done.put((position, result, None))
+                return self._rest(worker, call)
         return True
+
+    def _rest(self, worker: Worker, call: _Call) -> bool:
+        """Use the time if nothing of a call is left to begin, and a core is free; False if the slot is retired."""
+        with self._lock:
+            if call.idle is None or call.waiting:
+                return True
+            call.resting += 1
+            free = call.resting + cpu_count() > self._count - len(self.retired) + 1
+        return not free or self._do(worker, (_IDLE, call.idle, call))
 
     def _retire(self, worker: Worker, item: _Item, error: BaseException) -> None:
         """Let others do the work once the memory is free: until then the error's frames hold the cohort's tensors."""
@@ -230,6 +248,8 @@ class WorkerPool(Generic[Result]):
             last = len(self.retired) == self._count
         if not last:
             rank_zero_info(f"Slot {worker.slot} ran out of memory and is retired; its work is done again on another.")
+            with self._lock:
+                item[2].waiting += item[0] != _IDLE
             self._todo.put(item)
             return
         failure = ClientError(
