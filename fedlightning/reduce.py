@@ -34,7 +34,7 @@ class OrderedMean:
                 self._sums[name] = torch.zeros(rows.shape[1:], dtype=torch.float64, device=self._device)
             if not rows.numel():  # e.g. the buffers of a model without any
                 continue
-            for row, weight in zip(rows.to(self._device), weights.tolist(), strict=True):
+            for row, weight in zip(rows.to(self._device).unbind(), weights.tolist(), strict=True):
                 _add(self._sums[name], row, weight)
             if rows.is_cuda:  # they were made on a slot's stream and are read on this one
                 rows.record_stream(torch.cuda.current_stream(rows.device))

@@ -365,6 +365,7 @@ def test_a_partition_from_sizes() -> None:
     made = Partition.of_sizes(torch.tensor([2, 1, 3]))
     assert [made.client(c).tolist() for c in range(3)] == [[0, 1], [2], [3, 4, 5]]
     assert (made.largest, made.size(2), made.num_clients) == (3, 3, 3)
+    assert made.sizes_of((2, 0, 2)).tolist() == [3, 2, 3]
     assert Partition.of_sizes(torch.tensor([1, 1]), torch.tensor([7, 5])).client(1).tolist() == [5]
 
 

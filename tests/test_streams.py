@@ -8,7 +8,7 @@ import torch
 from torch.func import vmap
 
 from fedlightning import keyed_uniform, stream
-from fedlightning.streams import keys, permute, torch_stream
+from fedlightning.streams import keys, legacy, permute, torch_stream
 
 
 def test_the_same_address_gives_the_same_numbers_and_others_do_not() -> None:
@@ -41,6 +41,13 @@ def test_rows_are_permuted_by_the_stream_at_their_address(shape: tuple[int, int]
         expected, found = stream(3, "shuffle", 1, client).permuted(rows, axis=1), rows.copy()
         permute(found, 3, "shuffle", 1, client)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_the_legacy_generator_begins_anew_at_each_seed() -> None:
+    for seed in (7, 0, 7):
+        new, own = np.random.RandomState(seed), legacy(seed)
+        assert np.array_equal(new.choice(1000, 50, replace=False), own.choice(1000, 50, replace=False))
+        assert new.standard_normal() == own.standard_normal()  # of each two that are made, one is kept back
 
 
 def test_torch_streams_are_addressed_too() -> None:

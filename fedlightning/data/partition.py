@@ -74,6 +74,12 @@ class Partition:
         start, end = self._bounds(client)
         return end - start
 
+    def sizes_of(self, clients: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Examples of some clients [C], for NumPy."""
+        which = np.array(clients, dtype=np.int64)
+        sizes: np.ndarray[Any, Any] = self._offsets[which + 1] - self._offsets[which]
+        return sizes
+
     def client(self, client: int) -> Tensor:
         """The positions that a client owns."""
         return torch.from_numpy(self.positions(client))

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
-from fedlightning.streams import stream
+from fedlightning.streams import legacy, stream
 
 
 class ClientSampler(ABC):
@@ -154,12 +154,12 @@ class RoundSeeded(ClientSampler):
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
-        chosen: list[int] = np.random.RandomState(round).choice(num_clients, count, replace=False).tolist()
+        chosen: list[int] = legacy(round).choice(num_clients, count, replace=False).tolist()
         return chosen
 
     def active(self, chosen: Sequence[int], count: int, round: int, seed: int) -> list[int]:
         """Those of the chosen clients that are no stragglers, in the program's order."""
-        active: list[int] = np.random.RandomState(round).choice(chosen, count, replace=False).tolist()
+        active: list[int] = legacy(round).choice(chosen, count, replace=False).tolist()
         return active
 
 

@@ -78,7 +78,7 @@ class Workload:
         steps = torch.tensor([data.num_steps(client, method.local_steps(0)) for client in few], dtype=torch.float64)
         balanced = bool(steps.mean() >= 0.5 * steps.max())
         total = rounds * participants * float(steps.mean())
-        sizes, batch = torch.tensor([data.clients.size(client) for client in few]), data.batch_size
+        sizes, batch = torch.from_numpy(data.clients.sizes_of(few)), data.batch_size
         filled = int(sizes.sum()) / int((-(-sizes // batch) * batch).sum()) if batch else 1.0
         return cls(participants, total, int(steps.max()), balanced, batch is not None, filled)
 

@@ -70,7 +70,7 @@ def run_cohort(
         upload=upload,
         state=state,
         buffers=replica.buffers().expand(len(clients), -1),
-        num_examples=torch.tensor([job.data.clients.size(client) for client in clients]),
+        num_examples=torch.from_numpy(job.data.clients.sizes_of(clients)),
         num_steps=num_steps,
         loss=losses.sum(0).cpu() / num_steps,
         slot=slot,

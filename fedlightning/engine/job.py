@@ -252,6 +252,6 @@ def _numbers(job: RoundJob, clients: Sequence[int], steps: list[int], device: to
     """What `Clients` says; the last client stands in the places left."""
     table = np.empty((4, len(clients)))
     table[0], table[1, : len(steps)], table[1, len(steps) :] = job.round.lr, steps, steps[-1]
-    table[2], table[3] = [job.data.clients.size(client) for client in clients], job.round.index
+    table[2], table[3] = job.data.clients.sizes_of(clients), job.round.index
     lr, num_steps, num_examples, round = torch.from_numpy(table).to(device, job.server.x.dtype).unbind()
     return State(lr=lr, num_steps=num_steps, num_examples=num_examples, round=round)
