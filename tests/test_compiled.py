@@ -489,16 +489,6 @@ def test_only_small_products_become_sums(features: int, products: bool, monkeypa
     assert all(("aten.addmm" in code) == ("aten.mm" in code) == products for code in traced)
 
 
-@pytest.mark.parametrize("shape", [(10, 784, 10), (10, 10, 784), (3, 4, 5), (40, 30, 20), (1, 17, 16), (16, 1, 17)])
-def test_a_small_product_is_a_product(shape: tuple[int, int, int]) -> None:
-    m, k, n = shape
-    draw = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(size, generator=draw, dtype=torch.float64) for size in ((m, k), (k, n)))
-    found = compiled._product(a, b)
-    assert found.is_contiguous()
-    torch.testing.assert_close(found, a @ b, rtol=0, atol=1e-12)
-
-
 def test_inputs_that_a_graph_does_not_look_at_are_left_out() -> None:
     strategy = SlotStrategy(1, cohort_size=2, compile="trace")
     FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0).fit(

@@ -28,18 +28,13 @@ from fedlightning.engine.job import Clients
 from fedlightning.engine.lifted import LiftedHook
 from fedlightning.engine.packages import OPTIONS, Order, build, cache_folder, processor
 from fedlightning.engine.replica import Replica
+from fedlightning.engine.rules import RULES
 from fedlightning.engine.tracing import NoGlobalNumbers, trace
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
 from fedlightning.state import State
 
 UNROLL = 8
 """The most steps of one graph: from eight on, the call costs little beside them."""
-
-_SMALL = 131_072
-"""Multiplications of a matrix product below which calling a library costs more than its better use of the cache saves."""
-
-_FEW = 16
-"""Columns or rows of a product, up to which each is a sum of its own; more of them have no room in the registers."""
 
 _BLOCK = 512
 """Steps of all clients of a block, if one gather makes their batches; those of more steps would leave the cache."""
@@ -115,7 +110,7 @@ class Programs:
         path = cache_folder() / f"{self._name(_digest(single), inputs)}.pt2"
         if not path.is_file():
             rank_zero_info(f"Compiling {self.steps} into a graph, which is kept for later runs.")
-            build(Order(path, whole(), inputs, self._threads))
+            build(Order(path, whole(), inputs, self._threads, in_place=not self.large))
         self._programs[gradient_pass] = _Program(
             lambda: compiled_walk(path, used, self.unroll), used, first_alone, once
         )
@@ -123,7 +118,7 @@ class Programs:
 
     def _name(self, digest: str, inputs: list[Tensor]) -> str:
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs]
-        known = (digest, shapes, OPTIONS, self._threads, torch.__version__, platform.machine(), processor())
+        known = (digest, shapes, OPTIONS, self._threads, self.large, torch.__version__, platform.machine(), processor())
         return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
 
     def first_alone(self, gradient_pass: bool) -> bool:
@@ -222,34 +217,7 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
                 losses.append(torch.where(active[s], loss, 0).to(server.x.dtype))
         return [*(state.contiguous() for state in states.values()), torch.stack(losses)]
 
-    return trace(steps, _flatten(hooks, local, block), rules=_RULES)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The product [M, N] of a [M, K] and b [K, N]; a small one as sums, which the compiler fuses with the rest.
-
-    One sum is a chain of additions, each of which waits for the one before it. So a few long columns, or rows, are written
-    one by one: the compiler sums them at a time, and loads once what they share.
-    """
-    (m, k), n = a.shape, b.shape[1]
-    if m * k * n > _SMALL:
-        return NotImplemented  # type: ignore[no-any-return]  # it is then kept as it is
-    if n <= _FEW < k:
-        return torch.stack([(a * column).sum(1) for column in b.unbind(1)], 1)
-    if m <= _FEW < n:
-        return torch.stack([(row.unsqueeze(1) * b).sum(0) for row in a.unbind()])
-    return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
-
-
-def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    product = _product(a, b)
-    return product if product is NotImplemented else bias + product
-
-
-_RULES: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.mm.default: _product,
-    torch.ops.aten.addmm.default: _product_and_bias,
-}
+    return trace(steps, _flatten(hooks, local, block), rules=RULES)
 
 
 def _used(graph: GraphModule) -> tuple[int, ...]:

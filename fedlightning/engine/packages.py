@@ -45,12 +45,15 @@ class Order(NamedTuple):
         graph: what it will compute.
         inputs: tensors of the shapes it will take.
         threads: intra-operator threads of the compiled code.
+        in_place: whether results may be written over what they are computed from. A few channels at a time, that has to wait
+            for what was just stored; but it keeps small steps in the cache.
     """
 
     path: Path
     graph: GraphModule
     inputs: Sequence[Tensor]
     threads: int
+    in_place: bool
 
 
 def build(order: Order) -> None:
@@ -63,23 +66,26 @@ def build(order: Order) -> None:
         source = Path(folder) / "steps.pt"
         torch.save((order.graph, tuple(order.inputs)), source)
         order.path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-P", "-W", "ignore", __file__, *map(str, (source, order.path, order.threads))]
+        given = (source, order.path, order.threads, int(order.in_place))
+        command = [sys.executable, "-P", "-W", "ignore", __file__, *map(str, given)]
         built = run(command, stdout=DEVNULL, stderr=PIPE, text=True, env={**_SPARED, **os.environ})
     if built.returncode:
         raise RuntimeError(f"The compiler must build the local steps, but says: {built.stderr.strip()[-2000:]}")
 
 
-def _compile(source: str, target: str, threads: int) -> None:
+def _compile(source: str, target: str, threads: int, in_place: bool) -> None:
     """Compile a graph, and put the package in its place once it is whole."""
     beside = Path(target).with_suffix(f".{os.getpid()}.pt2")
     with quiet(), torch.no_grad():
+        from torch._functorch.compile_utils import fx_graph_cse
         from torch._inductor import aoti_compile_and_package  # the export needs what this imports
 
         graph, inputs = torch.load(source, weights_only=False)
+        graph.graph = fx_graph_cse(graph.graph)  # a layer's backward pass arranges once more what its forward pass did
         aoti_compile_and_package(
             torch.export.export(graph, inputs, strict=False),
             package_path=str(beside),
-            inductor_configs={"cpp.threads": threads, **OPTIONS},
+            inductor_configs={"cpp.threads": threads, "inplace_buffers": in_place, **OPTIONS},
         )
     beside.replace(target)
 
@@ -134,4 +140,4 @@ def quiet() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    _compile(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    _compile(sys.argv[1], sys.argv[2], int(sys.argv[3]), bool(int(sys.argv[4])))
