@@ -25,6 +25,7 @@ from fedlightning.engine.choices import (
     pack,
     share_out,
     slots_under_lock,
+    steps_together,
 )
 from fedlightning.engine.cohort import rehearse, run_cohort, run_together, start, take_rows
 from fedlightning.engine.compiled import CompiledExecutor, Programs
@@ -139,6 +140,7 @@ class SlotStrategy:
         devices = {slot.device for slot in self.slots}
         self._examples = {device: data.train.contiguous().to(device) for device in devices}
         self._splits = splits(data, self._examples)
+        self._together = steps_together(data) if self.programs else 0
         workers = [
             Worker(slot, Replica(task, layout, slot.device, self.precision), self._threads) for slot in self.slots
         ]
@@ -267,8 +269,9 @@ class SlotStrategy:
         cohorts = pack(order, [steps[client] for client in order], self.cohort_size, spread, share)
         together: list[tuple[int, ...]] = [(position,) for position in range(len(cohorts))]
         stride = len(self.slots)
-        if self.programs and self._data.only_gathers:  # else the batches of all would be in memory at a time
-            together = share_out([sum(steps[client] for client in cohort) for cohort in cohorts], len(self.slots))
+        if self.programs:
+            costs = [sum(steps[client] for client in cohort) for cohort in cohorts]
+            together = share_out(costs, len(self.slots), self._together)
             stride = len(cohorts)  # a slot trains at once what it plans, and plans nothing ahead
         return Plans(job, cohorts, together, stride)
 

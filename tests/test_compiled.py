@@ -461,6 +461,22 @@ def test_compiled_cohorts_are_shared_out_evenly() -> None:
     assert share_out([9, 1, 1], 8) == [(0,), (1,), (2,)]
     assert len(share_out([1] * 80, 2)) == 10
     assert share_out([40_000, 10, 10], 1) == [(0,), (1, 2)]
+    assert share_out([2, 2, 2, 2], 1, most=4) == [(0, 2), (1, 3)]
+
+
+def test_batches_that_are_made_beforehand_are_few() -> None:
+    """Where a batch is more than examples as they lie in memory, those of the cohorts a slot takes at a time take 32 MiB."""
+    images, plain = (FakeImages("IIDC4", num_train=8, num_test=4, batch_size=4, augment=how) for how in (True, False))
+    gathered = data()
+    for module in (images, plain, gathered):
+        module.setup()
+    inputs, targets = plain.batch(plain.train, torch.arange(4))
+    assert (
+        choices.steps_together(images)
+        == choices.steps_together(plain)
+        == 32 * 2**20 // (inputs.nbytes + targets.nbytes)
+    )
+    assert choices.steps_together(gathered) == 32_768
 
 
 @pytest.mark.parametrize(("features", "products"), [(20, False), (20_000, True)])

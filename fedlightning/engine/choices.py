@@ -47,8 +47,8 @@ _FILLED = 0.8
 _WORTH = 500
 """Compiled steps that take longer than what else there is to do for a cohort."""
 
-_TOGETHER, _STEPS_TOGETHER = 8, 32_768
-"""Compiled cohorts that a slot takes at a time, and their local steps."""
+_TOGETHER, _STEPS_TOGETHER, _BYTES_TOGETHER = 8, 32_768, 32 * 2**20
+"""Compiled cohorts that a slot takes at a time, their local steps, and the batches that are made of them beforehand."""
 
 
 @dataclass(frozen=True)
@@ -215,22 +215,33 @@ def pack(
     return [tuple(cohort) for cohort in cohorts]
 
 
-def share_out(costs: Sequence[int], slots: int) -> list[tuple[int, ...]]:
+def share_out(costs: Sequence[int], slots: int, most: int = _STEPS_TOGETHER) -> list[tuple[int, ...]]:
     """The positions of compiled cohorts that a slot takes together.
 
-    A slot takes at most about eight, of about 32,768 steps, which then lie in memory at a time; each goes to those that have
-    least to do so far, so slots are done at about the same time.
+    A slot takes at most about eight, of about `most` steps; each goes to those that have least to do so far, so slots are
+    done at about the same time.
 
     Args:
         costs: local steps of each cohort.
         slots: how many share them.
+        most: local steps that a slot takes at a time, unless they are one cohort's.
     """
-    count = max(slots, -(-len(costs) // _TOGETHER), -(-sum(costs) // _STEPS_TOGETHER))
+    count = max(slots, -(-len(costs) // _TOGETHER), -(-sum(costs) // most))
     shares = [(0, i, list[int]()) for i in range(min(count, len(costs)))]
     for position, cost in enumerate(costs):
         least, i, positions = heappop(shares)
         heappush(shares, (least + cost, i, [*positions, position]))
     return sorted(tuple(positions) for *_, positions in shares)
+
+
+def steps_together(data: FederatedDataModule) -> int:
+    """Local steps of compiled cohorts whose plans, and batches where those are made beforehand, are in memory at a time."""
+    if data.only_gathers:
+        return _STEPS_TOGETHER
+    batch = first_batch(data)
+    example = sum(tensor.nbytes for tensor in batch) / max(len(batch[0]), 1)
+    size = data.batch_size or len(batch[0])
+    return min(_STEPS_TOGETHER, max(1, int(_BYTES_TOGETHER / max(example * size, 1))))
 
 
 def _convolving(task: FederatedTask, layout: Layout, work: Workload) -> bool:
