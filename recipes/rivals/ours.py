@@ -44,7 +44,7 @@ class Clock(Callback):
 
     def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
         """Count the steps."""
-        self._steps += int(cohort.num_steps.sum())
+        self._steps += sum(cohort.num_steps.tolist())
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: object) -> None:
         """Mark."""

@@ -140,7 +140,7 @@ _ALL = (
     _CNN,
     _FEDPROX,
     replace(_FEDPROX, name="fedprox_run", title="FedProx's own: a whole run, compiling included", rounds=200),
-    replace(_CNN, name="crop", title="the small CNN from uint8 with random crop and flip", pixels=True, rounds=10),
+    replace(_CNN, name="crop", title="the small CNN from uint8 with random crop and flip", pixels=True, rounds=30),
     Workload(
         "regression", "784x10 regression: 1,000 clients of 50, 50 a round, batch 10", 1000, 50, 50, (784,), "logistic", 10,
         1, 0.05, 60,
