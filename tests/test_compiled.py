@@ -462,6 +462,8 @@ def test_compiled_cohorts_are_shared_out_evenly() -> None:
     assert len(share_out([1] * 80, 2)) == 10
     assert share_out([40_000, 10, 10], 1) == [(0,), (1, 2)]
     assert share_out([2, 2, 2, 2], 1, most=4) == [(0, 2), (1, 3)]
+    for most in (32_768, 9):  # not three shares, of which one slot takes two
+        assert [len(positions) for positions in share_out([1] * 20, 2, most)] == [5] * 4
 
 
 def test_batches_that_are_made_beforehand_are_few() -> None:

@@ -218,16 +218,16 @@ def pack(
 def share_out(costs: Sequence[int], slots: int, most: int = _STEPS_TOGETHER) -> list[tuple[int, ...]]:
     """The positions of compiled cohorts that a slot takes together.
 
-    A slot takes at most about eight, of about `most` steps; each goes to those that have least to do so far, so slots are
-    done at about the same time.
+    A slot takes at most about eight, of about `most` steps; each goes to those that have least to do so far, and all slots
+    take as often, so they are done at about the same time.
 
     Args:
         costs: local steps of each cohort.
         slots: how many share them.
         most: local steps that a slot takes at a time, unless they are one cohort's.
     """
-    count = max(slots, -(-len(costs) // _TOGETHER), -(-sum(costs) // most))
-    shares = [(0, i, list[int]()) for i in range(min(count, len(costs)))]
+    times = max(1, -(-len(costs) // (slots * _TOGETHER)), -(-sum(costs) // (slots * most)))
+    shares = [(0, i, list[int]()) for i in range(min(slots * times, len(costs)))]
     for position, cost in enumerate(costs):
         least, i, positions = heappop(shares)
         heappush(shares, (least + cost, i, [*positions, position]))
