@@ -6,9 +6,9 @@ as for sixteen. What a rule puts in their place gives the same numbers to roundi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any
 
 import torch
@@ -130,16 +130,13 @@ def _convolution_backward(
     return dx, dw, gradient.sum((0, *range(2, gradient.dim())))
 
 
-def _pools(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Any, dilation: Any) -> bool:
-    """Whether windows [k, n] lie side by side and cover the images, and a vector holds all channels."""
+def _tiles(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Any, dilation: Any) -> tuple[int, ...]:
+    """A pool's window (k, n) if they lie side by side, cover the images and a vector holds all channels; nothing if not."""
     sides = tuple(window) * (2 // len(window))
     beside = not stride or tuple(stride) * (2 // len(stride)) == sides
-    plain: bool = (
-        x.dim() == 4 and x.shape[1] <= _LANES and beside and not any(padding) and all(each == 1 for each in dilation)
-    )
-    return (
-        plain and math.prod(sides) <= _WINDOW and not any(side % k for side, k in zip(x.shape[2:], sides, strict=True))
-    )
+    plain = beside and not any(padding) and all(each == 1 for each in dilation) and math.prod(sides) <= _WINDOW
+    fitting = x.dim() == 4 and x.shape[1] <= _LANES and not any(n % k for n, k in zip(x.shape[2:], sides, strict=True))
+    return sides if plain and fitting else ()
 
 
 def _windows(x: Tensor, k: int, n: int) -> Tensor:
@@ -150,7 +147,8 @@ def _windows(x: Tensor, k: int, n: int) -> Tensor:
 
 def _stored(x: Tensor) -> Tensor:
     """The same, which the compiler puts in memory, and does not compute anew where it is looked at."""
-    return x.contiguous().as_strided(x.shape, torch.empty(x.shape, device="meta").stride())
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
 
 
 def _places(x: Tensor) -> Tensor:
@@ -163,11 +161,11 @@ def _max_pool(
     x: Tensor, window: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,), ceil: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The largest pixels of windows and where they are, the first of them where several are; pixel by pixel."""
-    if not _pools(x, window, stride, padding, dilation):
+    if not (sides := _tiles(x, window, stride, padding, dilation)):
         return NotImplemented  # type: ignore[no-any-return]
-    k, n = tuple(window) * (2 // len(window))
+    k, n = sides
     pixels, places = _windows(x, k, n), _windows(_places(x), k, n)
-    *others, (r, s) = product(range(k), range(n))
+    *others, (r, s) = itertools.product(range(k), range(n))
     largest, place = pixels[:, :, :, r, :, s], places[:, :, :, r, :, s]
     for i, j in others:
         largest = torch.maximum(largest, pixels[:, :, :, i, :, j])
@@ -183,9 +181,9 @@ def _max_pool_backward(
 
     So where a gradient is infinite, the window's other pixels get NaN and not 0; the client has failed either way.
     """
-    if not _pools(x, window, stride, padding, dilation):
+    if not (sides := _tiles(x, window, stride, padding, dilation)):
         return NotImplemented  # type: ignore[no-any-return]
-    places = _windows(_places(x), *tuple(window) * (2 // len(window)))
+    places = _windows(_places(x), *sides)
     there, given = (tensor.unsqueeze(3).unsqueeze(5) for tensor in (place, gradient))
     return ((there == places).to(gradient.dtype) * given).reshape(x.shape)
 

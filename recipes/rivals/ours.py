@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network
+from rivals.networks import mean_loss, network, standardised
 from rivals.workloads import Workload
 from torch import Tensor
 
@@ -56,8 +56,8 @@ class Pixels(TensorData):
     """uint8 images that are standardised when a batch is made."""
 
     def preprocess(self, inputs: Tensor) -> Tensor:
-        """Floats, `standardised` with one multiplication, as the library's own images are."""
-        return inputs.to(torch.float32).mul_(4 / 255).sub_(2)
+        """Floats."""
+        return standardised(inputs)
 
 
 def data_module(work: Workload) -> tuple[TensorData, Any]:
