@@ -10,13 +10,14 @@ from functools import lru_cache
 from numbers import Integral
 from operator import mul
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from fedlightning.arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
 from fedlightning.callback import Callback, CohortResult
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.checkpoint import RoundState, check_identity, load_checkpoint, save_checkpoint
@@ -53,6 +54,7 @@ class FederatedTrainer:
         sampler: who takes part in a round.
         seed: of everything random in the run.
         stragglers: clients that do less than asked in a round, or nothing; None for nobody.
+        **others: none; a name of Lightning's trainer is refused with what there is here in its place.
 
     Attributes:
         round: finished rounds.
@@ -77,7 +79,9 @@ class FederatedTrainer:
         sampler: ClientSampler | None = None,
         seed: int = 0,
         stragglers: Stragglers | None = None,
+        **others: Never,
     ) -> None:
+        refuse_unknown("FederatedTrainer", others, FederatedTrainer, LIGHTNING)
         numbers = (("max_rounds", max_rounds, 1), ("evaluate_every", evaluate_every, 0), ("seed", seed, -math.inf))
         for name, value, least in numbers:
             if not isinstance(value, Integral):
@@ -102,6 +106,7 @@ class FederatedTrainer:
         data: FederatedDataModule,
         state: RoundState | None = None,
         ckpt_path: str | Path | Literal["last"] | None = None,
+        **others: Never,
     ) -> RoundState:
         """Run to `max_rounds`. The task is not changed; `task.with_parameters(state.server.x)` is the trained one.
 
@@ -111,12 +116,15 @@ class FederatedTrainer:
             data: the clients' data.
             state: go on from the state that a `fit` returned.
             ckpt_path: go on from a checkpoint; "last" is `checkpoints/last.ckpt` in the run's folder.
+            **others: none; a name of Lightning's `fit` is refused with what there is here in its place.
 
         Raises:
             ConfigurationError: something does not fit; raised before the first round.
             ClientError, MethodError: a client failed, or a hook broke its contract; the last finished round was saved.
             KeyboardInterrupt: SIGTERM or SIGINT came, and the run ended after the round; a second SIGINT ends it at once.
         """
+        refuse_unknown("`fit`", others, FederatedTrainer.fit, LIGHTNING_FIT)
+        check_fit(method, task, data, state, ckpt_path)
         self._setup(method, task, data, state, ckpt_path)
         with stop_on_signal(self._stop):
             try:

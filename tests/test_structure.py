@@ -12,7 +12,7 @@ LAYERS = {
     1: ["method", "task", "vector", "callback"],
     2: ["methods", "data", "models", "memory", "reduce"],
     3: ["engine", "strategy", "checkpoint"],
-    4: ["trainer", "callbacks", "loggers"],
+    4: ["arguments", "trainer", "callbacks", "loggers"],
     5: ["background", "centralised", "cli", "command", "configs", "federatedx", "compare", "testing", "__init__"],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
