@@ -1,12 +1,17 @@
 """Hooks that are lifted once: vmap's bits, for any number of clients."""
 
+import warnings
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.func import vmap
+from torch.fx import GraphModule
 from torch.utils import _pytree
-from unequal_clients import ALL, SMALL, task
+from unequal_clients import ALL, SMALL, data, task
 
-from fedlightning import ClientContext, FedAvg, FedMethod, MethodError, State
+from fedlightning import ClientContext, FedAvg, FederatedTrainer, FedMethod, MethodError, SlotStrategy, State
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.lifted import LiftedHook
@@ -71,6 +76,86 @@ def test_a_client_alone_gets_the_bits_that_it_gets_among_others() -> None:
             torch.equal(row[0], rows[c])
             for row, rows in zip(leaves(finish(first.server, *alone)), together, strict=True)
         )
+
+
+def top(d: Tensor, k: int = 3) -> Tensor:
+    """The k largest entries, zeros elsewhere, as textbooks have it."""
+    kept = d.abs().topk(k).indices
+    return torch.zeros(len(d), dtype=d.dtype).scatter(0, kept, d.gather(0, kept))
+
+
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "scatter": top,
+    "gather": lambda d: d.gather(0, d.argsort()),
+    "index_select": lambda d: d.index_select(0, d.argsort()),
+    "index_add": lambda d: torch.zeros(P).index_add(0, d.argsort(), d),
+    "index_copy": lambda d: torch.zeros(P).index_copy(0, d.argsort(), d),
+    "index_put": lambda d: torch.zeros(P).index_put((d.argsort()[:3],), d[:3]),
+    "scatter_add": lambda d: torch.zeros(P).scatter_add(0, d.argsort(), d),
+    "scatter_reduce": lambda d: torch.zeros(P).scatter_reduce(0, d.argsort(), d, "amax"),
+    "take": lambda d: d.take(d.argsort()),
+    "take_along_dim": lambda d: d.take_along_dim(d.argsort(), 0),
+    "put": lambda d: torch.zeros(P).put(d.argsort(), d),
+    "quantile": lambda d: d * (d.abs() > d.abs().quantile(0.9)),
+    "sort": lambda d: d.sort().values,
+    "searchsorted": lambda d: torch.searchsorted(d.sort().values, d).to(d.dtype),
+    "convolution": lambda d: torch.nn.functional.conv1d(d[None, None], torch.ones(1, 1, 3), padding=1)[0, 0],
+    "not a number": lambda d: d / (0 * d),
+}
+
+
+class Compresses(FedAvg):
+    """Does something with the update before it is uploaded. operation: what."""
+
+    operation: str = "scatter"
+
+    def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
+        upload, state = super().on_client_end(local, client)
+        return upload.replace(delta=OPERATIONS[self.operation](upload.delta)), state
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_whose_batching_rules_keep_the_number_of_clients_give_vmaps_bits_too(operation: str) -> None:
+    method = Compresses(operation=operation)
+    first, one, random = hooks(method), clients(method, 1), torch.Generator().manual_seed(0)
+    with warnings.catch_warnings(action="ignore"):  # of operations that have no batching rule
+        finish = LiftedHook(first, "end", State(w=torch.randn(1, P, generator=random)), one)
+        for count in (1, 2, 3, 4, 5, P, 33):
+            local, some = State(w=torch.randn(count, P, generator=random)), clients(method, count)
+            found, wanted = leaves(finish(first.server, local, some)), leaves(vmap(first.end)(local, some))
+            assert [each.shape for each in found] == [each.shape for each in wanted]
+            assert all(
+                torch.equal(each.nan_to_num(), vmaps.nan_to_num()) for each, vmaps in zip(found, wanted, strict=True)
+            )
+
+
+def test_a_hook_of_plain_arithmetic_is_a_graph() -> None:
+    finish = LiftedHook(hooks(FedAvg()), "end", State(w=torch.randn(1, P)), clients(FedAvg(), 1))
+    assert isinstance(finish._run.__self__, GraphModule)  # type: ignore[attr-defined]
+
+
+class TopK(FedAvg):
+    """Sparse steps and sparse uploads."""
+
+    def direction(self, local: State, grad: Callable[[Tensor], Tensor], client: ClientContext) -> Tensor:
+        return top(grad(local.w), 5)
+
+    def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
+        upload, state = super().on_client_end(local, client)
+        return upload.replace(delta=top(upload.delta)), state
+
+
+@pytest.mark.parametrize("compile", [False, "trace"])
+@pytest.mark.parametrize("cohort_size", [2, 3, 4, "auto"])
+def test_the_textbooks_top_k_gives_the_loops_numbers_in_every_runner(
+    cohort_size: int | str, compile: bool | str
+) -> None:
+    def trained(cohort_size: int | str, compile: bool | str) -> Tensor:
+        strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, compile=compile)  # type: ignore[arg-type]
+        trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
+        return trainer.fit(TopK(lr=0.1), task(), data()).server.x
+
+    assert torch.allclose(trained(cohort_size, compile), trained(1, False), rtol=0, atol=1e-12)
 
 
 def test_a_hook_that_looks_at_a_number_is_named() -> None:
