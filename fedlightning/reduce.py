@@ -14,14 +14,16 @@ _PIECE = 1 << 16
 class OrderedMean:
     """The weighted mean of states that arrive in a fixed order, summed one client after another in float64.
 
-    Only the sum is held, so memory does not grow with the number of clients.
+    Only the sum is held, so memory does not grow with the number of clients. The mean of integers, or of bools, is a number
+    with a fraction: votes of +1 and -1 that cancel give 0.
 
     Args:
         device: where the sum is held, wherever the states come from.
+        dtype: of the mean of integers and bools; the model's.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._device, self._dtype = device, dtype
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
@@ -30,7 +32,7 @@ class OrderedMean:
         """Add the states of a cohort, entries [C, …], with their weights [C]."""
         for name, rows in states.items():
             if name not in self._sums:
-                self._dtypes[name] = rows.dtype
+                self._dtypes[name] = rows.dtype if rows.dtype.is_floating_point else self._dtype
                 self._sums[name] = torch.zeros(rows.shape[1:], dtype=torch.float64, device=self._device)
             if not rows.numel():  # e.g. the buffers of a model without any
                 continue
@@ -41,7 +43,7 @@ class OrderedMean:
         self._weight += sum(weights.tolist())
 
     def result(self) -> State:
-        """The mean, each entry in its own dtype."""
+        """The mean, each floating entry in its own dtype."""
         return State(**{name: (total / self._weight).to(self._dtypes[name]) for name, total in self._sums.items()})
 
 
