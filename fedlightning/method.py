@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, dataclass_transform
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -40,7 +40,29 @@ from fedlightning.state import State
 from fedlightning.vector import Layout
 
 Grad = Callable[[Tensor], Tensor]
-Batch = tuple[Tensor, ...]
+
+
+class Batch(NamedTuple):
+    """The examples of one local step.
+
+    Where clients train side by side, or where steps are graphs, all batches have B places and some may be empty. An empty
+    place holds a copy of another example. Its loss is left out of the mean; whatever else looks across the batch leaves it
+    out by `mask`.
+
+    Attributes:
+        inputs: what the model takes [B, …].
+        targets: what the loss compares the outputs with [B, …].
+        mask: whether a place is filled [B] (bool).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    @classmethod
+    def full(cls, inputs: Tensor, targets: Tensor) -> Batch:
+        """A batch without an empty place."""
+        return cls(inputs, targets, torch.ones(len(inputs), dtype=torch.bool, device=inputs.device))
 
 
 def hyper(default: Any, within: str | tuple[str, ...] | None = None) -> Any:
@@ -145,6 +167,10 @@ class FedMethod:
     """Entries of the server's state that travel to the clients, besides those of the base classes; no hook of a client
     sees the others. A name that `configure_server` does not set is passed over."""
 
+    coupled: ClassVar[bool] = False
+    """Whether `objective` looks across a batch in a way that `batch.mask` cannot mend. Such a method trains one client at a
+    time, on batches without an empty place. A trial before the first round finds most that do so unsaid."""
+
     preshared: ClassVar[tuple[str, ...]] = ()
     """Entries of the server's state that never change, which every client has from the beginning: not in the bill."""
 
@@ -213,7 +239,11 @@ class FedMethod:
         return State(w=self.start(client))
 
     def objective(self, model: FlatModel, w: Tensor, batch: Batch, client: ClientContext) -> Tensor:
-        """Per-example losses [B] whose mean `grad` differentiates. May call `model(v, inputs)` for any vector v."""
+        """Per-example losses [B]; `grad` differentiates their mean over the places that `batch.mask` fills.
+
+        May call `model(v, inputs)` for any vector v. A loss of one example that depends on others of the batch (a contrast,
+        an inner gradient) must leave the empty places out: `(losses * batch.mask).sum() / batch.mask.sum()` is a mean.
+        """
         return model.loss(w, batch)
 
     def direction(self, local: State, grad: Grad, client: ClientContext) -> Tensor:

@@ -34,7 +34,7 @@ from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.inspection import inspect
+from fedlightning.engine.inspection import ACROSS, Obstacle, Trial, inspect
 from fedlightning.engine.job import RoundJob, draw_cohort, plan_cohort
 from fedlightning.engine.planning import Ahead, Plans
 from fedlightning.engine.precision import Numerics, Precision, check_precision
@@ -42,6 +42,7 @@ from fedlightning.engine.replica import Replica
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
 from fedlightning.engine.traces import Traces
 from fedlightning.errors import ConfigurationError
+from fedlightning.method import FedMethod
 from fedlightning.task import FederatedTask
 from fedlightning.vector import Layout
 
@@ -122,14 +123,21 @@ class SlotStrategy:
         self.programs: Programs | None = None
         self.graphs: Graphs | None = None
 
-    def setup(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
+    def setup(
+        self, method: FedMethod, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload
+    ) -> None:
         """Resolve "auto" for this run and start the slots."""
         self._task, self._data = task, data
         wish = self._wish
         self.slots = wish if isinstance(wish, list) else choose_slots(wish, work.participants)
         check_precision(self.precision, layout.dtype)
-        found = inspect(task, data, on_cpu=all(slot.kind == "cpu" for slot in self.slots))
+        found = inspect(method, task, layout, data, on_cpu=all(slot.kind == "cpu" for slot in self.slots))
+        trial = Trial(method, task, layout, data, self.root_device)
+        if type(method).objective is not FedMethod.objective:
+            trial.check()
         self._choose(task, layout, data, work, found.obstacle)
+        if (self.cohort_size > 1 or self.programs or self.graphs) and trial.looks_across():
+            self._choose(task, layout, data, work, ACROSS)
         if found.draws:
             rank_zero_warn(
                 "A model must draw no random numbers of its own, or the same seed does not give the same numbers, but this one "
@@ -142,7 +150,8 @@ class SlotStrategy:
         self._splits = splits(data, self._examples)
         self._together = steps_together(data) if self.programs else 0
         workers = [
-            Worker(slot, Replica(task, layout, slot.device, self.precision), self._threads) for slot in self.slots
+            Worker(slot, Replica(task, layout, slot.device, self.precision, found.buffer is not None), self._threads)
+            for slot in self.slots
         ]
         self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
         self._billed, self._tried = False, set[bool]()
@@ -160,7 +169,12 @@ class SlotStrategy:
         return min(cpu_count(), slots_under_lock(self._task, self._data, self.cohort_size))
 
     def _choose(
-        self, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload, obstacle: str | None
+        self,
+        task: FederatedTask,
+        layout: Layout,
+        data: FederatedDataModule,
+        work: Workload,
+        obstacle: Obstacle | None,
     ) -> None:
         """The cohort's size, and how local steps become graphs."""
         wish, count = self._compile_wish, len(self.slots)
@@ -173,7 +187,7 @@ class SlotStrategy:
         if on_cpu or wish == "trace":
             how, self._why_not = choose_compile(wish, task, layout, work, on_cpu, obstacle)
         else:
-            captured, self._why_not = choose_graphs(wish, task, work.batched, work.total, count)
+            captured, self._why_not = choose_graphs(wish, task, work.batched, work.total, count, obstacle is ACROSS)
         large = how is not None and large_steps(task, data)
         compiled = how is not None
         self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled, large, obstacle)

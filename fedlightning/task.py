@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,10 @@ class FederatedTask(LightningModule):
         metrics: torchmetrics by name, updated with (outputs, targets) over the pooled test set.
         lr: learning rate of centralised training alone; a federated run takes the method's.
     """
+
+    coupled: bool = False
+    """Whether the loss of one example depends on the others of its batch, e.g. a contrast. Such a task trains one client at
+    a time, on batches without an empty place. A trial before the first round finds most that do so unsaid."""
 
     def __init__(self, model: nn.Module, metrics: dict[str, Metric] | None = None, lr: float = 0.1) -> None:
         super().__init__()
@@ -57,9 +62,8 @@ class FederatedTask(LightningModule):
         return self.model(inputs)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Per-example losses [B] of a batch (inputs, targets)."""
-        inputs, targets = batch
-        return self.criterion(self(inputs), targets)
+        """Per-example losses [B] of a batch; a place that `batch.mask` does not fill may have any."""
+        return self.criterion(self(batch.inputs), batch.targets)
 
     def with_parameters(self, x: Tensor) -> FederatedTask:
         """A copy of the task whose trainable parameters are x [P], e.g. `task.with_parameters(state.server.x)`."""
@@ -71,13 +75,13 @@ class FederatedTask(LightningModule):
         return task
 
     # -- centralised training under lightning.Trainer -----------------------------------------------------------------
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean loss of a batch."""
-        loss = self.loss(batch).mean()
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """The mean loss of a batch (inputs, targets)."""
+        loss = self.loss(Batch.full(*batch)).mean()
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Log the mean loss and the metrics."""
         inputs, targets = batch
         outputs = self(inputs)

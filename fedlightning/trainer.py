@@ -209,6 +209,7 @@ class FederatedTrainer:
         rounds = Rounds(data, sampler, self.clients_per_round, self.seed, method.local_steps)
         self._work = lru_cache(2)((self.stragglers or Stragglers(0.0)).plan(rounds))
         method.check(self._round(0, self._work(0)))
+        _check_gradient_pass(method, data)
         _check_evaluations(method, data, self.evaluate_every)
         self._current: dict[str, float] = {}
         self._logged = -1
@@ -218,7 +219,7 @@ class FederatedTrainer:
         self.loggers = self._make_loggers()
         check_writable(self.log_dir)
         self.strategy.setup(
-            task, self._layout, data, Workload.of(method, data, self.clients_per_round, self.max_rounds)
+            method, task, self._layout, data, Workload.of(method, data, self.clients_per_round, self.max_rounds)
         )
         try:
             self.state = self._start_state(state, ckpt_path)
@@ -261,7 +262,7 @@ class FederatedTrainer:
             "sampler": repr(self.sampler),
             "stragglers": repr(self.stragglers) if self.stragglers else None,
             "partition": self.data.clients.fingerprint,
-            "batches": [self.data.batch_size, self.data.epochs, self.data.steps],
+            "batches": [self.data.batch_size, self.data.epochs, self.data.steps, self.data.drop_last],
             "training_data": self.data.fingerprint,
             "model": hashlib.blake2b(repr(self._task).encode(), digest_size=8).hexdigest(),
             "precision": self.strategy.precision,
@@ -340,7 +341,7 @@ class FederatedTrainer:
         """The server's state, what the participants remember, and the buffers after the round."""
         clients = work.clients
         job, up = self._with_gradients(self._job(state, round, work), clients)
-        mean, buffers = (OrderedMean(self.strategy.root_device) for _ in range(2))
+        mean, buffers = (OrderedMean(self.strategy.root_device, self._layout.dtype) for _ in range(2))
         loss = examples = 0.0
         rows, uploads = dict[int, State](), dict[int, State]()
         returns = type(self.method).on_return is not FedMethod.on_return
@@ -418,6 +419,15 @@ class FederatedTrainer:
             getattr(callback, hook)(self, *arguments)
         if not logged:
             self._log(self._current)
+
+
+def _check_gradient_pass(method: FedMethod, data: FederatedDataModule) -> None:
+    """Check that a method that wants the gradient over all of a client's data may look at all of them."""
+    if data.drop_last and method.gradient_pass() != "none":
+        raise ConfigurationError(
+            f"`drop_last` of {type(data).__name__} must be False for {type(method).__name__}, whose clients compute a gradient "
+            "over all their data, but is True; leave it out, or use a `batch_size` that divides the clients' sizes."
+        )
 
 
 def _check_evaluations(method: FedMethod, data: FederatedDataModule, evaluate_every: int) -> None:

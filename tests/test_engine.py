@@ -152,8 +152,13 @@ def test_running_statistics_travel_and_are_averaged() -> None:
 
 def test_running_statistics_are_refused_by_a_cohort() -> None:
     task = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
-    with pytest.raises(ConfigurationError, match=r"cohort_size` must be 1 .* has 'model\.1'; use group norm"):
-        fit(FedAvg(), task, 2)
+    clients = data(batch_size=None, epochs=1)
+    clients.setup()
+    clients = TensorData(clients.train, Partition.of(torch.arange(96).split(32)), batch_size=4)
+    with pytest.raises(
+        ConfigurationError, match=r"cohort_size` must be 1 for a model with 'model\.1', .*; use group norm"
+    ):
+        fit(FedAvg(), task, 2, clients)
 
 
 @pytest.mark.parametrize("cohort_size", [1, 3])
@@ -173,7 +178,8 @@ def test_an_error_in_a_client_keeps_its_type_and_gets_a_note(cohort_size: int) -
 
     with pytest.raises(RuntimeError, match="of the user's own") as caught:
         fit(FedAvg(), model(Fails()), cohort_size)
-    assert "In round 0, client" in caught.value.__notes__[0]
+    place = "In round 0, client" if cohort_size == 1 else "Before the first round, on the first batch of client"
+    assert place in caught.value.__notes__[0]
 
 
 class Branches(FedAvg):

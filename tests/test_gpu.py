@@ -326,7 +326,7 @@ def test_auto_captures_long_runs_of_batches_of_one_size() -> None:
     assert choose_graphs("auto", model, False, 1e9, 1) == (False, "batches are whole data sets")
     assert choose_graphs("auto", nn.LSTM(2, 2), True, 1e9, 1)[0] is False
     assert choose_graphs(True, model, True, 1, 4) == (True, "")
-    with pytest.raises(ConfigurationError, match=r"must have batches of one size .* but batches are whole data sets"):
+    with pytest.raises(ConfigurationError, match=r"must have batches of one size, .* but batches are whole data sets"):
         choose_graphs(True, model, False, 1e9, 1)
 
 

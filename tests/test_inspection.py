@@ -23,6 +23,7 @@ from fedlightning import (
 )
 from fedlightning.engine import compiled
 from fedlightning.engine.inspection import inspect
+from fedlightning.vector import Layout
 
 
 def data(sizes: list[int] | None = None, kind: type[TensorData] = TensorData, **batching: Any) -> TensorData:
@@ -132,10 +133,11 @@ def test_a_look_at_a_model_leaves_no_trace() -> None:
     clients, model = data(), task(InPlace(), OwnDropout())
     clients.setup()
     before = torch.get_rng_state()
-    assert inspect(model, clients) == (None, "model.1.mean", True)
+    assert inspect(FedAvg(), model, Layout.of(model), clients) == (None, "model.1.mean", True, False)
     assert torch.equal(before, torch.get_rng_state())
     assert not model.get_buffer("model.1.mean").any()
-    assert inspect(task(nn.Dropout(0.5), nn.LayerNorm(8)), clients) == (None, None, False)
+    other = task(nn.Dropout(0.5), nn.LayerNorm(8))
+    assert inspect(FedAvg(), other, Layout.of(other), clients) == (None, None, False, False)
 
 
 def test_a_model_that_does_not_fit_the_data_is_refused() -> None:

@@ -93,10 +93,13 @@ class _Handwriting(FederatedDataModule):
         batch_size: int | None,
         epochs: int | None,
         steps: int | None,
+        drop_last: bool,
         evaluate_on: tuple[str, ...],
     ) -> None:
         epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(batch_size=batch_size, epochs=epochs, steps=steps, evaluate_on=evaluate_on)
+        super().__init__(
+            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
+        )
         if not 0 <= seed < 2**32:
             raise ConfigurationError(f"`seed` of {type(self).__name__} must be in 0…{2**32 - 1}, but is {seed}.")
         self.root, self.seed = Path(root), seed
@@ -124,6 +127,7 @@ class FEMNIST(_Handwriting):
         batch_size: B, examples of a local step; None for the device's whole data.
         epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
         steps: K, local steps of every device in a round.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Raises:
@@ -142,9 +146,10 @@ class FEMNIST(_Handwriting):
         batch_size: int | None = 10,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(root, seed, batch_size, epochs, steps, evaluate_on)
+        super().__init__(root, seed, batch_size, epochs, steps, drop_last, evaluate_on)
         if not 1 <= classes_per_user <= CLASSES:
             raise ConfigurationError(
                 f"`classes_per_user` of FEMNIST must be in 1…{CLASSES}, but is {classes_per_user}; the paper has 5."
@@ -209,6 +214,7 @@ class OmniglotWriters(_Handwriting):
         batch_size: B, examples of a local step; None for the device's whole data.
         epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
         steps: K, local steps of every device in a round.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -232,9 +238,10 @@ class OmniglotWriters(_Handwriting):
         batch_size: int | None = 10,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(root, seed, batch_size, epochs, steps, evaluate_on)
+        super().__init__(root, seed, batch_size, epochs, steps, drop_last, evaluate_on)
         self.alphabets = alphabets
 
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:

@@ -127,6 +127,7 @@ class LeafData(FederatedDataModule):
         batch_size: B, examples of a local step; None for the client's whole data.
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -156,9 +157,12 @@ class LeafData(FederatedDataModule):
         batch_size: int | None = 10,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
-        super().__init__(batch_size=batch_size, epochs=epochs, steps=steps, evaluate_on=evaluate_on)
+        super().__init__(
+            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
+        )
         require_within(fraction, "(0, 1]", "`fraction` of LeafData")
         require_within(min_samples, "[0, inf)", "`min_samples` of LeafData")
         require_within(train_fraction, "(0, 1)", "`train_fraction` of LeafData")

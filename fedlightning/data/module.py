@@ -15,7 +15,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
-from fedlightning.method import Batch
 from fedlightning.streams import permute, stream
 
 
@@ -65,6 +64,8 @@ class FederatedDataModule(LightningDataModule):
         batch_size: B, examples of a local step; None for the client's whole data. A last batch may be smaller.
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
+        drop_last: leave an epoch's last batch out where it is not full, as batch norm needs it of a last batch of one
+            example. A client that fills no batch keeps the one it has.
         augmentation: a random change of each training batch.
         evaluate_on: what evaluation looks at: "test" (logged as `val/…`), "train" (all clients' training data, logged
             as `train_all/…`), or both.
@@ -88,6 +89,7 @@ class FederatedDataModule(LightningDataModule):
         batch_size: int | None = 32,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         augmentation: Augmentation | None = None,
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
@@ -102,7 +104,7 @@ class FederatedDataModule(LightningDataModule):
         if not set(evaluate_on) <= {"test", "train"}:
             raise ConfigurationError(f"`evaluate_on` may hold 'test' and 'train', but is {evaluate_on!r}.")
         self.batch_size, self.steps, self.augmentation, self.evaluate_on = batch_size, steps, augmentation, evaluate_on
-        self.epochs = epochs if epochs or steps else 1
+        self.epochs, self.drop_last = epochs if epochs or steps else 1, drop_last
         self._is_set_up = False
 
     # -- to define ----------------------------------------------------------------------------------------------------
@@ -127,9 +129,12 @@ class FederatedDataModule(LightningDataModule):
 
     def num_steps(self, client: int, steps: int | None = None) -> int:
         """K, the local steps of a client in a round; `steps` is the method's wish."""
-        size = self.clients.size(client)
-        per_epoch = -(-size // (self.batch_size or size))
-        return steps or self.steps or (self.epochs or 1) * per_epoch
+        return steps or self.steps or (self.epochs or 1) * self.batches(self.clients.size(client))
+
+    def batches(self, size: int) -> int:
+        """The batches of one epoch over so many examples."""
+        batch = self.batch_size or size
+        return size // batch if self.drop_last and size > batch else -(-size // batch)
 
     def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
         """The batches [K, B] of a client in a round: each epoch visits its examples once, in a new order."""
@@ -151,23 +156,29 @@ class FederatedDataModule(LightningDataModule):
         """Batches [ΣK, B] of clients that follow one another; B is the largest one's whole data if no size was given."""
         owned = [self.clients.positions(client) for client in clients]
         batch = self.batch_size or max(map(len, owned))
-        per_epoch = [-(-len(mine) // batch) for mine in owned]
+        per_epoch = [self.batches(len(mine)) for mine in owned]
         rows = [-(-k // each) * each for k, each in zip(num_steps, per_epoch, strict=True)]  # of whole epochs
         index, kept, end = np.full((sum(rows), batch), -1), [], 0
         for client, mine, each, count, k in zip(clients, owned, per_epoch, rows, num_steps, strict=True):
             whole, end = index[end : end + count], end + count
-            filled = whole.reshape(-1, each * batch)[:, : len(mine)]
+            epochs = whole.reshape(-1, each * batch)
+            # Where the last examples of an epoch are dropped, there is no room for all of them.
+            filled = (
+                epochs[:, : len(mine)] if len(mine) <= each * batch else np.empty((len(epochs), len(mine)), np.int64)
+            )
             filled[:] = mine
             permute(filled, seed, "shuffle", round, client)  # each epoch anew
+            if len(mine) > each * batch:
+                epochs[:] = filled[:, : each * batch]
             kept.append(whole[:k])
         return index if sum(num_steps) == end else np.concatenate(kept)
 
-    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
+    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The examples at `index` [B], augmented by `draws` [B, D] and ready for the model."""
         inputs, targets = examples.inputs.index_select(0, index), examples.targets.index_select(0, index)
         if draws is not None and self.augmentation is not None:
             inputs = self.augmentation.apply(inputs, draws)
-        return self.preprocess(inputs), targets
+        return Examples(self.preprocess(inputs), targets)
 
     @property
     def only_gathers(self) -> bool:
@@ -191,7 +202,8 @@ class FederatedDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """All clients' training examples, shuffled, in batches."""
         pooled = _Pooled(self, self.train, self.clients.indices, augment=True)
-        return _loader(pooled, BatchSampler(RandomSampler(pooled), self.batch_size or len(pooled), drop_last=False))
+        batch = self.batch_size or len(pooled)
+        return _loader(pooled, BatchSampler(RandomSampler(pooled), batch, self.drop_last and len(pooled) > batch))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The test set, in large batches."""
@@ -199,7 +211,7 @@ class FederatedDataModule(LightningDataModule):
         return _loader(pooled, BatchSampler(SequentialSampler(pooled), 1024, drop_last=False))
 
 
-class _Pooled(Dataset[Batch]):
+class _Pooled(Dataset[Examples]):
     """Batches by lists of positions: one gather and one augmentation each, no Python per sample."""
 
     def __init__(self, data: FederatedDataModule, examples: Examples, positions: Tensor, augment: bool) -> None:
@@ -208,7 +220,7 @@ class _Pooled(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: list[int]) -> Batch:
+    def __getitem__(self, index: list[int]) -> Examples:
         draws = None
         if self.augment and self.data.augmentation is not None:
             rng = np.random.default_rng(int(torch.randint(2**62, ())))

@@ -122,6 +122,7 @@ class PowerLawMNIST(FederatedDataModule):
         batch_size: B, examples of a local step; None for the device's whole data.
         epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
         steps: K, local steps of every device in a round.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
         download: whether files that are absent are downloaded.
 
@@ -147,11 +148,14 @@ class PowerLawMNIST(FederatedDataModule):
         batch_size: int | None = 10,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         evaluate_on: tuple[str, ...] = ("test", "train"),
         download: bool = True,
     ) -> None:
         epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(batch_size=batch_size, epochs=epochs, steps=steps, evaluate_on=evaluate_on)
+        super().__init__(
+            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
+        )
         if not 0 <= seed < 2**32:
             raise ConfigurationError(f"`seed` of PowerLawMNIST must be in 0…{2**32 - 1}, but is {seed}.")
         self.root, self.seed, self.download = Path(root), seed, download

@@ -128,6 +128,10 @@ class FedProxReplay(Stragglers):
                 f"steps={data.steps!r} and augmentation={data.augmentation!r}, and the method asks for "
                 f"{rounds.local_steps(0)!r} steps; use `epochs`, or `Stragglers`."
             )
+        if data.drop_last:
+            raise ConfigurationError(
+                f"`drop_last` of {type(data).__name__} must be False for {name}, since the program trains on every example."
+            )
         if self.partial and active < rounds.count and (data.epochs or 1) < 2:
             raise ConfigurationError(
                 f"`epochs` of {type(data).__name__} must be at least 2 for {name}, since the program draws a straggler's from "

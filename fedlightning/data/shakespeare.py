@@ -25,7 +25,6 @@ from fedlightning.data.leaf_split import (
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, nearest, require_within
-from fedlightning.method import Batch
 
 ALPHABET = f"\n !\"&'(),-.{string.digits}:;>?{string.ascii_uppercase}[]{string.ascii_lowercase}}}"
 """The 80 characters; a character's token is its place here."""
@@ -159,6 +158,7 @@ class Shakespeare(FederatedDataModule):
         batch_size: B, examples of a local step; None for the device's whole data.
         epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
         steps: K, local steps of every device in a round.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -188,10 +188,13 @@ class Shakespeare(FederatedDataModule):
         batch_size: int | None = 10,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
         epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(batch_size=batch_size, epochs=epochs, steps=steps, evaluate_on=evaluate_on)
+        super().__init__(
+            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
+        )
         require_within(fraction, "(0, 1]", "`fraction` of Shakespeare")
         require_within(train_fraction, "(0, 1)", "`train_fraction` of Shakespeare")
         require_within(min_samples, "[0, inf)", "`min_samples` of Shakespeare")
@@ -231,14 +234,14 @@ class Shakespeare(FederatedDataModule):
         test = [start + part for start, (_, part) in zip(first, halves, strict=True)]
         return *self._windows(train), *self._windows(test)
 
-    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
+    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The windows [B, length] and their next characters [B] at `index` [B], as int64 tokens."""
         starts, targets = super().batch(examples, index, draws)
         text = self._texts.get(starts.device)
         if text is None:
             text = self._texts[starts.device] = self._text.to(starts.device)
         places = starts.to(torch.int64)[:, None] + torch.arange(self.length, device=starts.device)
-        return text[places].to(torch.int64), targets.to(torch.int64)
+        return Examples(text[places].to(torch.int64), targets.to(torch.int64))
 
     def _prepare(self, progress: Progress) -> dict[str, Tensor]:
         roles = parse_roles(self.path.read_text(encoding="utf-8", errors="replace"))

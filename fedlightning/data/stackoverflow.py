@@ -21,7 +21,6 @@ from fedlightning.data.leaf_split import decode_names, encode_names
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, require_within
-from fedlightning.method import Batch
 from fedlightning.task import NextToken
 
 PAD = 0
@@ -57,6 +56,7 @@ class StackOverflow(FederatedDataModule):
         batch_size: B, examples of a local step; None for the client's whole data.
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -82,9 +82,12 @@ class StackOverflow(FederatedDataModule):
         batch_size: int | None = 16,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
-        super().__init__(batch_size=batch_size, epochs=epochs, steps=steps, evaluate_on=evaluate_on)
+        super().__init__(
+            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
+        )
         require_within(vocabulary, f"[1, {2**15 - 5}]", "`vocabulary` of StackOverflow")
         require_within(length, "[1, inf)", "`length` of StackOverflow")
         require_within(max_sentences, "[1, inf)", "`max_sentences` of StackOverflow")
@@ -107,10 +110,10 @@ class StackOverflow(FederatedDataModule):
         self.vocab_size = len(self.words) + 4
         return *_divided(found, "train"), *_divided(found, "test")
 
-    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
+    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The tokens [B, length] at `index` [B] and the token after each of them [B, length] (int64)."""
         inputs, targets = super().batch(examples, index, draws)
-        return inputs.to(torch.int64), targets.to(torch.int64)
+        return Examples(inputs.to(torch.int64), targets.to(torch.int64))
 
     def _file(self, part: str) -> Path:
         folder, path = self.folder / part, self.folder / f"{part}.jsonl"

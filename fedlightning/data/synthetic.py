@@ -86,6 +86,7 @@ class Synthetic(FederatedDataModule):
         batch_size: B, examples of a local step; None for the device's whole data.
         epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
         steps: K, local steps of every device in a round.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Raises:
@@ -106,10 +107,13 @@ class Synthetic(FederatedDataModule):
         batch_size: int | None = 10,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
         epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(batch_size=batch_size, epochs=epochs, steps=steps, evaluate_on=evaluate_on)
+        super().__init__(
+            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
+        )
         require_within(alpha, "[0, inf)", "`alpha` of Synthetic")
         require_within(beta, "[0, inf)", "`beta` of Synthetic")
         if labels not in ("argmax", "sample"):

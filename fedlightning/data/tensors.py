@@ -22,6 +22,7 @@ class TensorData(FederatedDataModule):
         batch_size: B, examples of a local step; None for the client's whole data.
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         augmentation: a random change of each training batch.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
@@ -39,11 +40,17 @@ class TensorData(FederatedDataModule):
         batch_size: int | None = 32,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         augmentation: Augmentation | None = None,
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
         super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, augmentation=augmentation, evaluate_on=evaluate_on
+            batch_size=batch_size,
+            epochs=epochs,
+            steps=steps,
+            drop_last=drop_last,
+            augmentation=augmentation,
+            evaluate_on=evaluate_on,
         )
         if test is None and test_clients is not None:
             raise ConfigurationError("`test_clients` of TensorData must come with `test`, but `test` is None.")

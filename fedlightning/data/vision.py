@@ -17,7 +17,6 @@ from fedlightning.data.partition import Partition
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
 from fedlightning.errors import ConfigurationError, nearest, require_within
-from fedlightning.method import Batch
 from fedlightning.streams import stream
 
 
@@ -32,6 +31,7 @@ class ImageData(FederatedDataModule):
         batch_size: B, examples of a local step; None for the client's whole data.
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         augment: whether training images are augmented; None for what is usual with this data set.
         crop: the transforms of TensorFlow Federated's CIFAR-100 (Reddi et al., ICLR 2021), with FederatedX's rotation:
             training images are random windows of this size, mirrored half of the time and turned by up to 15°, test
@@ -67,6 +67,7 @@ class ImageData(FederatedDataModule):
         batch_size: int | None = 32,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
@@ -87,6 +88,7 @@ class ImageData(FederatedDataModule):
             batch_size=batch_size,
             epochs=epochs,
             steps=steps,
+            drop_last=drop_last,
             augmentation=usual if augment else None,
             evaluate_on=evaluate_on,
         )
@@ -117,10 +119,10 @@ class ImageData(FederatedDataModule):
         scale, shift = _standardisation(tuple(self.mean), tuple(self.std), dtype, inputs.device)
         return (inputs.to(dtype) * scale).sub_(shift)
 
-    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Batch:
+    def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The images and their targets at `index` [B], augmented by `draws` [B, D] and ready for the model."""
         inputs, labels = super().batch(examples, index, draws)
-        return inputs, inputs if self.target == "image" else labels
+        return Examples(inputs, inputs if self.target == "image" else labels)
 
 
 @lru_cache(maxsize=64)
@@ -252,6 +254,7 @@ class FakeImages(ImageData):
         batch_size: B, examples of a local step; None for the client's whole data.
         epochs: E, passes over the client's data in a round, unless `steps` is given.
         steps: K, local steps of every client in a round, instead of `epochs`.
+        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         augment: whether training images are cropped and mirrored; None for no, unless `crop` is given.
         crop: random windows of this size, as `ImageData` describes; None keeps the size.
         target: "label", or "image" for autoencoders.
@@ -273,6 +276,7 @@ class FakeImages(ImageData):
         batch_size: int | None = 32,
         epochs: int | None = None,
         steps: int | None = None,
+        drop_last: bool = False,
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
@@ -290,6 +294,7 @@ class FakeImages(ImageData):
             batch_size=batch_size,
             epochs=epochs,
             steps=steps,
+            drop_last=drop_last,
             augment=augment,
             crop=crop,
             target=target,

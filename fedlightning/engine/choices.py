@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedlightning import interpreter
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.engine.inspection import first_batch
+from fedlightning.engine.inspection import Obstacle, first_batch
 from fedlightning.engine.packages import compiler
 from fedlightning.engine.slots import Slot, cpu_count
 from fedlightning.errors import ConfigurationError
-from fedlightning.method import FedMethod
+from fedlightning.method import Batch, FedMethod
 from fedlightning.task import FederatedTask
 from fedlightning.vector import Layout
 
@@ -113,14 +113,14 @@ def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
 
     0 for a model that must see values, e.g. as NumPy's numbers: it cannot be counted, and trains all the same.
     """
-    batch = tuple(tensor.to("meta") for tensor in first_batch(data))
+    batch = Batch(*(tensor.to("meta") for tensor in first_batch(data)))
     try:
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             deepcopy(task).to("meta").loss(batch).mean().backward()
     except Exception:  # noqa: BLE001 - a model may fail in any way where there are no values; a real error comes again in training
         return 0.0
     size = len(data.clients.indices) / data.clients.num_clients
-    return float(counter.get_total_flops()) / max(len(batch[0]), 1) * min(data.batch_size or size, size)
+    return float(counter.get_total_flops()) / max(len(batch.inputs), 1) * min(data.batch_size or size, size)
 
 
 def large_steps(task: FederatedTask, data: FederatedDataModule) -> bool:
@@ -129,7 +129,7 @@ def large_steps(task: FederatedTask, data: FederatedDataModule) -> bool:
 
 
 def choose_compile(
-    wish: bool | str, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, obstacle: str | None
+    wish: bool | str, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, obstacle: Obstacle | None
 ) -> tuple[Literal["compile", "trace"] | None, str]:
     """How the local steps become graphs, or None and, where it would pay, why not.
 
@@ -144,7 +144,9 @@ def choose_compile(
             return None, ""
         return ("compile", "") if compiler() else (None, "no C++ compiler was found")
     if obstacle:
-        raise ConfigurationError(f"`compile` must be False for a model with {obstacle}; {_REMEDY}")
+        raise ConfigurationError(
+            f"`compile` must be False for a model with {obstacle.what}, but is {wish!r}; {obstacle.remedy}."
+        )
     if wish == "trace":
         return "trace", ""
     if not on_cpu or not compiler():
@@ -152,9 +154,6 @@ def choose_compile(
             f"`compile=True` needs {'slots on a CPU' if not on_cpu else 'a C++ compiler'}, but there is none; use 'auto'."
         )
     return "compile", ""
-
-
-_REMEDY = 'use group norm (`norm="group"`) or `cohort_size=1`.'
 
 
 def choose_cohort(
@@ -165,7 +164,7 @@ def choose_cohort(
     on_cpu: bool,
     compiled: bool,
     large: bool,
-    obstacle: str | None,
+    obstacle: Obstacle | None,
 ) -> int:
     """The clients trained at once, or compiled as steps that are large or not, handed over together.
 
@@ -175,8 +174,7 @@ def choose_cohort(
     if isinstance(wish, int):
         if wish > 1 and obstacle:
             raise ConfigurationError(
-                "`cohort_size` must be 1 for a model with statistics of batches, recurrent layers, or a memory or random "
-                f"numbers of its own, but is {wish} and the model has {obstacle}; {_REMEDY}"
+                f"`cohort_size` must be 1 for a model with {obstacle.what}, but is {wish}; {obstacle.remedy}."
             )
         return min(wish, work.participants)
     half = work.participants // 2
@@ -239,8 +237,8 @@ def steps_together(data: FederatedDataModule) -> int:
     if data.only_gathers:
         return _STEPS_TOGETHER
     batch = first_batch(data)
-    example = sum(tensor.nbytes for tensor in batch) / max(len(batch[0]), 1)
-    size = data.batch_size or len(batch[0])
+    example = (batch.inputs.nbytes + batch.targets.nbytes) / max(len(batch.inputs), 1)
+    size = data.batch_size or len(batch.inputs)
     return min(_STEPS_TOGETHER, max(1, int(_BYTES_TOGETHER / max(example * size, 1))))
 
 

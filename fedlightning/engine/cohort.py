@@ -8,7 +8,9 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlightning.callback import CohortResult
@@ -72,10 +74,16 @@ def run_cohort(
         buffers=replica.buffers().expand(len(clients), -1),
         num_examples=torch.from_numpy(job.data.clients.sizes_of(clients)),
         num_steps=num_steps,
-        loss=losses.sum(0).cpu() / num_steps,
+        loss=_mean_over_examples(losses.cpu(), plan.filled),
         slot=slot,
         seconds=0.0,
     )
+
+
+def _mean_over_examples(losses: Tensor, filled: NDArray[np.int64]) -> Tensor:
+    """The mean [C] of the losses of steps [>= K, C], each weighted by the examples of its batch [K, >= C]."""
+    examples = torch.from_numpy(filled[:, : losses.shape[1]]).to(losses.dtype)
+    return (losses[: len(examples)] * examples).sum(0) / examples.sum(0)
 
 
 def rehearse(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> CohortResult:

@@ -31,6 +31,7 @@ from fedlightning.engine.replica import Replica
 from fedlightning.engine.rules import RULES
 from fedlightning.engine.tracing import NoGlobalNumbers, trace
 from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
+from fedlightning.method import Batch
 from fedlightning.state import State
 
 UNROLL = 8
@@ -212,7 +213,8 @@ def _trace(hooks: Hooks, local: State, block: Block, replica: Replica, first: bo
         with inner.calling("on_local_step"), NoGlobalNumbers():  # type: ignore[no-untyped-call]
             for s in range(len(mask)):
                 now = Clients(gradient, remembered, numbers, key[s])
-                after, loss = executor.step(inner, states, now, tuple(tensor[s] for tensor in batch), mask[s], first)
+                one = Batch(*(tensor[s] for tensor in (*batch, mask)))
+                after, loss = executor.step(inner, states, now, one, first)
                 states = State(**{name: where_active(active[s], after[name], states[name]) for name in states})
                 losses.append(torch.where(active[s], loss, 0).to(server.x.dtype))
         return [*(state.contiguous() for state in states.values()), torch.stack(losses)]

@@ -14,7 +14,7 @@ from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hook, Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.precision import channels_last
-from fedlightning.engine.replica import Replica, mean_loss
+from fedlightning.engine.replica import Replica
 from fedlightning.engine.traces import Traces
 from fedlightning.method import Batch, ClientContext, FedMethod
 from fedlightning.state import State
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
     Attributes:
         clients: their tensors [C, …], but `key` [S, C].
-        batch: tensors [S, C, B, …]; none where the executor is to gather them itself.
+        batch: inputs and targets [S, C, B, …]; nothing where the executor is to gather them itself.
         mask: the filled places of each batch [S, C, B].
         active: who takes each step [S, C]; the others have finished, and stand behind them.
         count: how many clients take the first of these steps.
@@ -49,7 +49,7 @@ class Block(NamedTuple):
     """
 
     clients: Clients
-    batch: Batch
+    batch: tuple[Tensor, ...]
     mask: Tensor
     active: Tensor
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a block
@@ -58,9 +58,9 @@ class Block(NamedTuple):
     gathered: tuple[Gathered, ...] = ()
     filled: Sequence[int] = ()
 
-    def step(self, s: int) -> tuple[Clients, Batch, Tensor]:
-        """Clients, batches [C, B, …] and mask [C, B] of one step."""
-        return self.clients._replace(key=self.clients.key[s]), tuple(t[s] for t in self.batch), self.mask[s]
+    def step(self, s: int) -> tuple[Clients, Batch]:
+        """Clients and batches [C, B, …] of one step."""
+        return self.clients._replace(key=self.clients.key[s]), Batch(*(t[s] for t in (*self.batch, self.mask)))
 
 
 class Executor(Protocol):
@@ -117,38 +117,36 @@ class LoopExecutor:
             first, key = block.first and s == 0, block.clients.key[s, 0]
             if first not in self._contexts:
                 self._contexts[first] = hooks.context(_only(block.clients._replace(key=key.unsqueeze(0))), first)
-            batch, mask = tuple(tensor[s, 0, :size] for tensor in block.batch), block.mask[s, :, :size]
-            state, loss = self._step(hooks, state, replace(self._contexts[first], key=key), batch, mask, None)
+            batch = Batch(*(tensor[s, 0, :size] for tensor in (*block.batch, block.mask)))
+            state, loss = self._step(hooks, state, replace(self._contexts[first], key=key), batch, padded=False)
             losses.append(loss)
         return state.apply(lambda tensor: tensor.unsqueeze(0)), torch.stack(losses).unsqueeze(1)
 
-    def step(
-        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
-    ) -> tuple[State, Tensor]:
+    def step(self, hooks: Hooks, local: State, clients: Clients, batch: Batch, first: bool) -> tuple[State, Tensor]:
         """The local state [1, …] and the loss [1] after a step on a batch [1, B, …] of which some places may be empty."""
-        client, one = hooks.context(_only(clients), first), tuple(map(_only, batch))
-        after, loss = self._step(hooks, _only(local), client, one, mask, mask[0])
+        client, one = hooks.context(_only(clients), first), Batch(*map(_only, batch))
+        after, loss = self._step(hooks, _only(local), client, one, padded=True)
         return after.apply(lambda tensor: tensor.unsqueeze(0)), loss.unsqueeze(0)
 
     def _step(
-        self, hooks: Hooks, local: State, client: ClientContext, batch: Batch, mask: Tensor, filled: Tensor | None
+        self, hooks: Hooks, local: State, client: ClientContext, batch: Batch, padded: bool
     ) -> tuple[State, Tensor]:
         losses: list[Tensor] = []
 
         def grad(w: Tensor) -> Tensor:
             if type(hooks.method).objective is FedMethod.objective and not self._functional:
-                gradient, loss = self._replica.gradient(w, batch, client.key, filled)
+                gradient, loss = self._replica.gradient(w, batch, client.key, padded)
             else:
                 leaf = w.detach().requires_grad_()
                 with torch.enable_grad():
-                    images = tuple(map(channels_last, batch))
-                    each = hooks.method.objective(self._replica.at(client.key), leaf, images, client)
-                    loss = mean_loss(each, filled)
+                    images = Batch(*map(channels_last, batch))
+                    loss = hooks.mean_objective(self._replica.at(client.key), leaf, images, client, padded)
                     (gradient,) = torch.autograd.grad(loss, leaf)
             losses.append(loss.detach())
             return gradient
 
-        return hooks.step(local, grad, client, mask), _first(losses, hooks)
+        self._replica.begin_step()
+        return hooks.step(local, grad, client, batch.mask), _first(losses, hooks)
 
 
 class CohortExecutor:
@@ -186,18 +184,16 @@ class CohortExecutor:
         after = after if block.count == len(loss) else _keep_finished(after, local, block.count)
         return after, loss.unsqueeze(0)
 
-    def step(
-        self, hooks: Hooks, local: State, clients: Clients, batch: Batch, mask: Tensor, first: bool
-    ) -> tuple[State, Tensor]:
+    def step(self, hooks: Hooks, local: State, clients: Clients, batch: Batch, first: bool) -> tuple[State, Tensor]:
         """One local step from batches [C, B, …]: local states and losses [C], each the mean over a batch's filled places."""
 
-        def one(local: State, clients: Clients, mask: Tensor, *batch: Tensor) -> tuple[State, Tensor]:
+        def one(local: State, clients: Clients, batch: Batch) -> tuple[State, Tensor]:
             client = hooks.context(clients, first)
             model = self._replica.at(client.key)
             losses: list[Tensor] = []
 
             def mean(w: Tensor) -> Tensor:
-                return mean_loss(hooks.method.objective(model, w, batch, client), mask)
+                return hooks.mean_objective(model, w, batch, client, padded=True)
 
             def grad(w: Tensor) -> Tensor:
                 gradient: Tensor
@@ -205,9 +201,9 @@ class CohortExecutor:
                 losses.append(loss)
                 return gradient
 
-            return hooks.step(local, grad, client, mask), _first(losses, hooks)
+            return hooks.step(local, grad, client, batch.mask), _first(losses, hooks)
 
-        result: tuple[State, Tensor] = vmap(one, randomness="error")(local, clients, mask, *batch)
+        result: tuple[State, Tensor] = vmap(one, randomness="error")(local, clients, batch)
         return result
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.engine.replica import Replica
+from fedlightning.method import Batch
 
 _OVERHEAD, _LEAST, _GROUPS = 100, 2000, 16
 """What a client costs beside its examples, what a group costs at least (both in examples), and how many groups at most."""
@@ -194,7 +195,7 @@ def mean_losses(
         replica.load(point.to(replica.device, replica.layout.dtype), buffers.to(replica.device))
         total = torch.zeros((), dtype=torch.float64, device=replica.device)
         for part in index.split(batch_size):
-            total += replica.losses(data.batch(examples, part)).sum(dtype=torch.float64)
+            total += replica.losses(Batch.full(*data.batch(examples, part))).sum(dtype=torch.float64)
         losses.append(float(total) / len(index))
     replica.task.train()
     return losses
@@ -226,7 +227,7 @@ def _full_gradient(
     total, value = torch.zeros(len(x) + 1, dtype=torch.float64, device=x.device).split([len(x), 1])
     no_dropout = torch.zeros((), dtype=torch.int64, device=x.device)
     for index in owned.split(batch_size):
-        gradient, loss = replica.gradient(x, data.batch(examples, index), no_dropout)
+        gradient, loss = replica.gradient(x, Batch.full(*data.batch(examples, index)), no_dropout)
         total.add_(gradient, alpha=len(index) / len(owned))
         value.add_(loss, alpha=len(index) / len(owned))
     return total, value[0]

@@ -24,6 +24,7 @@ from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ConfigurationError
+from fedlightning.method import Batch
 from fedlightning.state import State
 
 
@@ -85,7 +86,9 @@ _LONG = 2000
 """Local steps of a slot from which a second of trying and capturing is less than what replays save."""
 
 
-def choose_graphs(wish: bool | str, task: nn.Module, batched: bool, total: float, slots: int) -> tuple[bool, str]:
+def choose_graphs(
+    wish: bool | str, task: nn.Module, batched: bool, total: float, slots: int, coupled: bool = False
+) -> tuple[bool, str]:
     """Whether steps on GPUs are captured and, where they are not but might be, why.
 
     Args:
@@ -95,6 +98,7 @@ def choose_graphs(wish: bool | str, task: nn.Module, batched: bool, total: float
         batched: whether batches have a fixed size.
         total: local steps of all clients in the run.
         slots: how many share them.
+        coupled: whether the loss of one example depends on the others of its batch; a graph's batches have empty places.
 
     Raises:
         ConfigurationError: it is asked for, but cannot be.
@@ -103,12 +107,13 @@ def choose_graphs(wish: bool | str, task: nn.Module, batched: bool, total: float
         return False, ""
     recurrent = next((name for name, m in task.named_modules() if isinstance(m, nn.RNNBase)), None)
     obstacle = "" if batched else "batches are whole data sets"
+    obstacle = "the loss looks across a batch, empty places included" if coupled else obstacle
     if recurrent is not None:
         obstacle = f"cuDNN's recurrent layer {recurrent!r} copies its weights"
     if wish is True and obstacle:
         raise ConfigurationError(
-            f"`compile=True` on a GPU must have batches of one size and no recurrent layer of cuDNN, but {obstacle}; use "
-            "'auto', or set `batch_size`."
+            "`compile=True` on a GPU must have batches of one size, a loss of each example alone, and no recurrent layer of "
+            f"cuDNN, but {obstacle}; use `compile=False`, or set `batch_size`."
         )
     if obstacle or (wish == "auto" and total < _LONG * slots):
         return False, obstacle
@@ -146,7 +151,7 @@ class GraphExecutor(CohortExecutor):
         """The block's steps, the client's first one by a graph of its own."""
         clients = block.clients
         fixed = [*hooks.server.values(), *of_clients(clients)]
-        batch = [_padded(t, self._graphs.batch_size) if self._pads else t for t in (block.mask, *block.batch)]
+        batch = [_padded(t, self._graphs.batch_size) if self._pads else t for t in (*block.batch, block.mask)]
         stepped = [clients.key, block.active, *batch]
         state, losses, done = list(local.values()), [], 0
         for end, first in ((1, True), (len(block.mask), False)) if block.first else ((len(block.mask), False),):
@@ -175,7 +180,7 @@ class GraphExecutor(CohortExecutor):
             with self._replica.unchanged():
                 return StepGraph(step, state, fixed, one, capture)
 
-        full = one[2].shape[1] == self._graphs.batch_size
+        full = one[-1].shape[1] == self._graphs.batch_size
         if full and (graph := self._graphs.get(self._slot, key, build)):
             return graph(state, fixed, stepped)
         losses = []
@@ -194,9 +199,9 @@ class GraphExecutor(CohortExecutor):
             state: Sequence[Tensor], fixed: Sequence[Tensor], stepped: Sequence[Tensor]
         ) -> tuple[list[Tensor], Tensor]:
             server, gradient, remembered, numbers = _pytree.tree_unflatten(fixed, shape)
-            key, active, mask, *batch = stepped
+            key, active, *batch = stepped
             now, before = Clients(gradient, remembered, numbers, key), State(**dict(zip(names, state, strict=True)))
-            after, loss = take_step(kind(method, server, layout), before, now, tuple(batch), mask, first)
+            after, loss = take_step(kind(method, server, layout), before, now, Batch(*batch), first)
             return [where_active(active, after[name], before[name]) for name in names], loss
 
         return step

@@ -76,6 +76,15 @@ class Grid(NamedTuple):
         """Entries [k, i] of a table in the places of step k of client i; 0 in the places left."""
         return self._spread(table[self.step, self.client], 0)
 
+    def by_step(self, entries: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Entries of the places [size], by step and client [K, C]; 0 where a client takes no such step."""
+        alone = self.places is None and self.client[-1] == 0
+        if alone or (self.places is not None and self.places[1] is self.client):  # they lie so already
+            return entries
+        table = np.zeros((int(self.step.max()) + 1, int(self.client[-1]) + 1), dtype=np.int64)
+        table[self.step, self.client] = (entries if self.places is None else entries[self.places]).reshape(-1)
+        return table
+
     def _spread(self, entries: NDArray[np.int64], value: int) -> NDArray[np.int64]:
         if self.places is None:
             return entries.reshape(*self.size, *entries.shape[1:])

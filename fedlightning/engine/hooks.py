@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fedlightning.engine.job import Clients
+from fedlightning.engine.replica import mean_loss
 from fedlightning.errors import FedLightningError, MethodError
-from fedlightning.method import ClientContext, FedMethod, Grad
+from fedlightning.method import Batch, ClientContext, FedMethod, FlatModel, Grad
 from fedlightning.state import State
 from fedlightning.vector import Layout
 
@@ -83,6 +84,19 @@ class Hooks:
     def end(self, local: State, client: Clients) -> tuple[State, State]:
         """The upload, and what the client remembers."""
         return self.method.on_client_end(local, self.context(client, False))
+
+    def mean_objective(self, model: FlatModel, w: Tensor, batch: Batch, client: ClientContext, padded: bool) -> Tensor:
+        """What `grad` differentiates: the mean [] of the objective over the batch's filled places.
+
+        Args:
+            model: the task's model as a function of w.
+            w: its parameters [P].
+            batch: the step's examples.
+            client: whose step it is.
+            padded: whether a place of the batch may be empty.
+        """
+        losses = self.method.objective(model, w, batch, client)
+        return mean_loss(losses, batch.mask, padded, f"`objective` of {type(self.method).__name__}")
 
     @contextmanager
     def calling(self, hook: str) -> Iterator[None]:

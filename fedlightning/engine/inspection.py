@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import random
 import traceback
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.errors import ConfigurationError
-from fedlightning.method import Batch
-from fedlightning.models.dropout import key_dropout
+from fedlightning.engine.hooks import Hooks
+from fedlightning.engine.job import Clients
+from fedlightning.engine.replica import Replica, mean_loss
+from fedlightning.errors import ConfigurationError, FedLightningError
+from fedlightning.method import Batch, FedMethod, visible
+from fedlightning.models.dropout import KeyedDropout, key_dropout
+from fedlightning.state import State
 from fedlightning.task import FederatedTask
+from fedlightning.vector import Layout
+
+
+class Obstacle(NamedTuple):
+    """Why clients can be trained neither side by side nor in a graph.
+
+    Attributes:
+        what: what the model, or the loss, has.
+        remedy: what to do about it.
+    """
+
+    what: str
+    remedy: str
+
+
+_ALONE = "`cohort_size=1` and `compile=False`"
+
+ACROSS = Obstacle(
+    "a loss that looks across a batch, empty places included",
+    f"leave out what `batch.mask` does not fill, or use {_ALONE}",
+)
 
 
 class Findings(NamedTuple):
@@ -25,55 +51,110 @@ class Findings(NamedTuple):
         layer: name of one that has no batching rule, or that looks at the whole batch, empty places included.
         buffer: name of one that training changes.
         draws: whether random numbers are drawn of which the process has but one sequence.
+        coupled: whether the loss of one example depends on the others of its batch, as the task or the method says.
     """
 
     layer: str | None
     buffer: str | None
     draws: bool
+    coupled: bool = False
 
     @property
-    def obstacle(self) -> str | None:
-        """The first of them, in words; None if there is nothing."""
+    def obstacle(self) -> Obstacle | None:
+        """The first of them; None if there is nothing."""
+        remedy = f'use group norm (`norm="group"`), or {_ALONE}'
         if self.layer is not None:
-            return repr(self.layer)
+            return Obstacle(repr(self.layer), remedy)
         if self.buffer is not None:
-            return f"{self.buffer!r}, a buffer that training changes"
-        return "random numbers that no key reaches" if self.draws else None
+            return Obstacle(f"{self.buffer!r}, a buffer that training changes", remedy)
+        if self.draws:
+            return Obstacle("random numbers that no key reaches", f"use `nn.Dropout`, or {_ALONE}")
+        return ACROSS if self.coupled else None
 
 
-def inspect(task: FederatedTask, data: FederatedDataModule, on_cpu: bool = True) -> Findings:
-    """Look at the layers, and at what the loss of the first client's first batch leaves behind in a copy of the task.
+def inspect(
+    method: FedMethod, task: FederatedTask, layout: Layout, data: FederatedDataModule, on_cpu: bool = True
+) -> Findings:
+    """Look at the layers, and at what the loss of a batch leaves behind in a copy of the task.
+
+    The batch is the first one of the client with most examples.
 
     Args:
+        method: what may change the loss.
         task: the model and its loss.
+        layout: where its parameters lie in w.
         data: whose batch it is.
         on_cpu: whether the model will be trained on the CPU, as it is tried here; else one that fails is taken to do nothing.
 
     Raises:
-        ConfigurationError: the shapes or types of the data do not fit the model.
+        ConfigurationError: the shapes or types of the data do not fit the model, or it cannot take a batch of one example
+            where a client has one.
+        MethodError: the loss is not one number for each example.
     """
     layer = next((name for name, module in task.named_modules() if _looks_around(module)), None)
+    coupled = task.coupled or method.coupled
     probe = key_dropout(task).to("cpu").train()
     before = {name: (buffer, buffer._version) for name, buffer in probe.named_buffers()}
-    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    batch = first_batch(data)
-    if not len(batch[0]):
-        return Findings(layer, None, False)
-    try:
-        with torch.no_grad():
-            probe.loss(batch)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if on_cpu and _raised_by_torch(error):
-            raise _misfit(batch, error) from error
-    except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
-        pass
-    finally:
-        draws = _drawn(generators)
+    client = int(data.clients.sizes.argmax())
+    batch = first_batch(data, client)
+    if not len(batch.inputs):
+        return Findings(layer, None, False, coupled)
+    error, draws = _tried(probe, batch)
+    if on_cpu and error:
+        raise _misfit(batch, client, error) from error
     after = dict(probe.named_buffers())
     changed = [
         name for name, (buffer, version) in before.items() if after[name] is not buffer or buffer._version != version
     ]
-    return Findings(layer, next(iter(changed), None), draws)
+    _check_single(probe, data, batch, method.local_steps(0))
+    return Findings(layer, next(iter(changed), None), draws, coupled)
+
+
+def _tried(probe: FederatedTask, batch: Batch) -> tuple[Exception | None, bool]:
+    """What a layer or a function of torch raises on a batch, and whether global random numbers are drawn; they are put back.
+
+    Raises:
+        MethodError: the loss is not one number for each example.
+    """
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        with torch.no_grad():
+            mean_loss(probe.loss(batch), batch.mask, False, f"The loss of {type(probe).__name__}")
+    except (RuntimeError, ValueError, IndexError) as error:
+        return error if _raised_by_torch(error) else None, _drawn(generators)
+    except FedLightningError:
+        raise
+    except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
+        pass
+    return None, _drawn(generators)
+
+
+def _check_single(probe: FederatedTask, data: FederatedDataModule, batch: Batch, steps: int | None) -> None:
+    """Refuse a model that cannot take a batch of one example, as batch norm cannot, where a client has such a batch.
+
+    Raises:
+        ConfigurationError: it cannot, and a client has.
+    """
+    if type(data).schedule is not FederatedDataModule.schedule or len(batch.inputs) < 2:
+        return
+    sizes = data.clients.sizes
+    size = data.batch_size or sizes
+    dropped = data.drop_last & (sizes > size)
+    # Only steps of whole epochs come to their last batch.
+    reached = sizes <= (steps or data.steps or math.inf) * size
+    single = ((sizes % size == 1) & ~dropped & reached) | (sizes == 1)
+    if data.batch_size == 1 or not bool(single.any()):
+        return
+    error, _ = _tried(probe, Batch(*(tensor[:1] for tensor in batch)))
+    if error is None:
+        return
+    client = int(single.nonzero()[0])
+    raise ConfigurationError(
+        f"The model must take a batch of one example, since {int(single.sum())} of {len(sizes)} clients have one (the first: "
+        f"client {client}, {int(sizes[client])} examples in batches of {data.batch_size}), but fails on it: "
+        f"{type(error).__name__}: {str(error).splitlines()[0][:200]}; use `drop_last=True`, another `batch_size`, or a "
+        "partition with `min_size=2`."
+    ) from error
 
 
 def _raised_by_torch(error: BaseException) -> bool:
@@ -82,20 +163,89 @@ def _raised_by_torch(error: BaseException) -> bool:
     return str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "torch"
 
 
-def _misfit(batch: Batch, error: Exception) -> ConfigurationError:
-    what = " and ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in batch)
+def _misfit(batch: Batch, client: int, error: Exception) -> ConfigurationError:
+    what = " and ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in batch[:2])
     return ConfigurationError(
-        f"The task must give the losses of a batch, but fails on the first one of client 0, which is {what}: "
+        f"The task must give the losses of a batch, but fails on the first one of client {client}, which is {what}: "
         f"{type(error).__name__}: {str(error).splitlines()[0][:300]}; look at the shapes and types of the data and the model."
     )
 
 
-def first_batch(data: FederatedDataModule) -> Batch:
-    """The first batch of the first client; no example where its schedule has no batch, which training will refuse."""
-    schedule = data.schedule(0, 0, 0, 1)
+def first_batch(data: FederatedDataModule, client: int = 0) -> Batch:
+    """A client's first batch; no example where its schedule has no batch, which training will refuse."""
+    schedule = data.schedule(client, 0, 0, 1)
     index, draws = schedule.index[:1], schedule.draws
     index = index[index >= 0]
-    return data.batch(data.train, index, None if draws is None else draws[:1].flatten(0, 1)[: len(index)])
+    return Batch.full(*data.batch(data.train, index, None if draws is None else draws[:1].flatten(0, 1)[: len(index)]))
+
+
+class Trial:
+    """The method's objective at the start model, on the first batch of the client with most examples; without dropout.
+
+    Args:
+        method: whose objective it is.
+        task: the model.
+        layout: where its parameters lie in w.
+        data: whose batch it is.
+        device: where it is tried.
+    """
+
+    def __init__(
+        self, method: FedMethod, task: FederatedTask, layout: Layout, data: FederatedDataModule, device: torch.device
+    ) -> None:
+        self._replica = Replica(task, layout, device)
+        for module in self._replica.task.modules():
+            if isinstance(module, KeyedDropout):
+                module.p = 0.0
+        self._owner = int(data.clients.sizes.argmax())
+        self._batch = Batch(*(tensor.to(device) for tensor in first_batch(data, self._owner)))
+        self._x = x = layout.read(task).to(device)
+        server, gradient = visible(method, method.configure_server(x)), method.gradient_pass()
+        if gradient == "mean":
+            server = server.replace(gradient=torch.zeros_like(x))
+        self._hooks, one = Hooks(method, server, layout), x.new_ones(())
+        numbers = State(
+            lr=method.client_lr(0) * one, num_steps=one, num_examples=len(self._batch.inputs) * one, round=0 * one
+        )
+        known = Clients(
+            x.new_zeros(len(x) * (gradient != "none")), method.configure_client(x), numbers, one.to(torch.int64)
+        )
+        self._client = self._hooks.context(known, first=True)
+
+    def check(self) -> None:
+        """Compute the objective once.
+
+        Raises:
+            MethodError: it fails, or is not one number for each example.
+        """
+        if len(self._batch.inputs):
+            self._look(self._batch, padded=False)
+
+    def looks_across(self) -> bool:
+        """Whether the mean over some places depends on what stands in those that are empty.
+
+        The second half of the batch is emptied. What is left must give the loss and the gradient that it gives alone.
+        """
+        count = len(self._batch.inputs)
+        if count < 2:
+            return False
+        kept = count - count // 2
+        alone = self._look(Batch(*(tensor[:kept] for tensor in self._batch)), padded=False)
+        beside = self._look(self._batch._replace(mask=torch.arange(count, device=alone.device) < kept), padded=True)
+        # Kernels round otherwise for batches of another size, by far less than the root of a number's precision.
+        return bool((beside - alone).norm() > torch.finfo(alone.dtype).eps ** 0.5 * alone.norm())
+
+    def _look(self, batch: Batch, padded: bool) -> Tensor:
+        """The gradient and the loss [P + 1]."""
+        w = self._x.clone().requires_grad_()
+        try:
+            with self._hooks.calling("objective"), torch.enable_grad():
+                loss = self._hooks.mean_objective(self._replica.at(self._client.key), w, batch, self._client, padded)
+                (gradient,) = torch.autograd.grad(loss, w)
+        except Exception as error:
+            error.add_note(f"Before the first round, on the first batch of client {self._owner}.")
+            raise
+        return torch.cat([gradient, loss.detach()[None]])
 
 
 def _looks_around(module: nn.Module) -> bool:

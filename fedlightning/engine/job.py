@@ -136,7 +136,7 @@ class Drawn:
         num_steps: K of each client, falling; as many as there are clients, while C may be more.
         padding: how the steps are laid out.
         steps: what each has of its own.
-        filled: how many places of each batch are, the ones in front [K, C]. Nothing where clients follow one another.
+        filled: how many places of each batch are, the ones in front [K, C], wherever the steps lie.
         ends: randomness of `on_client_start` and of `on_client_end` [2, C].
     """
 
@@ -185,7 +185,7 @@ def draw_cohort(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Dr
     index = grid.laid_out([s.index for s in schedules], -1, size)
     mask = index >= 0
     _check_batches(job, mask, size)
-    filled = mask[:0].sum(-1) if padding.unroll else mask.sum(-1)
+    filled = grid.by_step(np.count_nonzero(mask, axis=-1))
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
     addresses = [(job.round.index, client) for client in _places(clients, padding)]
     drawn = keys(2 + max(steps), job.seed, "gradient" if job.gradient_pass else "client", *addresses)
