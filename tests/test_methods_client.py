@@ -338,6 +338,21 @@ def test_delta_sgd_grows_where_nothing_moves() -> None:
     assert torch.equal(w, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_steps_of_delta_sgd_stay_finite_for_a_client_that_fits_its_data_exactly(dtype: torch.dtype) -> None:
+    """Nothing is left to learn, so η grows with every step; in float32 it would be infinite after 1,800 of them, and w a NaN."""
+    method, state = DeltaSGD(delta=1.0), State()
+    x, one = torch.ones(2, dtype=dtype), torch.ones((), dtype=dtype)
+    layout = Layout.of(Quadratics.task([0.0, 0.0]))
+    client = ClientContext(x, State(x=x), state, one, one, one, one, torch.tensor(0), False, layout, x[:0])
+    local = method.on_client_start(client)
+    for _ in range(2000):
+        local = method.on_local_step(local, torch.zeros_like, client)
+    assert torch.equal(local.w, x)
+    assert local.theta == 1
+    assert torch.isfinite(local.eta * 1e10)
+
+
 def test_delta_sgd_takes_both_gradients_on_one_batch_unless_told_to_reuse() -> None:
     count = {}
     for grad_diff in ("same_batch", "reuse"):

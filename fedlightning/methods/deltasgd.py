@@ -17,8 +17,9 @@ class DeltaSGD(FedAvg):
         η_k = min{γ ‖w_k − w_{k−1}‖ / (2 ‖g_i(w_k) − g_i(w_{k−1})‖), √(1 + δ θ_{k−1}) η_{k−1}},  θ_k = η_k / η_{k−1}
         w_{k+1} = w_k − η_k g_i(w_k)   K times from w_0 = x,  with η_0, θ_0 given        x ← x + η_g mean(w_i − x)
 
-    Norms are over the whole vector; where one of the two is 0, only the second branch counts. Each round begins anew.
-    Travels: 1 model down, 1 up. Remembered: nothing. The official code lets the first step grow too; we follow the paper.
+    Norms are over the whole vector; where one of the two is 0, only the second branch counts, and η grows with each step. It
+    stays below the root of the dtype's largest number: else a client that fits its data exactly overflows it in 1,800 steps.
+    Each round begins anew. Travels: 1 model down, 1 up. Remembered: nothing. The official code lets the first step grow too.
 
     Args:
         gamma: γ; 2 throughout the paper.
@@ -51,6 +52,7 @@ class DeltaSGD(FedAvg):
             before = local.d if reuse else self.direction(local.replace(w=local.previous), grad, client)
             moved, changed = (local.w - local.previous).norm(), (d - before).norm()
             growth = (1 + self.delta * local.theta).sqrt() * local.eta
+            growth = growth.clamp(max=torch.finfo(growth.dtype).max ** 0.5)
             smooth = torch.minimum(self.gamma * moved / (2 * changed), growth)
             eta = torch.where((moved > 0) & (changed > 0), smooth, growth)
             after = after.replace(eta=eta, theta=eta / local.eta)
