@@ -62,8 +62,9 @@ class FederatedTask(LightningModule):
         return self.model(inputs)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Per-example losses [B] of a batch; a place that `batch.mask` does not fill may have any."""
-        return self.criterion(self(batch.inputs), batch.targets)
+        """Per-example losses [B] of a batch, of which inputs and targets are looked at; an empty place may have any."""
+        inputs, targets = batch[:2]
+        return self.criterion(self(inputs), targets)
 
     def with_parameters(self, x: Tensor) -> FederatedTask:
         """A copy of the task whose trainable parameters are x [P], e.g. `task.with_parameters(state.server.x)`."""

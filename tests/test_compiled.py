@@ -362,8 +362,11 @@ def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_running_statistics_are_refused() -> None:
     model = Classification(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).double(), 3)
+    given = data()
+    given.setup()
+    even = TensorData(given.train, Partition.of(torch.arange(96).split(32)), batch_size=4)
     with pytest.raises(ConfigurationError, match=r"`compile` must be False for a model with 'model\.1'"):
-        fit(FedAvg(), model, "trace")
+        fit(FedAvg(), model, "trace", clients=even)
     with pytest.raises(ConfigurationError, match="`compile` of SlotStrategy must be True"):
         SlotStrategy(compile="yes")  # type: ignore[arg-type]
 
