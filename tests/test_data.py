@@ -162,6 +162,37 @@ def test_a_test_set_without_owners_is_shared_out_like_the_training_set():
     assert owned.test_clients.sizes.tolist() == [10, 10, 10]
 
 
+HALVES = Partition.of([torch.arange(3), torch.arange(3, 6)])
+
+
+@pytest.mark.parametrize(
+    ("clients", "test_clients", "message"),
+    [
+        (Partition.of([torch.arange(4), torch.arange(3, 6)]), HALVES, "the first: 3, at clients 0 and 1"),
+        (HALVES, Partition.of([torch.arange(4), torch.arange(3, 6)]), "test partition, but 1 of its 7 positions"),
+        (HALVES, Partition.of([torch.arange(3), torch.arange(4, 6)]), "belong to nobody .the first: position 3"),
+        (HALVES, Partition.of([torch.arange(3), torch.arange(3, 7)]), "must be in 0…5, but are in 0…6"),
+        (HALVES, Partition.of([torch.arange(6)]), "must be of the 2 clients that train, but is of 1"),
+    ],
+)
+def test_examples_that_belong_to_two_clients_or_to_nobody_are_refused(clients, test_clients, message):
+    with pytest.raises(ConfigurationError, match=message):
+        TensorData(examples(6), clients, examples(6), test_clients).setup()
+
+
+def test_a_data_module_may_say_that_clients_share_examples_and_that_others_are_tested():
+    data = TensorData(examples(6), Partition.of([torch.arange(4)] * 2), examples(6), Partition.of([torch.arange(6)]))
+    data.shared_examples = data.other_test_clients = True
+    data.setup()
+    assert data.clients.sizes.tolist() == [4, 4]
+
+
+def test_training_examples_that_belong_to_nobody_are_not_evaluated_either():
+    data = TensorData(examples(6), Partition.of([torch.tensor([5]), torch.tensor([0, 3])]))
+    data.setup()
+    assert data.test_clients is data.clients
+
+
 def test_tensors_are_checked():
     whole = Partition.of([torch.arange(4)])
     with pytest.raises(ConfigurationError, match="`train` of TensorData must hold as many inputs as targets"):

@@ -316,6 +316,103 @@ def test_check_refuses_what_cannot_be_trained_on(clients, message):
         Partition.of([torch.tensor(c, dtype=torch.int64) for c in clients]).check(3)
 
 
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ([[0, 1], [2, 1]], "but 1 of its 4 positions are there again .the first: 1, at clients 0 and 1"),
+        ([[3, 3, 3], [1]], "but 2 of its 4 positions are there again .the first: 3, at client 0 twice"),
+        (
+            [[2, 0], [0, 2], [1]],
+            "but 2 of its 5 positions .*the first: 0, at clients 0 and 1.* `shared_examples = True`",
+        ),
+    ],
+)
+def test_an_example_belongs_to_one_client(clients, message):
+    partition = Partition.of([torch.tensor(c) for c in clients])
+    with pytest.raises(ConfigurationError, match=message):
+        partition.check(4)
+    partition.check(4, shared=True)
+
+
+def test_training_examples_may_belong_to_nobody():
+    Partition.of([torch.tensor([5]), torch.tensor([1, 3])]).check(9)
+
+
+ARRAYS = [
+    (
+        torch.arange(4).double(),
+        torch.tensor([0, 4]),
+        "`indices` of the partition must be .* is torch.float64.4. on cpu",
+    ),
+    (torch.arange(4).int(), torch.tensor([0, 4]), "`indices` .* but is torch.int32.4."),
+    (torch.ones(4).bool(), torch.tensor([0, 4]), "`indices` .* but is torch.bool"),
+    (torch.arange(4).view(2, 2), torch.tensor([0, 2]), "`indices` .* but is torch.int64.2, 2."),
+    ([0, 1, 2, 3], torch.tensor([0, 4]), "`indices` .* but is list"),
+    (torch.arange(4), [0, 4], "`offsets` .* but is list"),
+    (torch.arange(4), torch.tensor([[0, 4]]), "`offsets` .* but is torch.int64.1, 2."),
+    (torch.arange(4), torch.tensor([0.0, 4.0]), "`offsets` .* but is torch.float32"),
+    (torch.arange(4), torch.tensor([0, 3]), "`offsets` of the partition must go from 0 to its 4 `indices`"),
+    (torch.arange(4), torch.tensor([]).long(), "`offsets` of the partition must go from 0 to its 4 `indices`"),
+    (
+        torch.arange(4),
+        torch.tensor([0, 3, 2, 4]),
+        "`offsets` of the partition must not fall, but go from 3 to 2 at client 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("indices", "offsets", "message"), ARRAYS)
+def test_the_arrays_are_looked_at(indices, offsets, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Partition(indices, offsets).check(4)
+    with pytest.raises(ConfigurationError, match=message.replace("the partition", "the test partition")):
+        Partition(indices, offsets).check_test(4, None)
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ([[0, 1], [2, 1], []], "test partition, but 1 of its 4 positions are there again"),
+        ([[0, 1], [2], []], "test set must belong to a client, but 1 of 4 belong to nobody .the first: position 3"),
+        ([[0, 1], [2, 4], []], "Positions of the test partition must be in 0…3, but are in 0…4"),
+        ([[0, 1], [2, -1], []], "Positions of the test partition must be in 0…3, but are in -1…2"),
+        ([[0, 1], [2, 3]], "must be of the 3 clients that train, but is of 2; .* `other_test_clients = True`"),
+        ([[0, 1, 2, 3], [], [], []], "must be of the 3 clients that train, but is of 4"),
+        ([], "must be of the 3 clients that train, but is of 0"),
+    ],
+)
+def test_each_test_example_belongs_to_one_client(clients, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Partition.of([torch.tensor(c, dtype=torch.int64) for c in clients]).check_test(4, 3)
+
+
+def test_a_client_may_have_no_test_example_and_the_test_set_other_clients():
+    Partition.of([torch.tensor([]), torch.tensor([3, 0, 1, 2]), torch.tensor([])]).check_test(4, 3)
+    Partition.of([torch.tensor([3, 0]), torch.tensor([1, 2])]).check_test(4, None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Partition.of([torch.tensor([0.0, 0.5])]),
+        lambda: Partition.of([torch.tensor([True, False])]),
+        lambda: Partition.of([torch.zeros(3, 2, dtype=torch.int64)]),
+        lambda: Partition.of([[0, 1]]),
+        lambda: Partition.of_owners(torch.tensor([0, 3]), 3),
+        lambda: Partition.of_owners(torch.tensor([0, -1]), 3),
+        lambda: Partition.of_owners(torch.tensor([0.0, torch.nan]), 3),
+        lambda: Partition.of_sizes(torch.tensor([2, -1])),
+        lambda: Partition.of_sizes([2, 1]),
+    ],
+)
+def test_a_partition_is_made_of_whole_numbers(make):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"`Partition.of\w*` must be (a one-dimensional tensor of whole numbers|in 0…2|at least 0), but",
+    ):
+        make()
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 8), st.lists(st.integers(-1, 3), min_size=30, max_size=60), st.lists(st.integers(-1, 3)))
 def test_mirror_shares_out_each_class_in_the_same_proportions(clients, labels, other):

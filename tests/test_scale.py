@@ -52,9 +52,11 @@ def shared(num: int, size: int = 3) -> TensorData:
     inputs, targets = torch.randn(300, 6, generator=generator), torch.randint(0, 3, (300,), generator=generator)
     clients = Partition.of_sizes(torch.full((num,), size), torch.arange(num * size) % 300)
     test_clients = Partition.of_owners(torch.arange(100) * 7919 % num, num)
-    return TensorData(
+    data = TensorData(
         Examples(inputs, targets), clients, Examples(inputs[:100], targets[:100]), test_clients, batch_size=2
     )
+    data.shared_examples = True
+    return data
 
 
 class Largest(TorchDispatchMode):
@@ -376,7 +378,9 @@ def test_offsets_must_be_those_of_the_indices(offsets: list[int]) -> None:
 
 
 def test_falling_offsets_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="must own an example, but 1 of 3 have none"):
+    with pytest.raises(
+        ConfigurationError, match="`offsets` of the partition must not fall, but go from 3 to 2 at client 1"
+    ):
         Partition(torch.arange(3), torch.tensor([0, 3, 2, 3])).check(3)
 
 

@@ -72,7 +72,9 @@ class FederatedDataModule(LightningDataModule):
 
     Attributes:
         train, test: the examples, after `setup()`.
-        clients, test_clients: who owns them, after `setup()`.
+        clients, test_clients: who owns them, after `setup()`. Training examples may belong to nobody, test examples may not.
+        shared_examples: whether a training example may belong to several clients, and count for each; a subclass says so.
+        other_test_clients: whether the test set belongs to other clients than those that train; a subclass says so.
 
     Raises:
         ConfigurationError: a number is not positive, or both `epochs` and `steps` are given.
@@ -82,6 +84,8 @@ class FederatedDataModule(LightningDataModule):
     test: Examples
     clients: Partition
     test_clients: Partition
+    shared_examples: bool = False
+    other_test_clients: bool = False
 
     def __init__(
         self,
@@ -118,13 +122,16 @@ class FederatedDataModule(LightningDataModule):
 
     # -- what the engine asks for -------------------------------------------------------------------------------------
     def setup(self, stage: str | None = None) -> None:
-        """Load the examples and check the partition; a second call does nothing."""
+        """Load the examples and check who owns them; a second call does nothing."""
         if self._is_set_up:
             return
         train, self.clients, test, self.test_clients = self.load()
         self.train = train.contiguous()
         self.test = self.train if test is train else test.contiguous()
-        self.clients.check(len(self.train.targets))
+        self.clients.check(len(self.train.targets), self.shared_examples)
+        if self.test_clients is not self.clients or self.test is not self.train:
+            same = None if self.other_test_clients else self.clients.num_clients
+            self.test_clients.check_test(len(self.test.targets), same)
         self._is_set_up = True
 
     def num_steps(self, client: int, steps: int | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,13 @@ class Partition:
 
     @classmethod
     def of(cls, clients: Sequence[Tensor]) -> Partition:
-        """A partition from each client's positions."""
+        """A partition from each client's positions.
+
+        Raises:
+            ConfigurationError: they are no whole numbers.
+        """
+        for client, indices in enumerate(clients):
+            _require_whole(indices, f"The positions of client {client} in `Partition.of`")
         sizes = torch.tensor([0, *(len(indices) for indices in clients)])
         return cls(
             torch.cat([torch.empty(0, dtype=torch.int64), *(c.to(torch.int64) for c in clients)]), sizes.cumsum(0)
@@ -39,8 +46,13 @@ class Partition:
 
     @classmethod
     def of_owners(cls, owners: Tensor, num_clients: int) -> Partition:
-        """A partition from the client that owns each example [n] (int64); each client's positions ascend."""
-        sizes = torch.bincount(owners, minlength=num_clients)
+        """A partition from the client that owns each example [n] (int64); each client's positions ascend.
+
+        Raises:
+            ConfigurationError: an owner is not in 0 … `num_clients` − 1.
+        """
+        _require_whole(owners, "`owners` of `Partition.of_owners`", num_clients - 1)
+        sizes = torch.bincount(owners.to(torch.int64), minlength=num_clients)
         return cls(owners.argsort(stable=True), torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
 
     @classmethod
@@ -50,7 +62,11 @@ class Partition:
         Args:
             sizes: examples of each client.
             indices: positions, one client's after another's [n]; by default 0, 1, … in the order of the data set.
+
+        Raises:
+            ConfigurationError: a size is negative.
         """
+        _require_whole(sizes, "`sizes` of `Partition.of_sizes`", math.inf)
         offsets = torch.cat([sizes.new_zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         return cls(torch.arange(int(offsets[-1])) if indices is None else indices, offsets)
 
@@ -131,19 +147,21 @@ class Partition:
             owners[members] = torch.bucketize(torch.arange(len(members)), cuts, right=True)
         return Partition.of_owners(owners, self.num_clients)
 
-    def check(self, num_examples: int) -> None:
-        """Check that every client has an example and that the positions exist.
+    def check(self, num_examples: int, shared: bool = False) -> None:
+        """Check that clients can train on these examples: each has one at least, and none belongs to two of them.
+
+        Examples that belong to nobody are left out of the training. Takes O(n) time, and a byte for each example.
+
+        Args:
+            num_examples: of the training set.
+            shared: whether an example may belong to several clients, or to one several times, and count each time.
 
         Raises:
-            ConfigurationError: there is no client, a client without an example, or a position outside the data; or
-                `offsets` are not those of `indices`.
+            ConfigurationError: an array is not one-dimensional and int64, or `offsets` are not those of `indices`; there is
+                no client, or a client without an example; a position is outside the data, or is there twice.
         """
-        if len(self.offsets) and (int(self.offsets[0]), int(self.offsets[-1])) != (0, len(self.indices)):
-            raise ConfigurationError(
-                f"`offsets` of the partition must go from 0 to its {len(self.indices)} `indices`, but go from "
-                f"{int(self.offsets[0])} to {int(self.offsets[-1])}."
-            )
-        empty = (self.sizes <= 0).nonzero().squeeze(1)
+        self._check_arrays("the partition")
+        empty = (self.sizes == 0).nonzero().squeeze(1)
         if self.num_clients == 0 or len(empty):
             which = f"{len(empty)} of {self.num_clients} have none" if self.num_clients else "it has no client"
             which += f" (the first: client {int(empty[0])})" if len(empty) else ""
@@ -151,11 +169,85 @@ class Partition:
                 f"Every client of the partition must own an example, but {which}; use fewer clients, a larger alpha, "
                 "or `min_size=1`."
             )
-        if int(self.indices.min()) < 0 or int(self.indices.max()) >= num_examples:
+        self._owned("the partition", num_examples, shared)
+
+    def check_test(self, num_examples: int, num_clients: int | None) -> None:
+        """Check that a test set of so many examples is shared out: each of them belongs to one client. A client may have none.
+
+        Args:
+            num_examples: of the test set.
+            num_clients: those that train, who must be those of the test set; None if these are others.
+
+        Raises:
+            ConfigurationError: an array is not one-dimensional and int64, or `offsets` are not those of `indices`; the
+                number of clients is another; a position is outside the test set, is there twice, or is missing.
+        """
+        self._check_arrays("the test partition")
+        if num_clients is not None and self.num_clients != num_clients:
             raise ConfigurationError(
-                f"Positions of the partition must be in 0…{num_examples - 1}, but are in "
+                f"The test partition must be of the {num_clients} clients that train, but is of {self.num_clients}; give a "
+                "client without test examples an empty part, or set the data module's `other_test_clients = True` where the "
+                "test set is that of other people."
+            )
+        missing = self._owned("the test partition", num_examples).logical_not().nonzero().squeeze(1)
+        if len(missing):
+            raise ConfigurationError(
+                f"Each example of the test set must belong to a client, but {len(missing)} of {num_examples} belong to nobody "
+                f"(the first: position {int(missing[0])}); leave them out of the test set, or give them to a client."
+            )
+
+    def _check_arrays(self, name: str) -> None:
+        for field, array in (("indices", self.indices), ("offsets", self.offsets)):
+            if (
+                not isinstance(array, Tensor)
+                or array.dim() != 1
+                or array.dtype != torch.int64
+                or array.device.type != "cpu"
+            ):
+                is_tensor = isinstance(array, Tensor)
+                what = f"{array.dtype}{list(array.shape)} on {array.device}" if is_tensor else type(array).__name__
+                raise ConfigurationError(
+                    f"`{field}` of {name} must be a one-dimensional int64 tensor on the CPU, but is {what}; convert it, or use "
+                    "`Partition.of`, `of_owners` or `of_sizes`."
+                )
+        ends = (int(self.offsets[0]), int(self.offsets[-1])) if len(self.offsets) else (0, 0)
+        if ends != (0, len(self.indices)):
+            raise ConfigurationError(
+                f"`offsets` of {name} must go from 0 to its {len(self.indices)} `indices`, but go from {ends[0]} to {ends[1]}."
+            )
+        falls = (self.sizes < 0).nonzero().squeeze(1)
+        if len(falls):
+            client = int(falls[0])
+            raise ConfigurationError(
+                f"`offsets` of {name} must not fall, but go from {int(self.offsets[client])} to {int(self.offsets[client + 1])} "
+                f"at client {client}; `Partition.of_sizes` makes them from the clients' sizes."
+            )
+
+    def _owned(self, name: str, num_examples: int, shared: bool = False) -> Tensor:
+        """Whether each example belongs to a client [n] (bool)."""
+        owned = torch.zeros(num_examples, dtype=torch.bool)
+        if len(self.indices) and (int(self.indices.min()) < 0 or int(self.indices.max()) >= num_examples):
+            raise ConfigurationError(
+                f"Positions of {name} must be in 0…{num_examples - 1}, but are in "
                 f"{int(self.indices.min())}…{int(self.indices.max())}; was it made for another data set?"
             )
+        owned[self.indices] = True
+        again = len(self.indices) - int(owned.count_nonzero())
+        if again and not shared:
+            position, owners = self._first_repeated()
+            raise ConfigurationError(
+                f"An example must belong to one client of {name}, but {again} of its {len(self.indices)} positions are there "
+                f"again (the first: {position}, at {owners}); name each once, or set the data module's `shared_examples = True` "
+                "where that is meant."
+            )
+        return owned
+
+    def _first_repeated(self) -> tuple[int, str]:
+        """The smallest position that is there twice, and the clients that hold it."""
+        found, order = self.indices.sort(stable=True)
+        place = int((found[1:] == found[:-1]).nonzero()[0])
+        one, other = (int(self.owners()[order[at]]) for at in (place, place + 1))
+        return int(found[place]), f"client {one} twice" if one == other else f"clients {one} and {other}"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,3 +256,19 @@ class Partition:
         for array in (self.indices, self.offsets):
             content.update(array.contiguous().numpy().data)
         return content.hexdigest()
+
+
+def _require_whole(values: Any, name: str, most: float | None = None) -> None:
+    """Check that values are a one-dimensional tensor of whole numbers, from 0 to `most` if there is one."""
+    flat = isinstance(values, Tensor) and values.dim() == 1 and values.dtype != torch.bool
+    if not flat or not bool((values == values.to(torch.int64)).all()):
+        what = f"{values.dtype}{list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ConfigurationError(
+            f"{name} must be a one-dimensional tensor of whole numbers, but is {what}; use `torch.tensor([…])`, or "
+            "`mask.nonzero().squeeze(1)` of a mask."
+        )
+    if most is not None and len(values) and not (int(values.min()) >= 0 and int(values.max()) <= most):
+        interval = f"in 0…{most}" if math.isfinite(most) else "at least 0"
+        raise ConfigurationError(
+            f"{name} must be {interval}, but are in {int(values.min())}…{int(values.max())}; clients are numbered from 0."
+        )

@@ -69,6 +69,7 @@ class StackOverflow(FederatedDataModule):
         ConfigurationError: a number is outside its interval; in `setup`, a file is absent or malformed.
     """
 
+    other_test_clients = True
     words: list[str]
     users: list[str]
 

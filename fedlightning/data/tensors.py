@@ -66,7 +66,7 @@ class TensorData(FederatedDataModule):
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:
         """Return the tensors, and share out the test set if nobody owns it."""
         train, clients, test, test_clients = self._given
-        clients.check(len(train.targets))
+        clients.check(len(train.targets), self.shared_examples)
         if test is None:
             return train, clients, train, clients
         return train, clients, test, test_clients or clients.mirror(_labels(train.targets), _labels(test.targets))

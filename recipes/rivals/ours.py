@@ -67,7 +67,9 @@ def data_module(work: Workload) -> tuple[TensorData, Any]:
     kind, augmentation = (Pixels, RandomCropFlip(padding=4)) if work.pixels else (TensorData, None)
     clients = Partition(positions, offsets)
     batching: dict[str, Any] = {"batch_size": work.batch, "epochs": work.epochs, "augmentation": augmentation}
-    return kind(Examples(inputs, targets), clients, **batching), data
+    module = kind(Examples(inputs, targets), clients, **batching)
+    module.shared_examples = work.distinct > 0
+    return module, data
 
 
 def train(work: Workload, mode: str, meter: Meter) -> float:
