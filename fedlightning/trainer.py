@@ -207,7 +207,7 @@ class FederatedTrainer:
         sampler.check(self.num_clients, self.clients_per_round)
         self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
         rounds = Rounds(data, sampler, self.clients_per_round, self.seed, method.local_steps)
-        self._work = lru_cache(2)((self.stragglers or Stragglers(0.0)).plan(rounds))
+        self._work = lru_cache(2)(rounds.works(self.stragglers or Stragglers(0.0)))
         method.check(self._round(0, self._work(0)))
         _check_gradient_pass(method, data)
         _check_evaluations(method, data, self.evaluate_every)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fedlightning import Classification, Examples, FedAvg, FederatedTrainer, TensorData
-from fedlightning.data import FixedSchedule, Partition, RoundSeeded, UniformSampling
-from fedlightning.data.sampling import SizeWeighted
+from fedlightning.data import ClientSampler, FixedSchedule, Partition, RoundSeeded, UniformSampling
+from fedlightning.data.sampling import SizeWeighted, named_clients
+from fedlightning.data.stragglers import Rounds, Stragglers, Work
 from fedlightning.errors import ConfigurationError
 from fedlightning.models import MLP
 
@@ -183,3 +184,123 @@ def test_the_trainer_binds_the_sampler_to_its_data():
 def test_sizes_that_cannot_be_are_refused(call, message):
     with pytest.raises(ConfigurationError, match=message):
         call()
+
+
+# -- what samplers of one's own answer ------------------------------------------------------------------------------------
+class Answers(ClientSampler):
+    """Gives the same answer in every round, and its own for the active clients."""
+
+    def __init__(self, answer, active=None):
+        self.answer, self.answers_active = answer, active
+
+    def sample(self, round, num_clients, count, seed):
+        return self.answer
+
+    def active(self, chosen, count, round, seed):
+        return super().active(chosen, count, round, seed) if self.answers_active is None else self.answers_active
+
+
+def rounds_of(sampler, count=3):
+    data = TensorData(Examples(torch.randn(10, 2), torch.zeros(10).long()), Partition.of_sizes(torch.full((5,), 2)))
+    data.setup()
+    return Rounds(data, sampler, count, 0, lambda round: None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ([], r"gives \[\] in round 7, which is nobody; name one client at least"),
+        ([1, 1], r"gives \[1, 1\] in round 7, client 1 twice; draw without replacement"),
+        ([0, 5], r"gives \[0, 5\] in round 7, but there is no client 5; draw from `range\(num_clients\)`"),
+        ([-1], "but there is no client -1"),
+        ([0, 1, 2, 3], "which are 4; name 3 at most, or set `any_count = True`"),
+        ([0.0, 1.0], "which is no list of whole numbers; return a list of client ids"),
+        ([True, False, True], "no list of whole numbers"),
+        (np.array([True, False]), "no list of whole numbers"),
+        (np.array([0.0, 1.0]), "no list of whole numbers"),
+        (np.array([[0, 1]]), "no list of whole numbers"),
+        (torch.tensor(1), "no list of whole numbers"),
+        (torch.tensor([2, 2]), "client 2 twice"),
+        (np.array([], dtype=np.int64), "which is nobody"),
+        (None, "no list of whole numbers"),
+        (2, "no list of whole numbers"),
+        ("01", "no list of whole numbers"),
+        ({0, 1}, "no list of whole numbers"),
+        ((client for client in range(2)), "no list of whole numbers"),
+    ],
+    ids=repr,
+)
+def test_an_answer_that_names_clients_wrongly_is_refused(answer, fault):
+    with pytest.raises(
+        ConfigurationError, match=r"`Answers.sample` must name at most 3 of the clients 0…4, .*" + fault
+    ):
+        rounds_of(Answers(answer)).chosen(7)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[4, 0], (4, 0), np.array([4, 0]), torch.tensor([4, 0], dtype=torch.int32), list(np.array([4, 0]))],
+    ids=repr,
+)
+def test_fewer_clients_than_asked_for_in_any_list_are_taken_in_their_order(answer):
+    found = rounds_of(Answers(answer)).chosen(0)
+    assert found == [4, 0]
+    assert all(type(client) is int for client in found)
+
+
+def test_a_schedule_may_name_more_clients_than_asked_for():
+    assert rounds_of(FixedSchedule(((4, 3, 2, 1, 0),)), count=1).chosen(0) == [4, 3, 2, 1, 0]
+
+
+def test_a_wrong_answer_is_refused_before_anything_is_trained():
+    data = TensorData(Examples(torch.randn(10, 2), torch.zeros(10).long()), Partition.of_sizes(torch.full((5,), 2)))
+    trainer = FederatedTrainer(2, 3, callbacks=[], logger=False, sampler=Answers([0, 0, 1]))
+    with pytest.raises(ConfigurationError, match="client 0 twice"):
+        trainer.fit(FedAvg(), Classification(MLP(2, 2)), data)
+    assert trainer.round == 0
+
+
+@pytest.mark.parametrize(
+    ("active", "fault"),
+    [
+        ([1, 1], "client 1 twice"),
+        ([], "which is nobody"),
+        ([0, 1, 2], "which are 3; name 2 at most"),
+        ([9], "there is no client 9"),
+        ([3], r"that were chosen for round 0, \[0, 1, 2\], but gives \[3\]; pick from its argument `chosen`"),
+    ],
+)
+def test_a_sampler_must_name_the_active_clients_among_the_chosen(active, fault):
+    work = rounds_of(Answers([0, 1, 2], active)).works(Stragglers(0.4))
+    with pytest.raises(ConfigurationError, match="`Answers.active` must name .*" + fault):
+        work(0)
+
+
+@pytest.mark.parametrize(
+    ("work", "fault"),
+    [
+        (Work(()), "`Lazy.plan` must name some of the clients 0…4, each once, but gives .* which is nobody"),
+        (Work((1, 1)), "client 1 twice"),
+        (Work((0, 7)), "there is no client 7"),
+        (
+            Work((0, 1), {2: 1}),
+            "must be a whole number from 1 on for clients of the round, but is 1 for client 2 in round 0",
+        ),
+        (Work((0, 1), {1: 0}), "but is 0 for client 1"),
+        (Work((0, 1), {1: 1.5}), "but is 1.5 for client 1"),
+        ([0, 1], r"must give the `Work` of a round, but gives \[0, 1\] in round 0"),
+    ],
+)
+def test_a_rule_of_stragglers_gives_work_that_clients_can_do(work, fault):
+    class Lazy(Stragglers):
+        def plan(self, rounds):
+            return lambda round: work
+
+    with pytest.raises(ConfigurationError, match=fault):
+        rounds_of(UniformSampling()).works(Lazy(0.5))(0)
+
+
+def test_a_hundred_thousand_clients_are_looked_at_in_no_time():
+    answer, start = list(range(100_000)), time.process_time()
+    assert named_clients(answer, "S.sample", 0, 100_000, 100_000) == answer
+    assert time.process_time() - start < 0.5

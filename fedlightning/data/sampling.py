@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from numbers import Integral
+from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
@@ -18,18 +21,27 @@ from fedlightning.streams import legacy, stream
 class ClientSampler(ABC):
     """Chooses the clients of a round: a pure function of the round and the seed, which remembers nothing.
 
-    It may be asked once for several uses, and, by a slot that is idle, before the round begins.
+    It may be asked once for several uses, and, by a slot that is idle, before the round begins. The trainer refuses an answer
+    that names nobody, a client twice, one that does not exist, or more of them than were asked for.
+
+    Attributes:
+        any_count: whether it may name more clients than were asked for, as a schedule does.
     """
 
+    any_count: ClassVar[bool] = False
+
     @abstractmethod
-    def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
-        """The clients that take part in a round, each once.
+    def sample(self, round: int, num_clients: int, count: int, seed: int) -> Sequence[int]:
+        """The clients that take part in a round, each once, in the order in which they are to be known.
 
         Args:
             round: t, counted from 0.
             num_clients: N; the clients are 0 … N − 1.
-            count: m, how many are wanted.
+            count: m, how many are wanted; one at least must be found, and fewer than m may be.
             seed: the run's seed.
+
+        Returns:
+            A list, a tuple, or a one-dimensional array or tensor of whole numbers.
 
         Raises:
             ConfigurationError: see `check`.
@@ -55,6 +67,44 @@ class ClientSampler(ABC):
                 f"The clients of a round must be between 1 and the {num_clients} that there are, but are {count}; "
                 "change `clients_per_round` or the partition."
             )
+
+
+def named_clients(answer: Any, giver: str, round: int, num_clients: int, most: int | None = None) -> list[int]:
+    """The clients that a sampler or another rule names for a round, checked.
+
+    Args:
+        answer: what it gave.
+        giver: its class and method, for the message.
+        round: t.
+        num_clients: N.
+        most: how many it may name; None for any number.
+
+    Raises:
+        ConfigurationError: it is no list of whole numbers, names nobody, more than `most`, or a client twice or that does not
+            exist.
+    """
+    found = answer.tolist() if isinstance(answer, np.ndarray | Tensor) else answer
+    if not isinstance(found, list | tuple | range) or not all(type(c) is int or _is_whole(c) for c in found):
+        fault, remedy = "which is no list of whole numbers", "return a list of client ids"
+    elif not found:
+        fault, remedy = "which is nobody", "name one client at least"
+    elif not (min(found) >= 0 and max(found) < num_clients):
+        stranger = next(c for c in found if not 0 <= c < num_clients)
+        fault, remedy = f"but there is no client {stranger}", "draw from `range(num_clients)`"
+    elif len(set(found)) < len(found):
+        fault, remedy = f"client {Counter(found).most_common(1)[0][0]} twice", "draw without replacement"
+    elif most is not None and len(found) > most:
+        fault, remedy = f"which are {len(found)}", f"name {most} at most, or set `any_count = True` in the class"
+    else:
+        return list(map(int, found))
+    raise ConfigurationError(
+        f"`{giver}` must name {f'at most {most}' if most else 'some'} of the clients 0…{num_clients - 1}, each once, but gives "
+        f"{answer!r:.80} in round {round}, {fault}; {remedy}."
+    )
+
+
+def _is_whole(client: Any) -> bool:
+    return isinstance(client, Integral) and not isinstance(client, bool)
 
 
 @dataclass(frozen=True)
@@ -173,6 +223,8 @@ class FixedSchedule(ClientSampler):
     Raises:
         ConfigurationError: there is no round, or a round has no client, a client twice or a negative id.
     """
+
+    any_count = True
 
     rounds: tuple[tuple[int, ...], ...]
 

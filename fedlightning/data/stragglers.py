@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from fedlightning.data.module import FederatedDataModule, Schedule
-from fedlightning.data.sampling import ClientSampler
-from fedlightning.errors import require_within
+from fedlightning.data.sampling import ClientSampler, named_clients
+from fedlightning.errors import ConfigurationError, require_within
 from fedlightning.streams import stream
 
 
@@ -51,8 +52,40 @@ class Rounds:
     local_steps: Callable[[int], int | None]
 
     def chosen(self, round: int) -> list[int]:
-        """The clients of a round, stragglers among them."""
-        return self.sampler.sample(round, self.data.clients.num_clients, self.count, self.seed)
+        """The clients of a round, stragglers among them.
+
+        Raises:
+            ConfigurationError: the sampler does not name different clients that exist, one at least, m at most.
+        """
+        sampler, num_clients = self.sampler, self.data.clients.num_clients
+        answer = sampler.sample(round, num_clients, self.count, self.seed)
+        most = None if sampler.any_count else self.count
+        return named_clients(answer, f"{type(sampler).__name__}.sample", round, num_clients, most)
+
+    def works(self, stragglers: Stragglers) -> Callable[[int], Work]:
+        """The work of each round t, as `Stragglers.plan` has it.
+
+        Raises:
+            ConfigurationError: what the rule gives for a round is no work that these clients can do.
+        """
+        plan, name = stragglers.plan(self), f"{type(stragglers).__name__}.plan"
+
+        def work(round: int) -> Work:
+            found = plan(round)
+            if not isinstance(found, Work):
+                raise ConfigurationError(
+                    f"`{name}` must give the `Work` of a round, but gives {found!r:.80} in round {round}."
+                )
+            clients = set(named_clients(found.clients, name, round, self.data.clients.num_clients))
+            for client, steps in found.steps.items():
+                if client not in clients or not isinstance(steps, Integral) or steps < 1:
+                    raise ConfigurationError(
+                        f"`steps` of the `Work` of `{name}` must be a whole number from 1 on for clients of the round, but is "
+                        f"{steps!r} for client {client!r} in round {round}; leave out who does all, or nothing."
+                    )
+            return found
+
+        return work
 
 
 @dataclass(frozen=True)
@@ -89,7 +122,7 @@ class Stragglers:
             chosen = rounds.chosen(round)
             if self.num_active(len(chosen)) == len(chosen):
                 return Work(tuple(chosen))
-            active = set(rounds.sampler.active(chosen, max(1, self.num_active(len(chosen))), round, rounds.seed))
+            active = _active(rounds, chosen, max(1, self.num_active(len(chosen))), round)
             stragglers = [client for client in chosen if client not in active]
             if not self.partial:
                 return Work(tuple(client for client in chosen if client in active), {}, len(stragglers))
@@ -101,6 +134,19 @@ class Stragglers:
     def num_active(self, count: int) -> int:
         """How many of `count` chosen clients are no stragglers, before at least one is asked for."""
         return round(count * (1 - self.fraction))
+
+
+def _active(rounds: Rounds, chosen: list[int], count: int, round: int) -> set[int]:
+    """Those of the chosen clients that are no stragglers, as the sampler says."""
+    giver, num_clients = f"{type(rounds.sampler).__name__}.active", rounds.data.clients.num_clients
+    answer = rounds.sampler.active(chosen, count, round, rounds.seed)
+    active = set(named_clients(answer, giver, round, num_clients, count))
+    if not active <= set(chosen):
+        raise ConfigurationError(
+            f"`{giver}` must name some of the clients that were chosen for round {round}, {chosen!r:.80}, but gives "
+            f"{answer!r:.80}; pick from its argument `chosen`."
+        )
+    return active
 
 
 def _part(rounds: Rounds, round: int, client: int) -> int:
