@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,21 @@ class RoundState:
         server: what the server remembers; `server.x` is the global model [P].
         memory: what the clients remember.
         buffers: the model's buffers, flat [Q] (float64); Q is 0 without running statistics.
+        evaluated: the model that is evaluated [P], where the method evaluates another than `server.x`; else None.
+        identity: whose state it is: method, layout, partition and the like, as plain JSON; empty if nobody says.
     """
 
     round: int
     server: State
     memory: ClientMemory = field(default_factory=ClientMemory)
     buffers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    evaluated: Tensor | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def model(self) -> Tensor:
+        """The trained model [P]: the one that is evaluated. `task.with_state(state)` is the task that it belongs to."""
+        return self.server.x if self.evaluated is None else self.evaluated
 
 
 def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], callbacks: Mapping[str, Any]) -> None:
@@ -63,6 +75,8 @@ def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], 
         "memory": memory,
         "buffers": state.buffers.cpu(),
     }
+    if state.evaluated is not None:
+        content["evaluated"] = state.evaluated.cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -81,7 +95,19 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("fedlightning", "torch", "lightning")}
 
 
-def load_checkpoint(path: Path, memory: ClientMemory | None = None) -> tuple[RoundState, dict[str, Any]]:
+def is_checkpoint(path: str | PathLike[str]) -> bool:
+    """Whether a file is to be read as a checkpoint of a federated run: all but those of Lightning, and addresses of others."""
+    if "://" in str(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return not any(b"pytorch-lightning_version" in archive.read(name) for name in pickled)
+    except (OSError, zipfile.BadZipFile):
+        return True
+
+
+def load_checkpoint(path: str | PathLike[str], memory: ClientMemory | None = None) -> tuple[RoundState, dict[str, Any]]:
     """Read a checkpoint: the run, and its `identity`, `callbacks` and `versions`.
 
     Args:
@@ -91,6 +117,7 @@ def load_checkpoint(path: Path, memory: ClientMemory | None = None) -> tuple[Rou
     Raises:
         ConfigurationError: the file is not there, damaged, or no checkpoint of ours.
     """
+    path = Path(path)
     if not path.is_file():
         raise ConfigurationError(f"`ckpt_path` must name a checkpoint, but there is no file {path}.")
     try:
@@ -99,13 +126,15 @@ def load_checkpoint(path: Path, memory: ClientMemory | None = None) -> tuple[Rou
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=large)
         meta: dict[str, Any] = json.loads(content["meta"])
         server, buffers = State(**content["server"]).apply(torch.clone), content["buffers"].clone()
+        evaluated = content["evaluated"].clone() if "evaluated" in content else None
         rows = read_dump(content["clients"], content["memory"])
     except (RuntimeError, ValueError, TypeError, LookupError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ConfigurationError(
             f"`ckpt_path` must name a whole checkpoint of fedlightning, but {path} cannot be read "
             f"({type(error).__name__}: {str(error)[:150]}); use another, e.g. one named `round=…`."
         ) from error
-    return RoundState(meta["round"], server, (memory or ClientMemory()).updated(rows), buffers), meta
+    memory = (memory or ClientMemory()).updated(rows)
+    return RoundState(meta["round"], server, memory, buffers, evaluated, meta["identity"]), meta
 
 
 def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -114,10 +143,50 @@ def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
     Raises:
         ConfigurationError: it does not; both sides are named.
     """
-    current = json.loads(json.dumps(current))  # tuples are lists on disk
-    for name in sorted(set(saved) | set(current)):
-        if saved.get(name) != current.get(name):
-            raise ConfigurationError(
-                f"A run goes on only as it began, but `{name}` is {saved.get(name)!r} in {path} and "
-                f"{current.get(name)!r} now; use the same, or start a new run."
-            )
+    if found := _difference(saved, current, sorted({*saved, *current})):
+        name, there, here = found
+        raise ConfigurationError(
+            f"A run goes on only as it began, but `{name}` is {there} in {path} and {here} now; use the same, or start a new "
+            "run."
+        )
+
+
+def check_model(state: RoundState, model: Mapping[str, Any], owner: str) -> None:
+    """Check that a state's parameters and buffers are those of a model, as `identify_model` describes it.
+
+    Raises:
+        ConfigurationError: they are not; `owner`, which has the model, and both sides are named.
+    """
+    x, found = state.server.x, _difference(state.identity, model, model) if state.identity else None
+    if found:
+        name, there, here = found
+        raise ConfigurationError(
+            f"A state must be one of the model that takes it up, but `{name}` is {there} in the state and {here} in the model "
+            f"of {owner}; make the same model that was trained, with the same parts frozen."
+        )
+    size, entries = (sum(math.prod(shape) for _, shape in model[name]) for name in ("layout", "buffers"))
+    if (str(x.dtype), list(x.shape), list(state.buffers.shape)) != (model["dtype"], [size], [entries]):
+        raise ConfigurationError(
+            f"A state must be one of the model that takes it up, but holds {list(x.shape)} parameters of {x.dtype} and "
+            f"{list(state.buffers.shape)} entries of buffers, and the model of {owner} has [{size}] of {model['dtype']} and "
+            f"[{entries}]; it belongs to another task."
+        )
+
+
+def _difference(
+    saved: Mapping[str, Any], current: Mapping[str, Any], names: Iterable[str]
+) -> tuple[str, str, str] | None:
+    """The first name whose values differ, and both, shortly; lists are told by their first entry that differs."""
+    current = json.loads(json.dumps(dict(current)))  # tuples are lists on disk
+    saved = json.loads(json.dumps(dict(saved)))
+    for name in names:
+        there, here = saved.get(name), current.get(name)
+        if there == here:
+            continue
+        if isinstance(there, list) and isinstance(here, list):
+            unequal = (k for k, pair in enumerate(zip(there, here, strict=False)) if pair[0] != pair[1])
+            k = next(unequal, min(len(there), len(here)))
+            shown = [repr(values[k]) if k < len(values) else "shorter" for values in (there, here)]
+            return name, f"{shown[0]} (entry {k})", shown[1]
+        return name, repr(there), repr(here)
+    return None

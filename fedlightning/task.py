@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from os import PathLike
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,10 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
+from fedlightning.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Batch
-from fedlightning.vector import Layout
+from fedlightning.vector import Layout, fill_buffers, identify_model, persistent_buffers
 
 
 class FederatedTask(LightningModule):
@@ -66,8 +69,65 @@ class FederatedTask(LightningModule):
         inputs, targets = batch[:2]
         return self.criterion(self(inputs), targets)
 
-    def with_parameters(self, x: Tensor) -> FederatedTask:
-        """A copy of the task whose trainable parameters are x [P], e.g. `task.with_parameters(state.server.x)`."""
+    def with_state(self, state: RoundState) -> Self:
+        """The trained task: a copy with the parameters and buffers that a run ended with, in evaluation mode.
+
+        It is the model that the run evaluates, so its accuracy on the test set is the run's `val/accuracy`. Predict with
+        `trained(data.preprocess(inputs))`.
+
+        Args:
+            state: what `FederatedTrainer.fit` returned.
+
+        Raises:
+            ConfigurationError: the state is one of another model, or was trained on other frozen parameters.
+        """
+        check_model(state, identify_model(self), type(self).__name__)
+        task = self.with_parameters(state.model)
+        fill_buffers(persistent_buffers(task).values(), state.buffers)
+        return task.eval()
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's is no plain classmethod
+        cls,
+        checkpoint_path: str | PathLike[str],
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The trained task from a checkpoint, in evaluation mode.
+
+        E.g. `Classification.load_from_checkpoint(path, model=LeNet(3, 10))`. A checkpoint of Lightning's own `Trainer`, such
+        as the centralised baseline's, is loaded as Lightning does.
+
+        Args:
+            checkpoint_path: a checkpoint of a federated run, or of Lightning.
+            map_location: the device to load to.
+            hparams_file: for a checkpoint of Lightning alone.
+            strict: the same.
+            weights_only: the same.
+            **kwargs: what the task is made of: its model, and its other arguments.
+
+        Raises:
+            ConfigurationError: the file is damaged, the arguments make no task, or they make another model than the one that
+                was trained.
+        """
+        if not is_checkpoint(checkpoint_path):
+            load, path = super().load_from_checkpoint, str(checkpoint_path)
+            return load(path, map_location, hparams_file, strict, weights_only, **kwargs)
+        try:
+            inspect.signature(cls).bind(**kwargs)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"`load_from_checkpoint` of {cls.__name__} must be given what the task was made of, but {error}; give e.g. "
+                "`model=LeNet(3, 10)`."
+            ) from None
+        task = cls(**kwargs).with_state(load_checkpoint(checkpoint_path)[0])
+        return task.to(map_location) if isinstance(map_location, str | torch.device) else task
+
+    def with_parameters(self, x: Tensor) -> Self:
+        """A copy whose trainable parameters are x [P], and whose buffers are this task's; `with_state` gives a trained one."""
         task = copy.deepcopy(self)
         layout = Layout.of(task)
         with torch.no_grad():

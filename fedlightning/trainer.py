@@ -20,13 +20,12 @@ from torch import Tensor
 from fedlightning.arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
 from fedlightning.callback import Callback, CohortResult
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
-from fedlightning.checkpoint import RoundState, check_identity, load_checkpoint, save_checkpoint
+from fedlightning.checkpoint import RoundState, check_identity, check_model, load_checkpoint, save_checkpoint
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.data.sampling import ClientSampler, UniformSampling
 from fedlightning.data.stragglers import Rounds, Stragglers, Work
 from fedlightning.engine.choices import Workload
 from fedlightning.engine.job import RoundJob
-from fedlightning.engine.replica import flatten_buffers, persistent_buffers
 from fedlightning.errors import ConfigurationError
 from fedlightning.loggers import check_writable, log_hyperparameters, run_loggers
 from fedlightning.memory import HOST_BYTES, ClientMemory
@@ -36,7 +35,7 @@ from fedlightning.signals import stop_on_signal
 from fedlightning.state import State
 from fedlightning.strategy import SlotStrategy
 from fedlightning.task import FederatedTask
-from fedlightning.vector import Layout
+from fedlightning.vector import Layout, flatten_buffers, identify_model, persistent_buffers
 
 
 class FederatedTrainer:
@@ -108,7 +107,7 @@ class FederatedTrainer:
         ckpt_path: str | Path | Literal["last"] | None = None,
         **others: Never,
     ) -> RoundState:
-        """Run to `max_rounds`. The task is not changed; `task.with_parameters(state.server.x)` is the trained one.
+        """Run to `max_rounds`. The task is not changed; `task.with_state(state)` is the trained one.
 
         Args:
             method: the federated method.
@@ -241,22 +240,21 @@ class FederatedTrainer:
         if state is None:
             x = self._layout.read(self._task).to(device)
             buffers = flatten_buffers(persistent_buffers(self._task).values(), device)
-            return RoundState(0, self.method.configure_server(x), memory, buffers)
-        if state.server.x.shape != (self._layout.size,):
-            raise ConfigurationError(
-                f"The state must hold a model of {self._layout.size} parameters, but holds {state.server.x.numel()}; "
-                "it belongs to another task."
-            )
+            return self._state(0, self.method.configure_server(x), memory, buffers)
+        check_model(state, identify_model(self._task), f"`{type(self._task).__name__}`")
         server = state.server.apply(lambda tensor: tensor.to(device))
-        return RoundState(state.round, server, state.memory, state.buffers.to(device))
+        return self._state(state.round, server, state.memory, state.buffers.to(device))
+
+    def _state(self, round: int, server: State, memory: ClientMemory, buffers: Tensor) -> RoundState:
+        """The state of this run after so many rounds."""
+        point = self.method.evaluation_point(server)
+        return RoundState(round, server, memory, buffers, None if point is server.x else point.detach(), self._identity)
 
     def _identify(self) -> dict[str, Any]:
-        layout = self._layout
         return {
             "method": type(self.method).__name__,
             "hyperparameters": hyperparameters(self.method),
-            "layout": [[name, list(shape)] for name, shape in zip(layout.names, layout.shapes, strict=True)],
-            "dtype": str(layout.dtype),
+            **identify_model(self._task),
             "seed": self.seed,
             "clients_per_round": self.clients_per_round,
             "sampler": repr(self.sampler),
@@ -321,7 +319,7 @@ class FederatedTrainer:
         metrics = None
         if self.evaluate_every and ((t + 1) % self.evaluate_every == 0 or t + 1 == self.max_rounds):
             server, metrics = self._evaluate(server, buffers, round)
-        self.state = RoundState(t + 1, server, state.memory.updated(rows), buffers)
+        self.state = self._state(t + 1, server, state.memory.updated(rows), buffers)
         self.round = t + 1
         if metrics is not None:
             self.log(metrics)

@@ -1,4 +1,4 @@
-"""The flat model: all trainable parameters of a module as one vector w [P]."""
+"""The flat model: all trainable parameters of a module as one vector w [P], and its buffers as another."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedlightning.errors import ConfigurationError
+from fedlightning.hashing import digest
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,37 @@ class Layout:
         """Each parameter's place in w, for methods that work layer by layer."""
         ends = list(itertools.accumulate(self.sizes, initial=0))
         return {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.names)}
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to the model (running statistics, tables) by name, in the module's order."""
+    kept = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+
+
+def flatten_buffers(buffers: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Buffers as one vector [Q] (float64)."""
+    flat = [buffer.detach().reshape(-1).to(torch.float64) for buffer in buffers]
+    return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64, device=device)
+
+
+def fill_buffers(buffers: Iterable[Tensor], flat: Tensor) -> None:
+    """Set buffers, in place, to what `flatten_buffers` made of them [Q]; integers are rounded."""
+    start = 0
+    for buffer in buffers:
+        values = flat[start : start + buffer.numel()].view(buffer.shape)
+        buffer.copy_(values if buffer.is_floating_point() else values.round())
+        start += buffer.numel()
+
+
+def identify_model(module: nn.Module) -> dict[str, Any]:
+    """What a flat model must be the same in to be taken up by a module, as plain JSON: its parts, and what is not trained."""
+    layout, buffers = Layout.of(module), persistent_buffers(module)
+    fixed: list[Tensor] = [p for p in module.parameters() if not p.requires_grad]
+    fixed += [buffer for name, buffer in module.named_buffers() if name not in buffers]
+    return {
+        "layout": [[name, list(shape)] for name, shape in zip(layout.names, layout.shapes, strict=True)],
+        "dtype": str(layout.dtype),
+        "buffers": [[name, list(buffer.shape)] for name, buffer in buffers.items()],
+        "frozen": digest(fixed),
+    }

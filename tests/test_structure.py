@@ -8,10 +8,10 @@ import fedlightning
 
 PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
-    0: ["columns", "interpreter", "errors", "signals", "state", "streams"],
-    1: ["method", "task", "vector", "callback"],
-    2: ["methods", "data", "models", "memory", "reduce"],
-    3: ["engine", "strategy", "checkpoint"],
+    0: ["columns", "hashing", "interpreter", "errors", "signals", "state", "streams"],
+    1: ["method", "vector", "callback"],
+    2: ["methods", "data", "models", "memory", "reduce", "checkpoint", "task"],
+    3: ["engine", "strategy"],
     4: ["arguments", "trainer", "callbacks", "loggers"],
     5: ["background", "centralised", "cli", "command", "configs", "federatedx", "compare", "testing", "__init__"],
 }

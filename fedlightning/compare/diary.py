@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fedlightning.callback import Callback
 from fedlightning.callbacks import ModelCheckpoint
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, nearest
+from fedlightning.hashing import digest
 from fedlightning.method import FedMethod, hyperparameters
 from fedlightning.task import FederatedTask
 from fedlightning.trainer import FederatedTrainer
@@ -169,20 +166,12 @@ def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str
     tensors = [*data.train, *data.test, data.test_clients.indices, data.test_clients.offsets]
     return {
         "task": f"{type(task).__name__}({type(task.model).__name__})",
-        "start": _digest(task.state_dict().values()),
-        "data": f"{type(data).__name__} {_digest(tensors)}",
+        "start": digest(task.state_dict().values()),
+        "data": f"{type(data).__name__} {digest(tensors)}",
         "partition": data.clients.fingerprint,
         "batches": [data.batch_size, data.epochs, data.steps, list(data.evaluate_on)],
         "augmentation": f"{type(data.augmentation).__name__} {data.fingerprint}",
     }
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    content = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        content.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return content.hexdigest()
 
 
 def write(path: Path, text: str) -> None:

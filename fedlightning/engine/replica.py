@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from fedlightning.errors import MethodError
 from fedlightning.method import Batch
 from fedlightning.models.dropout import dropout_key_names, key_dropout, set_dropout_key
 from fedlightning.task import FederatedTask
-from fedlightning.vector import Layout
+from fedlightning.vector import Layout, fill_buffers, flatten_buffers, persistent_buffers
 
 
 class _Apply(nn.Module):
@@ -70,11 +70,7 @@ class Replica:
 
     def load_buffers(self, buffers: Tensor) -> None:
         """Set the module's buffers."""
-        start = 0
-        for buffer in self._buffers:
-            values = buffers[start : start + buffer.numel()].view(buffer.shape)
-            buffer.copy_(values if buffer.is_floating_point() else values.round())
-            start += buffer.numel()
+        fill_buffers(self._buffers, buffers)
 
     def buffers(self) -> Tensor:
         """The module's buffers, flat [Q] (float64)."""
@@ -199,15 +195,3 @@ def mean_loss(losses: Tensor, mask: Tensor, padded: bool, whose: str) -> Tensor:
             "targets one shape."
         )
     return (losses * mask).sum() / mask.sum().clamp(min=1) if padded else losses.mean()
-
-
-def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that belong to the model (running statistics, tables) by name, in the module's order."""
-    kept = module.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
-
-
-def flatten_buffers(buffers: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Buffers as one vector [Q] (float64)."""
-    flat = [buffer.detach().reshape(-1).to(torch.float64) for buffer in buffers]
-    return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64, device=device)
