@@ -5,6 +5,9 @@
 """
 
 from fedlightning import interpreter
+from fedlightning.early import refuse_mistakes
+
+refuse_mistakes()  # on a recipe's command line, before the seconds that importing torch takes
 
 with interpreter.watch_imports():
     from fedlightning.callback import Callback

@@ -1,162 +1,177 @@
-"""The flags of a recipe: what files say of them, and what the command line says."""
+"""The command line of a recipe: its flags, what files say of them, and what is typed."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import inspect
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.utilities import rank_zero_info
-
-from fedlightning.configs import EXCLUSIVE, ConfigFile, as_flag, field_owners, fit_slots, merged, partition_file
+from fedlightning.configs import ConfigFile, Methods, field_owners, fit_slots, merged, preset_file
 from fedlightning.errors import ConfigurationError
-from fedlightning.method import FedMethod
-from fedlightning.methods import method_named, method_names
+from fedlightning.flags import Flag, Repeated, assignments, completed, name_of, no_such_flag, parse, show_help
+
+GENERAL = (
+    Flag("method", str, "fedavg", "a method's name, or package.module:Class for one of your own"),
+    Flag("preset", str | None, None, "the setting in configs/<recipe>/<name>.yaml, e.g. A0d01C100, or such a file's path"),
+    Flag("config", Repeated, [], "YAML, e.g. a run's config.yaml; may be repeated: later ones win, and flags over them"),
+    Flag("name", str | None, None, "name of the run's folder instead of version_N"),
+    Flag("resume", str | None, None, "'last', or the path of a checkpoint"),
+    Flag("centralised", bool, False,
+         "train on the pooled data under lightning.Trainer, as many steps as all clients together"),
+    Flag("background", bool, False, "go on without the terminal, output to output.txt"),
+)  # fmt: skip
+"""The flags that every recipe has."""
+LABEL = Flag("label", str | None, None, "the partition's name in the run's folder")
+TYPED = ("preset", "config", "background")
+"""The flags that no file may set."""
 
 
-def first_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags that decide which others there are, and what they are by default."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--method", "--partition"):
-        parser.add_argument(flag)
-    parser.add_argument("--config", action="append", default=[])
-    for flag in ("--background", "--no-preset"):
-        parser.add_argument(flag, nargs="?", const=True, default=False, type=_is_true)
-    return parser.parse_known_args(arguments)[0]
+@dataclass(frozen=True)
+class Program:
+    """What a recipe's source says of its command line.
+
+    Attributes:
+        path: its file.
+        summary: the first line of its docstring.
+        flags: its own.
+        method: the default of `--method`; None for a program that runs no single method.
+        defaults: for fields of all methods, and by a method's name for those of one.
+    """
+
+    path: Path
+    summary: str
+    flags: Sequence[Flag]
+    method: str | None = "fedavg"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As it is called in messages and in the runs' folder."""
+        return self.path.stem
 
 
-def _is_true(word: str) -> bool:
-    """Whether YAML, which the other flags are read as, takes a word for true; what is no bool is refused with them."""
-    try:
-        return yaml.safe_load(word) is True
-    except yaml.YAMLError:
-        return False
+@dataclass(frozen=True)
+class Parsed:
+    """What a command line asks for.
+
+    Attributes:
+        values: of all flags.
+        notes: lines to be shown.
+    """
+
+    values: dict[str, Any]
+    notes: list[str]
 
 
 class Command:
-    """What the files say, below the command line.
+    """The flags of a recipe with a chosen method, and the files below the command line.
 
     Args:
-        main: the recipe.
-        recipe: its file.
-        given: what `first_flags` found.
-        method: the recipe's default.
-        defaults: the recipe's defaults for fields of all methods, and by a method's name for those of one.
+        program: the recipe.
+        words: the command line.
+        methods: all methods.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or there is no such method or preset.
     """
 
-    def __init__(
-        self, main: Callable[..., Any], recipe: Path, given: argparse.Namespace, method: str, defaults: dict[str, Any]
-    ) -> None:
-        self.files = [ConfigFile.read(Path(path)) for path in given.config]
-        last: dict[str, Any] = {key: value for file in self.files for key, value in file.values.items()}
-        self.partition = given.partition or last.get("partition")
-        named = "partition" in inspect.signature(main).parameters and not given.no_preset
-        path = partition_file(recipe, self.partition) if named else None
-        self.preset = ConfigFile.read(path) if path else None
-        if self.preset:
-            self.files.insert(0, self.preset)
-            last = self.preset.values | last
-        self.method = method_named(given.method or str(last.get("method", method)))
-        self.parser = _parser(main, self.method, recipe.stem, defaults)
+    def __init__(self, program: Program, words: Sequence[str], methods: Methods) -> None:
+        self.program, self.words, self.methods = program, words, methods
+        first = _first(words)
+        self.background: bool = first["background"]
+        configs = [ConfigFile.read(Path(path)) for path in first["config"]]
+        wish = first["preset"]
+        self.preset = None if wish is None else ConfigFile.read(preset_file(program.path, wish))
+        self.files = [self.preset, *configs] if self.preset else configs
+        last = {key: value for file in self.files for key, value in file.values.items()}
+        wanted = str(first["method"] if first["method"] is not None else last.get("method", program.method))
+        self.method = wanted if ":" in wanted else wanted.lower()
+        self.flags = self._flags()
 
-    def parse(self, arguments: list[str]) -> Namespace:
+    def _flags(self) -> list[Flag]:
+        """All flags: those of every recipe, of this one, and of the method."""
+        general = [replace(flag, default=self.method) if flag.name == "method" else flag for flag in GENERAL]
+        own = {flag.name for flag in self.program.flags}
+        general += [LABEL] if "partition" in own else []
+        fields = self._fields()
+        for name in {flag.name for flag in fields} & (own | {flag.name for flag in general}):
+            raise ConfigurationError(
+                f"A field of {self.method} must not have the name of a flag of {self.program.name}, but `{name}` has; "
+                "rename the field."
+            )
+        return [*general, *self.program.flags, *fields]
+
+    def _fields(self) -> list[Flag]:
+        """The method's fields with the recipe's defaults.
+
+        A paper's default is stronger than a recipe's for all methods, and weaker than a recipe's for this one.
+        """
+        usual = {flag.name: flag.default for flag in self.methods.fields("fedavg")}
+        general = {name: value for name, value in self.program.defaults.items() if not isinstance(value, Mapping)}
+        own = self.program.defaults.get(self.method, {})
+        fields = []
+        for flag in self.methods.fields(self.method):
+            papers = flag.name not in usual or flag.default != usual[flag.name]
+            default = flag.default if papers else general.get(flag.name, flag.default)
+            fields.append(replace(flag, default=own.get(flag.name, default)))
+        return fields
+
+    def help(self) -> str:
+        """What `--help` prints, with the files' values as defaults."""
+        settings, _ = self._settings({})
+        flags = [replace(flag, default=settings.get(flag.name, flag.default)) for flag in self.flags]
+        return show_help(self.program.name, self.program.summary, flags)
+
+    def parse(self, gpus: int = 0) -> Parsed:
         """Every flag's value.
 
+        Args:
+            gpus: of this machine, which decide what a file's slots are here.
+
         Raises:
-            ConfigurationError: a flag does not exist, or its value has not its type.
+            ConfigurationError: a flag does not exist, or a value is of another kind.
         """
-        flags = {action.dest for action in self.parser._actions} - {"help", "config", "background", "no_preset"}
-        settings = merged(file.settings(self.method, flags) for file in self.files)
-        typed = {word.split("=")[0].strip("-").replace("-", "_") for word in arguments if word.startswith("--")}
-        if typed & set(EXCLUSIVE):
-            settings = {key: value for key, value in settings.items() if key not in EXCLUSIVE}
-        notes = [f"{self.preset.path} gives this partition's defaults"] if self.preset else []
+        typed = parse(self.words, self.flags, self._unknown)
+        settings, notes = self._settings(typed, gpus)
+        return Parsed(completed({**settings, **typed, "method": self.method}, self.flags), notes)
+
+    def _settings(self, typed: Mapping[str, Any], gpus: int = 0) -> tuple[dict[str, Any], list[str]]:
+        """What the files set and nothing above them does, and the lines that say so."""
+        flags = [flag for flag in self.flags if flag.name not in TYPED]
+        layers = [file.settings(self.method, flags, self.methods) for file in self.files]
+        if self.preset and "partition" in {flag.name for flag in flags}:
+            layers[0] = {"partition": self.preset.path.stem, **layers[0]}
+        settings, notes = merged([*layers, typed]), list[str]()
+        settings = {key: value for key, value in settings.items() if key not in typed}
         if "slots" in settings:
-            settings["slots"], changed = fit_slots(settings["slots"])
-            notes += [changed] if changed and "slots" not in typed else []
-        if self.preset and (meant := self.preset.values.get("partition", self.partition)) != self.partition:
-            settings["label"] = settings.get("label") or self.partition
-            arguments = [*arguments, f"--partition={meant}"]
-        self._set_defaults(settings, flags)
-        config: Namespace = self.parser.parse_args(arguments)
-        for note in notes:
-            rank_zero_info(note)
-        return config
+            settings["slots"], changed = fit_slots(settings["slots"], gpus)
+            notes += [changed] if changed else []
+        if self.preset:
+            above = {key for layer in layers[1:] for key in layer}
+            shown = {key: settings[key] for key in layers[0] if key in settings and key not in above}
+            if shown.get("partition", self.preset.path.stem) != self.preset.path.stem:
+                settings["label"] = settings.get("label") or self.preset.path.stem
+            notes.insert(0, f"preset {self.preset.path} sets {_listed(shown)}")
+        return settings, notes
 
-    def _set_defaults(self, settings: dict[str, Any], flags: set[str]) -> None:
-        """Make the files' values the parser's defaults; one that does not parse is named with its line."""
-        try:
-            parsed = self.parser.parse_args([as_flag(key, value) for key, value in settings.items()])
-        except ConfigurationError:
-            for file in self.files:
-                for key, value in file.settings(self.method, flags).items():
-                    self._check(file, key, value)
-            raise
-        self.parser.set_defaults({key: parsed[key] for key in settings})
-
-    def _check(self, file: ConfigFile, key: str, value: Any) -> None:
-        try:
-            self.parser.parse_args([as_flag(key, value)])
-        except ConfigurationError as error:
-            field = f"methods.{self.method.__name__.lower()}.{key}"
-            raise ConfigurationError(f"{file.where(field if field in file.lines else key)}: {error}") from error
+    def _unknown(self, word: str) -> ConfigurationError:
+        """What to say of a flag that there is not: the nearest ones, also among those of other methods."""
+        own = [flag.name for flag in self.flags]
+        owners = {key: names for key, names in field_owners(self.methods).items() if key not in own}
+        return no_such_flag(word, own, owners)
 
 
-class _Parser(ArgumentParser):
-    """Flags with dashes, and the nearest flag for one that does not exist."""
-
-    def dash(self) -> None:
-        """Show every flag with dashes; underscores are taken too."""
-        for action in self._actions:
-            action.option_strings = [flag.replace("_", "-") for flag in action.option_strings]
-            self._option_string_actions.update(dict.fromkeys(action.option_strings, action))
-            if getattr(action, "_typehint", None) is bool:
-                action.nargs, action.const = "?", True
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """One line and status 2."""
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            flag = unknown.group(1).split("=")[0]
-            owners = {f"--{field.replace('_', '-')}": names for field, names in field_owners().items()}
-            near = difflib.get_close_matches(flag, {**owners, **self._option_string_actions}, n=2)
-            own = self._option_string_actions
-            known = [n if n in own else f"{n} (of --method {', '.join(owners[n])})" for n in near]
-            hint = f"did you mean {' or '.join(known)}?" if near else "`--help` lists them."
-            message = f"there is no flag {flag} here; {hint}"
-        raise ConfigurationError(message)
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "nothing that is not set again"
 
 
-def _parser(main: Callable[..., Any], method: type[FedMethod], recipe: str, defaults: dict[str, Any]) -> _Parser:
-    parser = _Parser(
-        prog=recipe, allow_abbrev=False, description=main.__doc__.splitlines()[0] if main.__doc__ else None
-    )
-    parser.add_argument("--method", default=method.__name__.lower(), help=f"one of {', '.join(method_names())}")
-    parser.add_argument(
-        "--config", action="append", help="YAML, e.g. a run's config.yaml; later ones win, and flags over them"
-    )
-    parser.add_argument("--name", type=str, default=None, help="name of the run's folder instead of version_N")
-    parser.add_argument("--resume", type=str, default=None, help="'last', or the path of a checkpoint")
-    parser.add_argument("--centralised", type=bool, default=False,
-        help="train on the pooled data under lightning.Trainer, as many steps as all clients together")  # fmt: skip
-    parser.add_argument(
-        "--background", type=bool, default=False, help="go on without the terminal, output to output.txt"
-    )
-    parser.add_argument("--no_preset", type=bool, default=False, help="leave configs/<recipe>/<partition>.yaml out")
-    if "partition" in inspect.signature(main).parameters:
-        parser.add_argument("--label", type=str | None, default=None, help="the partition's name in the run's folder")
-    parser.add_function_arguments(main, skip={"method", "run"})
-    parser.add_class_arguments(method, nested_key=None)
-    own, usual = method.__dataclass_fields__, FedMethod.__dataclass_fields__
-    general = {name: value for name, value in defaults.items() if not isinstance(value, dict)}
-    # A paper's default is stronger than a recipe's for all methods, and weaker than a recipe's for this one.
-    parser.set_defaults({name: value for name, value in general.items() if own[name].default == usual[name].default})
-    parser.set_defaults(defaults.get(method.__name__.lower(), {}))
-    parser.dash()
-    return parser
+def _first(words: Sequence[str]) -> dict[str, Any]:
+    """The flags that decide which others there are, and what they are by default."""
+    deciding = {flag.name: flag for flag in GENERAL if flag.name in (*TYPED, "method")}
+    found: dict[str, Any] = {"method": None, "preset": None, "config": [], "background": False}
+    for word, given in assignments(words):
+        if flag := deciding.get(name_of(word)) if word.startswith("--") else None:
+            value = flag.read(given)
+            found[flag.name] = found[flag.name] + value if flag.kind == Repeated else value
+    return found

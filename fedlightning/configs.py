@@ -1,13 +1,14 @@
-"""Configuration files: YAML whose keys are flags, and the rule by which a partition's name finds its own.
+"""Configuration files: YAML whose keys are flags.
 
-`recipes/configs/<recipe>/<partition>.yaml` is read when `--partition` names it. Its keys are the recipe's flags with
-underscores, and besides
+Keys are the recipe's flags with underscores, and besides
 
     methods:        fields of methods by name; those of the chosen method count, before the same keys at the top
     slots:          as the flag, or how many on each device, e.g. `{"cuda:0": 4, cpu: 2}`
-    partition:      what the file's name stands for, if that is no partition itself
 
-Layers, of which a later one wins: the recipe's defaults, the partition's file, each `--config`, the command line.
+A preset is such a file that `--preset` names: `A0d01C100` is `recipes/configs/<recipe>/A0d01C100.yaml`. Its name is its
+partition, unless it has the key `partition`.
+
+Layers, of which a later one wins: the recipe's defaults, the preset, each `--config`, the command line.
 """
 
 from __future__ import annotations
@@ -15,20 +16,28 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 import yaml
 
 from fedlightning.errors import ConfigurationError
-from fedlightning.method import FedMethod, field_names
-from fedlightning.methods import method_named, method_names
+from fedlightning.flags import Flag
 
 EXCLUSIVE = ("local_epochs", "local_steps")
 """Flags of which one at most has a value: a layer that sets one clears the other."""
+
+
+class Methods(Protocol):
+    """The methods that a recipe may run, and their fields as flags."""
+
+    def names(self) -> Sequence[str]:
+        """The names that `--method` takes, besides those of classes of one's own."""
+
+    def fields(self, name: str) -> Sequence[Flag]:
+        """The fields of one; raises `ConfigurationError` if there is none of that name."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,17 @@ class ConfigFile:
             ConfigurationError: it is not there, is no YAML or no mapping, or holds a key twice.
         """
         try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            text = path.read_text(encoding="utf-8")
+            node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text) or {}
         except OSError as error:
             raise ConfigurationError(f"File does not exist or cannot be read: {path} ({error.strerror}).") from error
         except (yaml.YAMLError, ValueError) as error:  # a date that cannot be is the latter
             raise ConfigurationError(f"{path} must be YAML, but is not: {' '.join(str(error).split())}.") from error
+        except RecursionError as error:
+            raise ConfigurationError(
+                f"{path} must hold flags as `key: value`, but its values lie in one another a thousand times and more; "
+                "write each flag at the top."
+            ) from error
         if not isinstance(values, dict):
             raise ConfigurationError(f"{path} must hold flags as `key: value`, but holds {type(values).__name__}.")
         lines: dict[str, int] = {}
@@ -69,43 +83,58 @@ class ConfigFile:
         """The file and the key's line, as compilers write it."""
         return f"{self.path}:{self.lines.get(key, 1)}"
 
-    def settings(self, method: type[FedMethod], flags: Iterable[str]) -> dict[str, Any]:
-        """The values of the flags that the file sets for this method.
+    def settings(self, method: str, flags: Sequence[Flag], methods: Methods) -> dict[str, Any]:
+        """The values of the flags that the file sets for a method; `slots` is left as it is.
 
         Args:
             method: the chosen method.
-            flags: all flags there are, its fields among them.
+            flags: all flags that a file may set, the method's fields among them.
+            methods: all methods.
 
         Raises:
-            ConfigurationError: a key is no flag, a method does not exist, or has no such field.
+            ConfigurationError: a key is no flag, a value is of another kind, a method does not exist, or has no such field.
         """
-        known = set(flags)
-        own = self._methods().get(method.__name__.lower(), {})
+        known, owners = {flag.name: flag for flag in flags}, field_owners(methods)
+        own = self._methods(method, methods).get(method, {})
         top = {key: value for key, value in self.values.items() if key != "methods"}
         for key in top:
             if key not in known:
-                raise ConfigurationError(f"{self.where(key)}: there is no flag `{key}` here; {hint(key, known)}")
-        return top | own
+                raise ConfigurationError(
+                    f"{self.where(key)}: there is no flag `{key}` here; {hint(key, known, owners)}"
+                )
+        taken = {}
+        for key, value in (top | own).items():
+            where = self.where(f"methods.{method}.{key}" if key in own else key)
+            taken[key] = value if key == "slots" else _taken(where, known[key], value)
+        return taken
 
-    def _methods(self) -> dict[str, dict[str, Any]]:
+    def _methods(self, method: str, methods: Methods) -> dict[str, dict[str, Any]]:
         """The fields that the file gives to methods, checked."""
-        methods = self.values.get("methods") or {}
-        if not isinstance(methods, dict):
-            raise ConfigurationError(
-                f"{self.where('methods')}: `methods` must map names to fields, but is {methods!r}."
-            )
-        for name, fields in methods.items():
+        given = self.values.get("methods") or {}
+        if not isinstance(given, dict):
+            raise ConfigurationError(f"{self.where('methods')}: `methods` must map names to fields, but is {given!r}.")
+        names = {*methods.names(), method}
+        for name, fields in given.items():
             where = self.where(f"methods.{name}")
-            if name not in method_names():
-                raise ConfigurationError(f"{where}: there is no method `{name}`; {hint(str(name), method_names())}")
+            if name not in names:
+                raise ConfigurationError(f"{where}: there is no method `{name}`; {hint(str(name), names, {})}")
             if not isinstance(fields, dict):
                 raise ConfigurationError(f"{where}: `{name}` must map fields to values, but is {fields!r}.")
-            known = field_names(method_named(name))
+            known = [flag.name for flag in methods.fields(name)]
             for key in fields:
                 if key not in known:
                     at = self.where(f"methods.{name}.{key}")
-                    raise ConfigurationError(f"{at}: {name} has no field `{key}`; {hint(str(key), known)}")
-        return methods
+                    raise ConfigurationError(
+                        f"{at}: {name} has no field `{key}`; {hint(str(key), known, field_owners(methods))}"
+                    )
+        return given
+
+
+def _taken(where: str, flag: Flag, value: Any) -> Any:
+    try:
+        return flag.take(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _number(path: Path, node: yaml.Node | None, prefix: str, lines: dict[str, int]) -> None:
@@ -119,36 +148,43 @@ def _number(path: Path, node: yaml.Node | None, prefix: str, lines: dict[str, in
         _number(path, value, f"{name}.", lines)
 
 
-def hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str], owners: Mapping[str, Sequence[str]]) -> str:
     """What to do about a name that is not known: the nearest ones, also among the fields of methods."""
     here = set(known)
-    owners: dict[str, list[str]] = {key: [] for key in here} | field_owners()
-    near = difflib.get_close_matches(str(name), owners, n=2)
+    near = difflib.get_close_matches(str(name), [*here, *(key for key in owners if key not in here)], n=2)
     words = [word if word in here else f"{word} (of --method {', '.join(owners[word])})" for word in near]
     return f"did you mean {' or '.join(words)}?" if near else f"known are {', '.join(sorted(here))}."
 
 
-def field_owners() -> dict[str, list[str]]:
+def field_owners(methods: Methods) -> dict[str, list[str]]:
     """The methods that have a field, by the field's name."""
     owners: dict[str, list[str]] = {}
-    for name in method_names():
-        for key in field_names(method_named(name)):
-            owners.setdefault(key, []).append(name)
+    for name in methods.names():
+        for flag in methods.fields(name):
+            owners.setdefault(flag.name, []).append(name)
     return owners
 
 
-def partition_file(recipe: Path, partition: Any) -> Path | None:
-    """The file that belongs to a partition of a recipe, `configs/<recipe>/<partition>.yaml` beside it, if there is one.
+def preset_file(recipe: Path, wish: str) -> Path:
+    """The preset of a recipe with this name, `configs/<recipe>/<name>.yaml` beside it, or this path.
 
     Raises:
-        ConfigurationError: a file gives a partition that is no name.
+        ConfigurationError: there is none.
     """
-    if not isinstance(partition, str | None):
-        raise ConfigurationError(f"`partition` must be a name such as A0d10C100, but is {partition!r}.")
-    if partition is None or Path(partition).name != partition:
-        return None
-    path = recipe.parent / "configs" / recipe.stem / f"{partition}.yaml"
-    return path if path.is_file() else None
+    folder = recipe.parent / "configs" / recipe.stem
+    path = Path(wish)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    if wish and path.name == wish and (folder / f"{wish}.yaml").is_file():
+        return folder / f"{wish}.yaml"
+    there = sorted(file.stem for file in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(wish, there, n=2)
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(there)}." if there else (
+        f"{recipe.stem} has none, so leave it out, or give the path of a YAML file."
+    )  # fmt: skip
+    raise ConfigurationError(
+        f"`--preset` must be the name of a file in {folder}, or the path of one, but is {wish!r}; {remedy}"
+    )
 
 
 def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -161,21 +197,15 @@ def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def as_flag(key: str, value: Any) -> str:
-    """The flag that gives a value as a file does."""
-    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=2**20)
-    return f"--{key}={text.strip().removesuffix('...').strip()}"
-
-
-def fit_slots(wish: Any, gpus: int | None = None, cores: int | None = None) -> tuple[str, str | None]:
+def fit_slots(wish: Any, gpus: int, cores: int | None = None) -> tuple[str, str | None]:
     """What a file asks for in slots, mapped onto this machine; results do not depend on it.
 
     Slots on GPUs that are not there are left out, and so are those of a CPU with fewer cores; if none is left it is "auto".
 
     Args:
         wish: the flag's value, a list of names, or numbers by device.
-        gpus: how many there are; None counts them.
-        cores: the same for the CPU's cores.
+        gpus: how many there are.
+        cores: the same for the CPU's cores; None counts them.
 
     Returns:
         The flag's value, and a line that says what was changed, or None.
@@ -184,15 +214,14 @@ def fit_slots(wish: Any, gpus: int | None = None, cores: int | None = None) -> t
         ConfigurationError: a device has no whole number of slots.
     """
     if isinstance(wish, Mapping):
-        if not all(isinstance(number, int) and number > 0 for number in wish.values()):
+        if not all(type(number) is int and 0 < number <= 1000 for number in wish.values()):
             raise ConfigurationError(
-                f"`slots` must have a whole number for each device, as in {{cpu: 2}}, but is {wish!r}."
+                f"`slots` must have a whole number from 1 to 1,000 for each device, as in {{cpu: 2}}, but is {wish!r}."
             )
         wish = [f"{device}/{i}" for device, number in wish.items() for i in range(int(number))]
     text = ",".join(map(str, wish)) if isinstance(wish, (list, tuple)) else str(wish)
     if text == "auto" or text.lstrip("-").isdecimal():
         return text, None
-    gpus = torch.cuda.device_count() if gpus is None else gpus
     cores = _cores() if cores is None else cores
     slots = text.split(",")
     kept = [slot for slot in slots if not (found := re.match(r"cuda(?::(\d+))?", slot)) or int(found[1] or 0) < gpus]

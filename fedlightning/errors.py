@@ -39,6 +39,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}."
 
 
+def no_such_method(name: str, known: Iterable[str]) -> ConfigurationError:
+    """What to say of a method that there is not."""
+    return ConfigurationError(
+        f"`method` must be the name of a method, or package.module:Class for one of your own, but is {name!r}. "
+        f"{nearest(name, known)}"
+    )
+
+
 def require_within(value: float | None, interval: str, name: str, remedy: str = "", *, optional: bool = True) -> None:
     """Check a number against an interval in the notation of papers, e.g. `"[0, 1)"` or `"(0, inf)"`.
 

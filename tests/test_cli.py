@@ -19,7 +19,6 @@ from recipe_runner import RECIPES, load
 
 from fedlightning.checkpoint import load_checkpoint
 from fedlightning.cli import Run, run_recipe
-from fedlightning.command import first_flags
 from fedlightning.method import FedMethod
 from fedlightning.methods import method_names
 from fedlightning.signals import stop_on_signal
@@ -72,12 +71,12 @@ def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--method", "fedprx"], "`method` must be the name of a method, but is 'fedprx'. Did you mean 'fedprox'"),
+        (["--method", "fedprx"], "package.module:Class for one of your own, but is 'fedprx'. Did you mean 'fedprox'"),
         (["--method", "fedprox", "--mue", "3"], "there is no flag --mue here; did you mean --mu"),
         (["--mu", "3"], "there is no flag --mu here; did you mean --mu (of --method adaptivefedprox, dualprox, "),
         (["--method", "fedprox", "--mu", "-1"], "`mu` of FedProx must be in [0, inf), but is -1.0."),
         (["--lr", "0"], "`lr` of FedAvg must be in (0, inf), but is 0.0."),
-        (["--lr", "fast"], "Got value: fast"),
+        (["--lr", "fast"], "`--lr` must be a number, but is 'fast'; give e.g. `--lr 0.01`, or leave it out."),
         (["--clients-per-round", "0"], "`clients_per_round` must be in 1…30, but is 0; use a number from 1 to 30."),
         (["--clients-per-round", "31"], "`clients_per_round` must be in 1…30, but is 31"),
         (["--clients-per-round", "0.01"], "but is 0.01 (0.3 of 30 clients); use at least 0.0333333."),
@@ -90,8 +89,21 @@ def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> 
         ),
         (["--batch-size", "0"], "`batch_size` of Synthetic must be at least 1, but is 0."),
         (["--resume", "last"], "`--resume last` needs a run with checkpoints/last.ckpt"),
-        (["--resume", "no.ckpt"], "there is no file no.ckpt"),
+        (["--resume", "no.ckpt"], "there is no file 'no.ckpt'"),
+        (["--resume", ""], "`--resume` must be 'last' or a checkpoint's path, but there is no file ''"),
         (["--config", "no.yaml"], "File does not exist"),
+        (["--config", ""], "File does not exist or cannot be read"),
+        (["--method", ""], "for one of your own, but is ''"),
+        (["--name", "n" * 300], "of 255 bytes at most, but has 300 bytes; give e.g. 'mine'."),
+        (["--name", "ä" * 128], "but has 256 bytes"),
+        (["--name", "a\nb"], "but is 'a\\nb'"),
+        (["--rounds"], "`--rounds` needs a value: a whole number; give e.g. `--rounds 200`, or leave it out."),
+        (["--rounds", "3", "4"], "`--rounds` takes one value, but '4' follows '3'"),
+        (["--rounds", "1e3"], "`--rounds` must be a whole number, but is '1e3'"),
+        (["--labels", "arg"], "`--labels` must be argmax or sample, but is 'arg'; did you mean `--labels argmax`?"),
+        (["--iid", "maybe"], "`--iid` must be true or false, but is 'maybe'"),
+        (["fedprox"], "'fedprox' must follow a flag, but stands alone"),
+        (["-method", "fedprox"], "there is no flag -method here; did you mean --method"),
     ],
 )
 def test_each_mistake_gets_one_clear_error_and_leaves_nothing_behind(
@@ -100,9 +112,23 @@ def test_each_mistake_gets_one_clear_error_and_leaves_nothing_behind(
     with pytest.raises(SystemExit) as caught:
         synthetic(*argv)
     assert caught.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert message in " ".join(lines)
-    assert not list(Path().rglob("version_*"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO: ")]
+    assert message in line
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("label", ["../../../../x", "a/b", "", ".", "..", "l" * 300, "/tmp/x"])
+def test_a_label_stays_in_the_folder_of_runs(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "a" / "b" / "c" / "d" / "e"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(load("cifar100").main, argv=["--data", "fake", "--rounds", "1", "--label", label])
+    assert caught.value.code == 2
+    assert "`--label` must be that of a folder, without others in it" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if not here.is_relative_to(path)] == []
 
 
 @pytest.mark.parametrize(
@@ -202,12 +228,12 @@ def contents(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--name", "mine", "--resume", "Last"], "`--resume` must be 'last' or a checkpoint's path, but there is no file Last"),
+        (["--name", "mine", "--resume", "Last"], "`--resume` must be 'last' or a checkpoint's path, but there is no file 'Last'"),
         (["--name", "mine", "--resume", "last", "--lr", "0.5"], "`hyperparameters`"),
         (["--name", "mine", "--resume", "mine.ckpt", "--lr", "0.5"], "`hyperparameters`"),
         (["--name", "mine", "--slots", "cuda:0"], "holds a run"),
         (["--name", "notes", "--clients-per-round", "31"], "`clients_per_round` must be"),
-        *((["--name", name, "--clients-per-round", "31"], "`--name` must be that of a folder in") for name in ("", ".", "..", "a/b", "/tmp/a")),
+        *((["--name", name, "--clients-per-round", "31"], "`--name` must be that of a folder, without") for name in ("", ".", "..", "a/b", "/tmp/a")),
     ],
 )  # fmt: skip
 def test_what_was_there_before_a_mistake_stays_as_it_was(
@@ -253,18 +279,11 @@ def test_fewer_rounds_than_are_over_change_nothing(caplog: pytest.LogCaptureFixt
     assert (folder(name="mine") / "config.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("argv", [["--meth", "fedprox"], ["--conf", "c.yaml"], ["--backgr"], ["--no-pres"]])
+@pytest.mark.parametrize("argv", [["--meth", "fedprox"], ["--conf", "c.yaml"], ["--backgr"], ["--pres"]])
 def test_a_flag_is_not_abbreviated(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         synthetic(*argv, *QUICK)
     assert f"there is no flag {argv[0]} here; did you mean" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("word", ["yes", "on", "True"])
-def test_yes_is_true_for_the_flags_that_are_read_first(word: str) -> None:
-    given = first_flags(["--background", word, "--no-preset", word, "--rounds", "3"])
-    assert (given.background, given.no_preset) == (True, True)
-    assert not first_flags(["--background", "off"]).background
 
 
 def test_fake_data_are_named_in_the_folder() -> None:
@@ -305,7 +324,7 @@ def test_ctrl_c_saves_the_last_finished_round_and_exits_cleanly() -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with `--resume last`" in errors
+    assert "go on with `--resume last --name long`" in errors
     assert "Traceback" not in errors
     assert load_checkpoint(last)[0].round >= 1
 
@@ -337,7 +356,7 @@ def test_sigterm_ends_the_run_after_the_round_and_it_goes_on_to_the_same_bits() 
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: stopping after this round" in errors
-    assert "synthetic: stopped; go on with `--resume last`." in errors
+    assert "synthetic: stopped; go on with `--resume last --name long`." in errors
     assert "Traceback" not in errors
     round = last_round("long")
     assert f"stopped after round {round}: SIGTERM" in output

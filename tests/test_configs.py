@@ -1,4 +1,4 @@
-"""Configuration files: the path rule, the layers, what is refused with its line, and every file that is there."""
+"""Configuration files: presets, the layers, what is refused with its line, and every file that is there."""
 
 import inspect
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 import yaml
 from recipe_runner import RECIPES
 
-from fedlightning import FedAvg, FedMethod, FedProx
+from fedlightning import ConfigurationError, FedAvg, FedMethod, FedProx
 from fedlightning.cli import Run, run_recipe
-from fedlightning.configs import ConfigFile, fit_slots, merged, partition_file
+from fedlightning.configs import ConfigFile, fit_slots, merged, preset_file
 from fedlightning.data import parse_partition
 from fedlightning.methods import method_named
 from fedlightning.models import _KNOWN
@@ -22,12 +22,16 @@ class Called(Exception):
     """Ends the recipe where its flags are known."""
 
 
-def flags(recipe: Path, *argv: str) -> tuple[FedMethod, Run, dict[str, Any]]:
-    """What a recipe would be called with."""
+def main_of(recipe: Path) -> Any:
     spec: dict[str, Any] = {"__name__": "recipe", "__file__": str(recipe)}
     exec(compile(recipe.read_text(), str(recipe), "exec"), spec)
+    return spec["main"]
+
+
+def flags(recipe: Path, *argv: str) -> tuple[FedMethod, Run, dict[str, Any]]:
+    """What a recipe would be called with."""
     seen: list[Any] = []
-    main = spec["main"]
+    main = main_of(recipe)
 
     def caught(*arguments: Any, **values: Any) -> None:
         seen.append((*arguments, values))
@@ -78,47 +82,101 @@ methods:
 """
 
 
-def test_the_file_of_the_partition_is_read_when_it_is_named(recipe: Path) -> None:
+def test_a_preset_is_read_when_it_is_named(recipe: Path) -> None:
     write(recipe, "A0d01C100", PRESET)
-    method, run, values = flags(recipe, "--partition", "A0d01C100", "--method", "fedprox")
+    method, run, values = flags(recipe, "--preset", "A0d01C100", "--method", "fedprox")
     assert (values["model"], values["rounds"], values["clients_per_round"], values["local_steps"]) == (
         "resnet18",
         5000,
         0.1,
         11,
     )
+    assert values["partition"] == "A0d01C100"
     assert method == FedProx(lr=0.5, mu=0.25)
     kept = yaml.safe_load(run.config)
     assert (kept["rounds"], kept["mu"], kept["partition"]) == (5000, 0.25, "A0d01C100")
-    assert {"config", "background", "no_preset", "name", "resume"}.isdisjoint(kept)
+    assert {"config", "background", "preset", "name", "resume"}.isdisjoint(kept)
 
 
 def test_fields_of_the_chosen_method_alone_count_and_before_the_top(recipe: Path) -> None:
     write(recipe, "A0d01C100", PRESET)
-    method, _, _ = flags(recipe, "--partition", "A0d01C100", "--method", "deltasgd")
+    method, _, _ = flags(recipe, "--preset", "A0d01C100", "--method", "deltasgd")
     assert method.lr == 0.125
-    assert flags(recipe, "--partition=A0d01C100")[0] == FedAvg(lr=0.5)
+    assert flags(recipe, "--preset=A0d01C100")[0] == FedAvg(lr=0.5)
 
 
-@pytest.mark.parametrize("argv", [(), ("--partition", "A0d02C100"), ("--partition", "A0d01C100", "--no-preset")])
-def test_it_is_not_read_otherwise(recipe: Path, argv: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("partition", ["A0d01C100", "A0d10C100", "A0d02C100"])
+def test_a_partition_is_a_partition_and_nothing_else(recipe: Path, partition: str) -> None:
+    """One that has a preset, and the recipe's default, which then changes nothing."""
     write(recipe, "A0d01C100", PRESET)
     write(recipe, "A0d10C100", PRESET)
-    assert flags(recipe, *argv)[2]["rounds"] == 200
+    method, run, values = flags(recipe, "--partition", partition)
+    plain_method, plain_run, plain = flags(recipe)
+    assert values == {**plain, "partition": partition}
+    assert method == plain_method
+    assert (values == plain) == (partition == "A0d10C100") == (run.config == plain_run.config)
 
 
-def test_a_name_with_a_folder_in_it_is_no_file(recipe: Path) -> None:
+@pytest.mark.parametrize("recipe_name", ["cifar10", "cifar100", "emnist", "emnist_autoencoder", "fashion_mnist"])
+def test_naming_a_default_changes_nothing(recipe_name: str) -> None:
+    path = RECIPES / f"{recipe_name}.py"
+    _, run, values = flags(path)
+    given = {**values, **{key: getattr(flags(path)[0], key) for key in ("lr", "weighting")}}
+    for key, value in given.items():
+        word = "null" if value is None else str(value)
+        assert flags(path, f"--{key.replace('_', '-')}", word)[1].config == run.config, key
+
+
+def test_a_preset_may_be_named_by_its_path(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(recipe, "A0d01C100", PRESET)
+    assert flags(recipe, "--preset", str(path))[2]["rounds"] == 5000
+    elsewhere = tmp_path / "H0d30C50.yaml"
+    elsewhere.write_text("rounds: 9\n")
+    monkeypatch.chdir(tmp_path)
+    for word in (str(elsewhere), "H0d30C50.yaml", "./H0d30C50.yaml"):
+        _, _, values = flags(recipe, "--preset", word)
+        assert (values["partition"], values["rounds"], values["model"]) == ("H0d30C50", 9, "lenet")
+
+
+def test_presets_of_another_recipe_are_not_found(recipe: Path) -> None:
     write(recipe, "A0d01C100", PRESET)
     (recipe.parent / "configs" / "other").mkdir()
-    assert partition_file(recipe, "A0d01C100")
-    assert partition_file(recipe, "../tiny/A0d01C100") is None
+    assert preset_file(recipe, "A0d01C100").is_file()
+    with pytest.raises(
+        ConfigurationError, match=r"must be the name of a file in .*tiny, .* but is .*; did you mean A0d01C100"
+    ):
+        preset_file(recipe, "../tiny/A0d01C100")
 
 
-def test_a_note_says_which_file_was_read(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("A0d01C101", "`--preset` must be the name of a file in"),
+        ("A0d01C101", "but is 'A0d01C101'; did you mean A0d01C100?"),
+        ("", "but is ''; there are A0d01C100, Mine."),
+        ("none.yaml", "but is 'none.yaml'; there are"),
+        ("Mine", "Mine.yaml must have the name of a partition, or name one, but 'Mine' is none; add e.g. `partition: "),
+    ],
+)
+def test_a_preset_that_cannot_be_is_refused_in_one_line(
+    recipe: Path, word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(recipe, "A0d01C100", PRESET)
+    write(recipe, "Mine", "rounds: 3\n")
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(main_of(recipe), argv=["--preset", word])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_one_line_says_every_value_that_the_preset_sets(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(recipe, "A0d01C100", PRESET)
     with caplog.at_level("INFO", "lightning.pytorch"):
-        flags(recipe, "--partition", "A0d01C100")
-    assert str(path) in caplog.text
+        flags(recipe, "--preset", "A0d01C100", "--method", "fedprox", "--rounds", "3")
+    (line,) = [text for text in caplog.text.splitlines() if "preset" in text]
+    values = "partition A0d01C100, model resnet18, clients_per_round 0.1, local_steps 11, lr 0.5, mu 0.25"
+    assert line.endswith(f"preset {path} sets {values}")  # not the rounds, which the command line sets
 
 
 def test_preset_then_config_then_config_then_flags(recipe: Path, tmp_path: Path) -> None:
@@ -126,17 +184,26 @@ def test_preset_then_config_then_config_then_flags(recipe: Path, tmp_path: Path)
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text("rounds: 1\nclients_per_round: 1\nmodel: cnn\nmethods: {fedprox: {mu: 1}}\n")
     two.write_text("rounds: 2\nclients_per_round: 2\nmethod: fedprox\n")
-    argv = ("--rounds", "3", "--config", str(one), f"--config={two}", "--partition", "A0d01C100")
+    argv = ("--rounds", "3", "--config", str(one), f"--config={two}", "--preset", "A0d01C100")
     method, _, values = flags(recipe, *argv)
     assert (values["rounds"], values["clients_per_round"], values["model"], values["local_steps"]) == (3, 2, "cnn", 11)
     assert method == FedProx(lr=0.5, mu=1.0)
 
 
-def test_the_partition_may_come_from_a_config_and_so_does_its_file(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("give", ["flag", "config"])
+def test_another_partition_above_a_preset_counts(recipe: Path, tmp_path: Path, give: str) -> None:
+    write(recipe, "Mine", "partition: H0d30C50\nrounds: 9\n")
+    (tmp_path / "my.yaml").write_text("partition: IIDC7\n")
+    more = ("--partition", "IIDC7") if give == "flag" else ("--config", str(tmp_path / "my.yaml"))
+    _, run, values = flags(recipe, "--preset", "Mine", *more)
+    assert (values["partition"], values["rounds"], run.label) == ("IIDC7", 9, None)
+
+
+def test_a_partition_in_a_config_reads_no_preset(recipe: Path, tmp_path: Path) -> None:
     write(recipe, "A0d01C100", PRESET)
     (tmp_path / "my.yaml").write_text("partition: A0d01C100\nrounds: 7\n")
     _, _, values = flags(recipe, "--config", str(tmp_path / "my.yaml"))
-    assert (values["partition"], values["rounds"], values["model"]) == ("A0d01C100", 7, "resnet18")
+    assert (values["partition"], values["rounds"], values["model"]) == ("A0d01C100", 7, "lenet")
 
 
 @pytest.mark.parametrize("give", ["flag", "config"])
@@ -144,14 +211,14 @@ def test_epochs_above_clear_the_steps_below(recipe: Path, tmp_path: Path, give: 
     write(recipe, "A0d01C100", PRESET)
     (tmp_path / "my.yaml").write_text("local_epochs: 2\n")
     more = ("--local-epochs", "2") if give == "flag" else ("--config", str(tmp_path / "my.yaml"))
-    _, _, values = flags(recipe, "--partition", "A0d01C100", *more)
+    _, _, values = flags(recipe, "--preset", "A0d01C100", *more)
     assert (values["local_epochs"], values["local_steps"]) == (2, None)
 
 
 def test_a_name_of_ones_own_may_stand_for_a_partition(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(recipe.parent)
     write(recipe, "Mine", "partition: H0d30C50\nrounds: 9\n")
-    _, run, values = flags(recipe, "--partition", "Mine")
+    _, run, values = flags(recipe, "--preset", "Mine")
     assert (values["partition"], values["rounds"], "label" in values) == ("H0d30C50", 9, False)
     run.open("fake-H0d30C50")
     assert run.folder == Path("logs/tiny/fake-Mine/fedavg/version_0")
@@ -171,35 +238,34 @@ def test_a_name_of_ones_own_may_stand_for_a_partition(recipe: Path, monkeypatch:
         ("methods: {fedprox: 3}\n", "A0d01C100.yaml:1: `fedprox` must map fields to values"),
         ("model: cnn\nrounds: many\n", "A0d01C100.yaml:2: "),
         ("methods:\n  fedavg:\n    lr: fast\n", "A0d01C100.yaml:3: "),
+        ("preset: A0d10C100\n", "A0d01C100.yaml:1: there is no flag `preset` here"),
+        (f"rounds: {3000 * '['}{3000 * ']'}\n", "its values lie in one another a thousand times and more"),
         ("rounds: 1\nrounds: 2\n", "A0d01C100.yaml:2: `rounds` stands there twice"),
         ("- a\n", "must hold flags as `key: value`, but holds list"),
         ("a: [\n", "must be YAML, but is not"),
         ("seed: 2024-13-45\n", "must be YAML, but is not"),
         (
             "slots: {cpu: two}\n",
-            "`slots` must have a whole number for each device, as in {cpu: 2}, but is {'cpu': 'two'}",
+            "`slots` must have a whole number from 1 to 1,000 for each device, as in {cpu: 2}, but is {'cpu': 'two'}",
         ),
-        ("slots: {cpu: 1.5}\n", "`slots` must have a whole number for each device"),
+        ("slots: {cpu: 1.5}\n", "`slots` must have a whole number from 1 to 1,000 for each device"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_line(
     recipe: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(recipe, "A0d01C100", text)
-    spec: dict[str, Any] = {"__name__": "recipe"}
-    exec(compile(recipe.read_text(), str(recipe), "exec"), spec)
     with pytest.raises(SystemExit) as caught:
-        run_recipe(spec["main"], argv=["--partition", "A0d01C100"])
+        run_recipe(main_of(recipe), argv=["--preset", "A0d01C100"])
     assert caught.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_help_shows_the_values_of_the_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(recipe, "A0d01C100", PRESET)
-    spec: dict[str, Any] = {"__name__": "recipe"}
-    exec(compile(recipe.read_text(), str(recipe), "exec"), spec)
     with pytest.raises(SystemExit):
-        run_recipe(spec["main"], argv=["--partition", "A0d01C100", "--help"])
+        run_recipe(main_of(recipe), argv=["--preset", "A0d01C100", "--help"])
     assert "(type: int, default: 5000)" in " ".join(capsys.readouterr().out.split())
 
 
@@ -233,10 +299,10 @@ def test_slots_of_a_file_are_mapped_onto_the_machine(wish: Any, gpus: int, cores
 def test_slots_of_the_command_line_are_left_as_they_are(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(recipe, "A0d01C100", 'slots: {"cuda:70": 2}\n')
     with caplog.at_level("INFO", "lightning.pytorch"):
-        assert flags(recipe, "--partition", "A0d01C100", "--slots", "cuda:71/0")[2]["slots"] == "cuda:71/0"
+        assert flags(recipe, "--preset", "A0d01C100", "--slots", "cuda:71/0")[2]["slots"] == "cuda:71/0"
     assert "in the place of" not in caplog.text
     with caplog.at_level("INFO", "lightning.pytorch"):
-        assert flags(recipe, "--partition", "A0d01C100")[2]["slots"] == "auto"
+        assert flags(recipe, "--preset", "A0d01C100")[2]["slots"] == "auto"
     assert "slots auto in the place of 2" in caplog.text
 
 
@@ -271,7 +337,7 @@ def test_every_file_is_taken_by_its_recipe_and_its_methods(path: Path) -> None:
     if not recipe.is_file():
         pytest.skip(f"there is no recipe {recipe.name}")
     for name in ("fedavg", *(file.values.get("methods") or {})):
-        method, run, values = flags(recipe, "--partition", path.stem, "--method", name)
+        method, run, values = flags(recipe, "--preset", path.stem, "--method", name)
         own = (file.values.get("methods") or {}).get(name, {})
         assert {key: getattr(method, key) for key in own} == own
         plain = {

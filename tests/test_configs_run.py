@@ -1,4 +1,4 @@
-"""Every configuration of a partition runs a round, on made-up images, as a user would start it."""
+"""Every preset runs a round, on made-up images, as a user would start it."""
 
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,6 @@ def test_a_round_of_every_file(path: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(recipe, "ModelCheckpoint", lambda **_: Callback())  # up to a gigabyte for a ViT
     methods = file.values.get("methods") or {}
     name = next((name for name in ("fedprox", "fedlesam", "fedadam") if name in methods), "fedavg")
-    run_recipe(recipe.main, argv=["--partition", path.stem, "--method", name, *SMALL])
+    run_recipe(recipe.main, argv=["--preset", path.stem, "--method", name, *SMALL])
     (table,) = tmp_path.rglob("metrics.csv")
     assert len(table.read_text().splitlines()) >= 3

@@ -1,13 +1,16 @@
 """The importer of FederatedX's configurations: each section, the commands, and what is never done with a file."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from recipe_runner import load
 
 from fedlightning import ConfigurationError
+from fedlightning.cli import run_recipe
 from fedlightning.federatedx import parse_command, read, translate
 from fedlightning.federatedx.__main__ import main
 from fedlightning.federatedx.tables import READ
@@ -310,16 +313,51 @@ def test_yaml_is_read_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("name", "text"), [("a.py", "x = 1"), ("a.py", "x = ("), ("a.yaml", "- 1"), ("a.yaml", "a: ["), ("b", None),
      ("a.yaml", "a: 2024-13-01")],
 )  # fmt: skip
-def test_files_without_a_dictionary_are_refused(tmp_path: Path, name: str, text: str | None) -> None:
+def test_files_without_a_dictionary_are_refused(
+    tmp_path: Path, name: str, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(SystemExit, match="federatedx: error: "):
+    with pytest.raises(SystemExit) as caught:
         main([str(tmp_path / name)])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("federatedx: error: ")
+
+
+@pytest.mark.parametrize("words", [[], ["--wrong"], ["a.yaml", "--out"], ["a.yaml", "b.yaml"]])
+def test_a_mistake_on_the_command_line_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("federatedx: error: ")
+    assert line.endswith("; `--help` lists what there is.")
 
 
 @pytest.mark.parametrize("out", ["", "config.yaml/ours.yaml"])
-def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, out: str) -> None:
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, out: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("fedopt: {}\n")
-    message = r"federatedx: error: `--out` must be a file that can be written, but is .*; name another"
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit) as caught:
         main([str(tmp_path / "config.yaml"), "--out", str(tmp_path / out)])
+    assert caught.value.code == 2
+    message = r"federatedx: error: `--out` must be a file that can be written, but is .*; name another\.\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
+
+
+def test_what_was_written_is_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command in its first line runs it, with the partition of the folder's name."""
+    folder = tmp_path / "experiments" / "FashionMNIST" / "A0d10C30"
+    folder.mkdir(parents=True)
+    (folder / "config.py").write_text(SOURCE)
+    out = tmp_path / "ours" / "a.yaml"
+    main([str(folder / "config.py"), "--command", ".FedAVG", "--out", str(out)])
+    first = out.read_text().splitlines()[0].removeprefix("# ")
+    assert first == f"python recipes/fashion_mnist.py --preset {out}"
+    monkeypatch.chdir(tmp_path)
+    words = [*first.split()[2:], "--rounds", "1", "--local-steps", "1", "--clients-per-round", "1", "--data", "fake"]
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        run_recipe(load("fashion_mnist").main, argv=words)
+    assert f"preset {out} sets partition A0d10C30, method fedavg, slots cpu/0, model cnn, lr 0.01\n" in caplog.text
+    assert (tmp_path / "logs" / "fashion_mnist" / "fake-a" / "fedavg" / "version_0" / "metrics.csv").is_file()

@@ -8,12 +8,25 @@ import fedlightning
 
 PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
-    0: ["columns", "hashing", "interpreter", "errors", "signals", "state", "streams"],
+    0: ["columns", "hashing", "interpreter", "errors", "flags", "signals", "state", "streams"],
     1: ["method", "vector", "callback"],
     2: ["methods", "data", "models", "memory", "reduce", "checkpoint", "task"],
     3: ["engine", "strategy"],
     4: ["arguments", "trainer", "callbacks", "loggers"],
-    5: ["background", "centralised", "cli", "command", "configs", "federatedx", "compare", "testing", "__init__"],
+    5: [
+        "background",
+        "centralised",
+        "cli",
+        "command",
+        "configs",
+        "early",
+        "ending",
+        "run",
+        "federatedx",
+        "compare",
+        "testing",
+        "__init__",
+    ],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 

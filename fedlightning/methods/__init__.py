@@ -1,6 +1,12 @@
 """The methods, one file a paper."""
 
-from fedlightning.errors import ConfigurationError, nearest
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedlightning.errors import ConfigurationError, nearest, no_such_method
 from fedlightning.method import FedMethod
 from fedlightning.methods.adaptive_fedprox import AdaptiveFedProx
 from fedlightning.methods.deltasgd import DeltaSGD
@@ -43,17 +49,55 @@ _METHODS = {cls.__name__.lower(): cls for cls in _ALL}
 
 
 def method_named(name: str) -> type[FedMethod]:
-    """The class of a method by its name on the command line, e.g. "fedprox".
+    """The class of a method by its name on the command line.
+
+    Args:
+        name: e.g. "fedprox", or "package.module:Class" for one of your own; its module may be a file in the working directory.
 
     Raises:
-        ConfigurationError: there is no such method.
+        ConfigurationError: there is no such method, or its module cannot be imported.
     """
-    try:
-        return _METHODS[name.lower()]
-    except KeyError:
+    if ":" in name:
+        return _imported(name)
+    if name.lower() not in _METHODS:
+        raise no_such_method(name, _METHODS)
+    return _METHODS[name.lower()]
+
+
+def _imported(name: str) -> type[FedMethod]:
+    """A method of one's own."""
+    where, _, wanted = name.partition(":")
+    if not all(part.isidentifier() for part in where.split(".")) or where.endswith(".py"):
         raise ConfigurationError(
-            f"`method` must be the name of a method, but is {name!r}. {nearest(name, _METHODS)}"
-        ) from None
+            f"`method` must be like package.module:Class, but is {name!r}; for a file my.py in the working directory write "
+            "`my:Class`."
+        )
+    try:
+        with _working_directory():
+            module = importlib.import_module(where)
+    except Exception as error:
+        raise ConfigurationError(
+            f"`method` is {name!r}, but the module {where} cannot be imported: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}; name one that is installed, or that lies in the working directory."
+        ) from error
+    found = getattr(module, wanted, None)
+    if not (isinstance(found, type) and issubclass(found, FedMethod)):
+        there = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, FedMethod)]
+        raise ConfigurationError(
+            f"`method` must name a subclass of FedMethod in {where}, but {wanted!r} is none. {nearest(wanted, there)}"
+        )
+    return found
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Modules in the working directory can be imported inside; a recipe's own folder comes after it."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def method_names() -> list[str]:
