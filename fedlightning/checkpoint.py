@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fedlightning.errors import ConfigurationError
 from fedlightning.memory import HOST_BYTES, ClientMemory, read_dump
+from fedlightning.sealed import check_sealed, save_sealed
 from fedlightning.state import State
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,12 @@ def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], 
         state: the run.
         identity: what must be the same to go on: method, hyperparameters, layout, seed, partition. Plain JSON.
         callbacks: what the callbacks remember, by `state_key`. Plain JSON.
+
+    Raises:
+        SaveError: the disk is full, or the folder cannot be written.
     """
-    meta = {
-        "format": _FORMAT,
-        "round": state.round,
-        "identity": dict(identity),
-        "callbacks": dict(callbacks),
-        "versions": _versions(),
-    }
     clients, memory = state.memory.dump()
     content = {
-        "meta": json.dumps(meta),
         "server": {name: tensor.cpu() for name, tensor in state.server.items()},
         "clients": clients,
         "memory": memory,
@@ -77,17 +73,26 @@ def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], 
     }
     if state.evaluated is not None:
         content["evaluated"] = state.evaluated.cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    meta = {
+        "format": _FORMAT,
+        "round": state.round,
+        "identity": dict(identity),
+        "callbacks": dict(callbacks),
+        "versions": _versions(),
+        "tensors": _inventory(content),
+    }
+    save_sealed(path, {"meta": json.dumps(meta), **content})
+
+
+def _inventory(content: Mapping[str, Any]) -> list[list[Any]]:
+    """What a checkpoint holds: name, dtype and shape of each entry; clients' rows are counted together."""
+    found = [[f"server.{name}", tensor] for name, tensor in content["server"].items()]
+    found += [[name, content[name]] for name in ("clients", "buffers", "evaluated") if name in content]
+    found = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in found]
+    for name, parts in content["memory"]["entries"].items():
+        kinds = {(str(part.dtype), part.shape[1:]) for part in parts}
+        found += [[f"memory.{name}", str(dtype), list(shape)] for dtype, shape in sorted(kinds)]
+    return sorted(found)
 
 
 @cache
@@ -107,34 +112,73 @@ def is_checkpoint(path: str | PathLike[str]) -> bool:
         return True
 
 
-def load_checkpoint(path: str | PathLike[str], memory: ClientMemory | None = None) -> tuple[RoundState, dict[str, Any]]:
+def load_checkpoint(
+    path: str | PathLike[str], memory: ClientMemory | None = None, num_clients: int | None = None
+) -> tuple[RoundState, dict[str, Any]]:
     """Read a checkpoint: the run, and its `identity`, `callbacks` and `versions`.
 
     Args:
         path: which file.
         memory: an empty client memory that the rows are put into, e.g. one in memory-mapped files.
+        num_clients: N of the run that takes it up; None for any.
 
     Raises:
-        ConfigurationError: the file is not there, damaged, or no checkpoint of ours.
+        ConfigurationError: the file is not there, damaged, or no checkpoint of ours; or it holds what cannot be.
     """
-    path = Path(path)
+    path, meta = Path(path), dict[str, Any]()
     if not path.is_file():
         raise ConfigurationError(f"`ckpt_path` must name a checkpoint, but there is no file {path}.")
     try:
-        # What would not fit into the host's memory is read from the file as it is needed; its checksums are not looked at.
+        check_sealed(path)
+        # What would not fit into the host's memory is read from the file as it is needed.
         large = path.stat().st_size > HOST_BYTES
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=large)
-        meta: dict[str, Any] = json.loads(content["meta"])
-        server, buffers = State(**content["server"]).apply(torch.clone), content["buffers"].clone()
-        evaluated = content["evaluated"].clone() if "evaluated" in content else None
-        rows = read_dump(content["clients"], content["memory"])
-    except (RuntimeError, ValueError, TypeError, LookupError, EOFError, OSError, pickle.UnpicklingError) as error:
+        meta = json.loads(content["meta"])
+        fault = _fault(meta, content)
+        rows = {} if fault else read_dump(content["clients"], content["memory"])
+    except _UNREADABLE as error:
+        fault = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+    if fault := fault or _unknown_client(rows, num_clients):
         raise ConfigurationError(
-            f"`ckpt_path` must name a whole checkpoint of fedlightning, but {path} cannot be read "
-            f"({type(error).__name__}: {str(error)[:150]}); use another, e.g. one named `round=…`."
-        ) from error
+            f"`ckpt_path` must name a whole checkpoint of fedlightning, but {path} {fault}; use another, e.g. one named "
+            "`round=…`."
+        )
     memory = (memory or ClientMemory()).updated(rows)
+    server, buffers = State(**content["server"]).apply(torch.clone), content["buffers"].clone()
+    evaluated = content["evaluated"].clone() if "evaluated" in content else None
     return RoundState(meta["round"], server, memory, buffers, evaluated, meta["identity"]), meta
+
+
+_UNREADABLE = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError, pickle.UnpicklingError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def _fault(meta: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    """What is wrong with a checkpoint, as what it does; nothing where it is as it was written."""
+    if meta.get("format") != _FORMAT:
+        return f"is of `format` {meta.get('format')!r} in place of {_FORMAT}: another version of fedlightning wrote it"
+    round = meta.get("round")
+    if type(round) is not int or round < 0:
+        return f"has {round!r} as `round`, which is no number of finished rounds"
+    for name in ("identity", "callbacks"):
+        if not isinstance(meta.get(name), dict):
+            return f"has no dictionary as `{name}`"
+    if missing := sorted({"server", "clients", "memory", "buffers"} - set(content)):
+        return f"lacks `{missing[0]}`"
+    written, found = ({name: kind for name, *kind in entries} for entries in (meta["tensors"], _inventory(content)))
+    for name in sorted({*written, *found}):
+        if written.get(name) != found.get(name):
+            here, there = (" ".join(map(str, kinds.get(name, ["nothing"]))) for kinds in (found, written))
+            return f"has {here} as `{name}`, where {there} was written"
+    return ""
+
+
+def _unknown_client(rows: Iterable[int], num_clients: int | None) -> str:
+    """What a checkpoint does that has rows of clients that there are not in a run of N; nothing where it has none."""
+    unknown = [client for client in rows if client < 0 or (num_clients is not None and client >= num_clients)]
+    return f"has a row of client {max(unknown)}, where there are {num_clients} clients now" if unknown else ""
 
 
 def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

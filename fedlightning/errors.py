@@ -3,7 +3,8 @@
     FedLightningError
     ├── ConfigurationError   what was asked for cannot be; raised before the first round (also a ValueError)
     ├── MethodError          a hook of a method broke the contract: it mutates, draws global random numbers, branches
-    └── ClientError          a client failed during a round: its id, the round, the slot and the hook are named
+    ├── ClientError          a client failed during a round: its id, the round, the slot and the hook are named
+    └── SaveError            what a run leaves could not be written; what was there before is whole (also an OSError)
 
 Each message says what must hold, what was given, who gave it and what to do.
 """
@@ -29,6 +30,10 @@ class MethodError(FedLightningError):
 
 class ClientError(FedLightningError):
     """A client failed during a round."""
+
+
+class SaveError(FedLightningError, OSError):
+    """What a run leaves could not be written: the disk is full, or the folder must not be written to."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -232,7 +232,7 @@ class FederatedTrainer:
         memory = ClientMemory(None, folder or self.log_dir, self.num_clients, 0 if folder else HOST_BYTES)
         if ckpt_path is not None:
             path = self.log_dir / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
-            state, meta = load_checkpoint(path, memory)
+            state, meta = load_checkpoint(path, memory, self.num_clients)
             check_identity(path, meta["identity"], self._identity)
             for callback in self.callbacks:
                 if callback.state_key in meta["callbacks"]:

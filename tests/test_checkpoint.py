@@ -1,5 +1,9 @@
 """Checkpoints are whole or not there, plain, and refuse a run they do not belong to."""
 
+import json
+import resource
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from fedlightning import (
     State,
 )
 from fedlightning.checkpoint import load_checkpoint, save_checkpoint
+from fedlightning.errors import SaveError
 from fedlightning.memory import ClientMemory
 from fedlightning.testing import Quadratics
 
@@ -152,3 +157,150 @@ def test_a_memory_in_files_takes_disk_only_for_the_rows_that_were_written(tmp_pa
     file = (tmp_path / "c.bin").stat()
     assert file.st_size == 4_000_000_000
     assert file.st_blocks * 512 < 1_000_000
+
+
+# -- what damage does -------------------------------------------------------------------------------------------------
+def contents(path: Path) -> dict[str, Any]:
+    """Everything that a checkpoint says, by name."""
+    state, meta = load_checkpoint(path)
+    rows = {f"{client}.{name}": row[name] for client, row in state.memory.rows().items() for name in row}
+    return {"meta": meta, "round": state.round, "buffers": state.buffers, **dict(state.server), **rows}
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
+    rest = one.keys() - set(tensors)
+    return (
+        one.keys() == other.keys()
+        and all(torch.equal(one[name], other[name]) for name in tensors)
+        and all(one[name] == other[name] for name in rest)
+    )
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
+    trained(tmp_path / "whole.ckpt", Scaffold())
+    whole, expected = (tmp_path / "whole.ckpt").read_bytes(), contents(tmp_path / "whole.ckpt")
+    chosen = np.random.default_rng(0).choice(8 * len(whole), 200, replace=False)
+    tail = range(8 * (len(whole) - 120), 8 * len(whole), 7)  # the hash, and the archive's own last record
+    loaded = 0
+    for bit in [*chosen.tolist(), *tail]:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "damaged.ckpt").write_bytes(damaged)
+        with suppress(ConfigurationError):
+            assert equal(contents(tmp_path / "damaged.ckpt"), expected), bit
+            loaded += 1
+    assert loaded < 60  # those of the mark of the hash, without which the archive's own checksums are looked at
+
+
+def test_a_file_without_our_hash_is_read_by_the_archives_checksums(tmp_path: Path) -> None:
+    """As one that was read and written again by hand is."""
+    trained(tmp_path / "a.ckpt", Scaffold())
+    expected = contents(tmp_path / "a.ckpt")
+    torch.save(torch.load(tmp_path / "a.ckpt", weights_only=True), tmp_path / "b.ckpt")
+    assert equal(contents(tmp_path / "b.ckpt"), expected)
+    damaged = bytearray((tmp_path / "b.ckpt").read_bytes())
+    start = damaged.index(torch.load(tmp_path / "b.ckpt", weights_only=True)["server"]["x"].numpy().tobytes())
+    damaged[start] ^= 1
+    (tmp_path / "b.ckpt").write_bytes(damaged)
+    with pytest.raises(ConfigurationError, match=r"cannot be read .*checksum"):
+        load_checkpoint(tmp_path / "b.ckpt")
+
+
+def without(name: str) -> Any:
+    return lambda meta, content: meta.pop(name)
+
+
+def to(**values: object) -> Any:
+    return lambda meta, content: meta.update(values)
+
+
+def change(part: str, **values: object) -> Any:
+    return lambda meta, content: content[part].update(values)
+
+
+def no_server(meta: dict[str, Any], content: dict[str, Any]) -> None:
+    del content["server"]
+
+
+def no_variate(meta: dict[str, Any], content: dict[str, Any]) -> None:
+    del content["server"]["c"]
+
+
+def halved(meta: dict[str, Any], content: dict[str, Any]) -> None:
+    content["memory"]["entries"]["c"] = [part.half() for part in content["memory"]["entries"]["c"]]
+
+
+def stranger(meta: dict[str, Any], content: dict[str, Any]) -> None:
+    content["clients"] = content["clients"] + 7
+
+
+def twice(meta: dict[str, Any], content: dict[str, Any]) -> None:
+    content["clients"][1] = content["clients"][0]
+
+
+def fewer(meta: dict[str, Any], content: dict[str, Any]) -> None:
+    content["memory"]["entries"]["c"] = [part[1:] for part in content["memory"]["entries"]["c"]]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (to(format=99), "is of `format` 99 in place of 3"),
+        (without("format"), "is of `format` None"),
+        (to(round=-1), "has -1 as `round`"),
+        (to(round=1.0), "has 1.0 as `round`"),
+        (to(round="2"), "has '2' as `round`"),
+        (to(round=True), "has True as `round`"),
+        (without("round"), "has None as `round`"),
+        (without("identity"), "has no dictionary as `identity`"),
+        (without("callbacks"), "has no dictionary as `callbacks`"),
+        (to(callbacks=[]), "has no dictionary as `callbacks`"),
+        (without("tensors"), "cannot be read"),
+        (no_server, "lacks `server`"),
+        (no_variate, r"has nothing as `server.c`, where torch.float64 \[2\] was written"),
+        (change("server", x=torch.zeros(2)), r"has torch.float32 \[2\] as `server.x`, where torch.float64"),
+        (change("server", x=torch.zeros(3)), r"has torch.float32 \[3\] as `server.x`"),
+        (change("server", y=torch.zeros(3)), "as `server.y`, where nothing was written"),
+        (change("server", x=3), "cannot be read"),
+        (halved, r"has torch.float16 \[2\] as `memory.c`"),
+        (fewer, "cannot be read"),
+        (twice, "cannot be read .*client 0 has two rows"),
+        (stranger, "has a row of client 9, where there are 3 clients now"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_holds_what_cannot_be_is_refused_before_the_first_round(
+    tmp_path: Path, edit: Any, message: str
+) -> None:
+    trained(tmp_path / "a.ckpt", Scaffold())
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    meta = json.loads(content["meta"])
+    edit(meta, content)
+    torch.save({**content, "meta": json.dumps(meta)}, tmp_path / "a.ckpt")
+    trainer = FederatedTrainer(3, callbacks=[], logger=False)
+    with pytest.raises(ConfigurationError, match=message) as found:
+        trainer.fit(Scaffold(), Quadratics.task([0.0, 0.0]), clients(), ckpt_path=tmp_path / "a.ckpt")
+    assert "\n" not in str(found.value)
+    assert trainer.round == 0
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_older_file(tmp_path: Path) -> None:
+    """The kernel takes no more than so many bytes of a file."""
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(path, RoundState(1, State(x=torch.zeros(9))), {}, {})
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, usual[1]))
+    try:
+        with pytest.raises(
+            SaveError, match=r"a\.ckpt cannot be \(File too large\); the file .* before is whole"
+        ) as found:
+            save_checkpoint(path, RoundState(2, State(x=torch.zeros(90_000))), {}, {})
+        with pytest.raises(SaveError, match="there was none before"):
+            save_checkpoint(tmp_path / "b.ckpt", RoundState(2, State(x=torch.zeros(90_000))), {}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert isinstance(found.value, OSError)
+    assert len(traceback.format_exception(found.value)) < 30
+    assert "\n" not in str(found.value)
+    assert load_checkpoint(path)[0].round == 1
+    assert list(tmp_path.iterdir()) == [path]
