@@ -26,7 +26,8 @@ class CohortResult:
         buffers: their modules' buffers, flat [C, Q] (float64); Q is 0 for a model without running statistics.
         num_examples: [C].
         num_steps: local steps taken [C].
-        loss: mean training loss of each client over the examples of its steps [C]: an example counts as often as it is seen.
+        loss: mean training loss of each client over the examples of its steps [C] (float64): an example counts as often as it
+            is seen.
         slot: where it ran.
         seconds: how long it took.
     """

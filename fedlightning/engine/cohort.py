@@ -74,16 +74,19 @@ def run_cohort(
         buffers=replica.buffers().expand(len(clients), -1),
         num_examples=torch.from_numpy(job.data.clients.sizes_of(clients)),
         num_steps=num_steps,
-        loss=_mean_over_examples(losses.cpu(), plan.filled),
+        loss=_mean_over_examples(losses, plan.filled, plan.num_steps),
         slot=slot,
         seconds=0.0,
     )
 
 
-def _mean_over_examples(losses: Tensor, filled: NDArray[np.int64]) -> Tensor:
-    """The mean [C] of the losses of steps [>= K, C], each weighted by the examples of its batch [K, >= C]."""
-    examples = torch.from_numpy(filled[:, : losses.shape[1]]).to(losses.dtype)
-    return (losses[: len(examples)] * examples).sum(0) / examples.sum(0)
+def _mean_over_examples(losses: Tensor, filled: NDArray[np.int64], num_steps: Sequence[int]) -> Tensor:
+    """The mean [C] (float64) of each client's losses of steps [>= K, C], weighted by the examples of a batch [K, >= C]."""
+    columns = losses.cpu().to(torch.float64).numpy()
+    each = np.concatenate([columns[:k, c] for c, k in enumerate(num_steps)])
+    examples = np.concatenate([filled[:k, c] for c, k in enumerate(num_steps)])
+    starts = np.cumsum([0, *num_steps[:-1]])
+    return torch.from_numpy(np.add.reduceat(each * examples, starts) / np.add.reduceat(examples, starts))
 
 
 def rehearse(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> CohortResult:
