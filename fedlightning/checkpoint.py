@@ -187,7 +187,7 @@ def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
     Raises:
         ConfigurationError: it does not; both sides are named.
     """
-    if found := _difference(saved, current, sorted({*saved, *current})):
+    if found := _difference(saved, current, dict.fromkeys([*current, *saved])):
         name, there, here = found
         raise ConfigurationError(
             f"A run goes on only as it began, but `{name}` is {there} in {path} and {here} now; use the same, or start a new "

@@ -95,6 +95,13 @@ class ClientMemory:
         with self._store.lock:
             return [client for client in self._store.slots if self._before.get(client, _EMPTY) is not None]
 
+    def kinds(self) -> list[State]:
+        """A row of each kind that there is: of the same entries, dtypes and shapes."""
+        with self._store.lock:
+            clients = self._store.examples() | self._before.keys()
+            rows = [row for client in sorted(clients) if (row := self.get(client)) is not None]
+            return list({repr(row): row for row in rows}.values())
+
     def __reduce__(self) -> tuple[Any, ...]:
         return ClientMemory, (dict(self.rows()),)
 
@@ -204,6 +211,10 @@ class _Store:
             self._columns[name].row(slot).copy_(tensor.detach())
         self.slots[client], self._ids[slot] = slot, client
         self._others.discard(client)
+
+    def examples(self) -> set[int]:
+        """Clients that have a row of each kind."""
+        return {*self._others, *[client for client in self._ids if client != -1][:1]}
 
     def dump(self) -> tuple[Tensor, dict[str, Any]]:
         """As `ClientMemory.dump` has it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from fedlightning.data.stragglers import Rounds, Stragglers, Work
 from fedlightning.engine.choices import Workload
 from fedlightning.engine.job import RoundJob
 from fedlightning.errors import ConfigurationError
+from fedlightning.identity import check_state, identify
 from fedlightning.loggers import check_writable, log_hyperparameters, run_loggers
 from fedlightning.memory import HOST_BYTES, ClientMemory
 from fedlightning.method import FedMethod, Round, hyperparameters, visible, weights
@@ -113,8 +113,11 @@ class FederatedTrainer:
             method: the federated method.
             task: the model, its loss and metrics; its parameters are the first global model.
             data: the clients' data.
-            state: go on from the state that a `fit` returned.
-            ckpt_path: go on from a checkpoint; "last" is `checkpoints/last.ckpt` in the run's folder.
+            state: go on from the state that a `fit` returned. The method's class, the model and its frozen parameters must be
+                the same, and the partition where clients remember something; hyperparameters, data and seed may be others.
+            ckpt_path: go on from a checkpoint; "last" is `checkpoints/last.ckpt` in the run's folder. All that decides the run's
+                numbers must be the same, data and frozen parameters by a hash of all their bytes; `max_rounds`,
+                `evaluate_every`, callbacks and slots may be others.
             **others: none; a name of Lightning's `fit` is refused with what there is here in its place.
 
         Raises:
@@ -242,6 +245,10 @@ class FederatedTrainer:
             buffers = flatten_buffers(persistent_buffers(self._task).values(), device)
             return self._state(0, self.method.configure_server(x), memory, buffers)
         check_model(state, identify_model(self._task), f"`{type(self._task).__name__}`")
+        if ckpt_path is None:
+            x = self._layout.read(self._task)
+            server, row = self.method.configure_server(x), self.method.configure_client(x)
+            check_state(state, self._identity, server, row, self.num_clients)
         server = state.server.apply(lambda tensor: tensor.to(device))
         return self._state(state.round, server, state.memory, state.buffers.to(device))
 
@@ -251,20 +258,11 @@ class FederatedTrainer:
         return RoundState(round, server, memory, buffers, None if point is server.x else point.detach(), self._identity)
 
     def _identify(self) -> dict[str, Any]:
-        return {
-            "method": type(self.method).__name__,
-            "hyperparameters": hyperparameters(self.method),
-            **identify_model(self._task),
-            "seed": self.seed,
-            "clients_per_round": self.clients_per_round,
-            "sampler": repr(self.sampler),
-            "stragglers": repr(self.stragglers) if self.stragglers else None,
-            "partition": self.data.clients.fingerprint,
-            "batches": [self.data.batch_size, self.data.epochs, self.data.steps, self.data.drop_last],
-            "training_data": self.data.fingerprint,
-            "model": hashlib.blake2b(repr(self._task).encode(), digest_size=8).hexdigest(),
-            "precision": self.strategy.precision,
-        }
+        settings = {
+            "seed": self.seed, "clients_per_round": self.clients_per_round, "sampler": self.sampler,
+            "stragglers": self.stragglers, "precision": self.strategy.precision,
+        }  # fmt: skip
+        return identify(self.method, self._task, self.data, settings)
 
     def _make_loggers(self) -> list[Logger]:
         if isinstance(self._logger, bool):

@@ -11,7 +11,7 @@ LAYERS = {
     0: ["columns", "hashing", "interpreter", "errors", "flags", "sealed", "signals", "state", "streams"],
     1: ["method", "vector", "callback"],
     2: ["methods", "data", "models", "memory", "reduce", "checkpoint", "task"],
-    3: ["engine", "strategy"],
+    3: ["engine", "identity", "strategy"],
     4: ["arguments", "trainer", "callbacks", "loggers"],
     5: [
         "background",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
+from fedlightning.hashing import described, digest, digest_text
 from fedlightning.streams import permute, stream
 
 
@@ -194,16 +193,16 @@ class FederatedDataModule(LightningDataModule):
         own = (cls.batch, cls.preprocess) != (FederatedDataModule.batch, FederatedDataModule.preprocess)
         return self.augmentation is None and not own
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A short hash of up to a thousand training examples and of what becomes of one, written to checkpoints."""
-        count = len(self.train.targets)
-        few = torch.arange(0, count, -(-count // 1000))
-        content = hashlib.blake2b(repr((count, _described(self.augmentation))).encode(), digest_size=8)
-        for tensor in (self.train.inputs[few], self.train.targets[few], self.preprocess(self.train.inputs[:1])):
-            content.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-            content.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-        return content.hexdigest()
+        """A short hash of all training examples, of what becomes of one, and of the augmentation; a second for a gigabyte."""
+        example = self.preprocess(self.train.inputs[:1])
+        return digest_text(f"{digest([*self.train, example])} {described(self.augmentation)}")
+
+    @property
+    def test_fingerprint(self) -> str:
+        """The same of the test examples, and of who owns them."""
+        return digest([*self.test, self.test_clients.indices, self.test_clients.offsets])
 
     # -- the centralised baseline -------------------------------------------------------------------------------------
     def train_dataloader(self) -> DataLoader[Any]:
@@ -233,13 +232,6 @@ class _Pooled(Dataset[Examples]):
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
             draws = torch.from_numpy(self.data.augmentation.draw(rng, (len(index),)))
         return self.data.batch(self.examples, self.positions[index], draws)
-
-
-def _described(augmentation: Augmentation | None) -> list[Any]:
-    """An augmentation's class and its numbers."""
-    values = vars(augmentation) if augmentation else {}
-    plain = {name: value for name, value in values.items() if isinstance(value, int | float | str | tuple | None)}
-    return [type(augmentation).__name__, *sorted(plain.items())]
 
 
 def _loader(pooled: _Pooled, sampler: BatchSampler) -> DataLoader[Any]:
