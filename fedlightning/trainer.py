@@ -128,18 +128,7 @@ class FederatedTrainer:
         refuse_unknown("`fit`", others, FederatedTrainer.fit, LIGHTNING_FIT)
         check_fit(method, task, data, state, ckpt_path)
         self._setup(method, task, data, state, ckpt_path)
-        with stop_on_signal(self._stop):
-            try:
-                self._run()
-            except BaseException as error:
-                if self.round > max(self.start_round, self._logged):  # a callback failed between the round and its row
-                    self._log(self._current)
-                self._call("on_exception", error)
-                raise
-            finally:
-                self.strategy.teardown()
-                for logger in self.loggers:
-                    logger.finalize("success" if self.round == self.max_rounds else "stopped")
+        self._run_to_the_end()
         return self.state
 
     @property
@@ -282,6 +271,21 @@ class FederatedTrainer:
             "sampler": repr(self.sampler), "stragglers": repr(self.stragglers) if self.stragglers else None,
         }  # fmt: skip
         log_hyperparameters(self.loggers, {"method": type(self.method).__name__, **flat, **trainer})
+
+    def _run_to_the_end(self) -> None:
+        """Run, and whatever ends it, let callbacks save what is finished and close everything."""
+        with stop_on_signal(self._stop):
+            try:
+                self._run()
+            except BaseException as error:
+                if self.round > max(self.start_round, self._logged):  # a callback failed between the round and its row
+                    self._log(self._current)
+                self._call("on_exception", error)
+                raise
+            finally:
+                self.strategy.teardown()
+                for logger in self.loggers:
+                    logger.finalize("success" if self.round == self.max_rounds else "stopped")
 
     def _run(self) -> None:
         self._announce()
