@@ -33,7 +33,7 @@ from fedlightning.method import field_names
 from fedlightning.methods import method_named, method_names
 from fedlightning.run import Run
 
-__all__ = ["Repeated", "Run", "call_program", "run_program", "run_recipe"]
+__all__ = ["Repeated", "Run", "call_program", "run_program", "run_recipe", "values_of"]
 
 
 def run_recipe(
@@ -95,13 +95,22 @@ def call_program(main: Callable[..., Any], words: Sequence[str]) -> Any:
         ConfigurationError: the command line cannot be.
         SystemExit: it asks for help.
     """
-    flags = of_function(main)
     if wants_help(words):
         summary, name = described(main.__doc__)[0], Path(main.__code__.co_filename).stem
-        print(show_help(name, summary, flags), end="")  # noqa: T201
+        print(show_help(name, summary, of_function(main)), end="")  # noqa: T201
         raise SystemExit(0)
+    return main(**values_of(main, words))
+
+
+def values_of(main: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
+    """The values of all flags of a program.
+
+    Raises:
+        ConfigurationError: the command line cannot be.
+    """
+    flags = of_function(main)
     names = [flag.name for flag in flags]
-    return main(**completed(parse(words, flags, lambda word: no_such_flag(word, names, {})), flags))
+    return completed(parse(words, flags, lambda word: no_such_flag(word, names, {})), flags)
 
 
 @contextmanager

@@ -60,6 +60,11 @@ class Flag:
         return f"--{self.name.replace('_', '-')}"
 
     @property
+    def is_switch(self) -> bool:
+        """Whether it is true where no value follows."""
+        return [kind for kind in members(self.kind) if kind is not type(None)] == [bool]
+
+    @property
     def several(self) -> bool:
         """Whether it takes all words up to the next flag."""
         return self.kind != Repeated and any(typing.get_origin(kind) is list for kind in members(self.kind))
@@ -70,7 +75,7 @@ class Flag:
         Raises:
             ConfigurationError: their number or their kind is another.
         """
-        if not words and self.kind is bool:
+        if not words and self.is_switch:
             return True
         if not words:
             raise ConfigurationError(f"`{self.dashed}` needs a value: {wording(self.kind)}; {self._example()}.")
@@ -93,7 +98,7 @@ class Flag:
             ConfigurationError: it is of another kind.
         """
         try:
-            return fit(value, self.kind)
+            return conform(value, self.kind)
         except ValueError:
             raise self.refused(_text(value)) from None
 
@@ -109,7 +114,8 @@ class Flag:
         if isinstance(default, bool | Required) or default is None or default == []:
             default = _example(self.kind)
         shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-        return f"give {f'e.g. `{self.dashed} {shown}`' if shown else 'one'}, or leave it out"
+        give = f"give e.g. `{self.dashed} {shown}`" if shown else "give another"
+        return give if self.default is REQUIRED else f"{give}, or leave it out"
 
 
 # -- kinds -------------------------------------------------------------------------------------------------------------
@@ -200,7 +206,7 @@ def read(word: str, kind: Any) -> Any:
     raise ValueError(word)
 
 
-def fit(value: Any, kind: Any) -> Any:
+def conform(value: Any, kind: Any) -> Any:
     """The value that YAML has, as one of a kind.
 
     Raises:
@@ -296,7 +302,7 @@ def _read_yaml(word: str, kind: Any) -> Any:
         return value
     if not isinstance(value, (dict, list)):
         raise ValueError(word)
-    return fit(value, kind)
+    return conform(value, kind)
 
 
 _READERS: dict[Any, Callable[[str, Any], Any]] = {
@@ -309,7 +315,7 @@ _READERS: dict[Any, Callable[[str, Any], Any]] = {
 def _fit_list(value: Any, inner: tuple[Any, ...]) -> list[Any]:
     if isinstance(value, dict):
         raise ValueError
-    return [fit(item, inner[0] if inner else Any) for item in value]
+    return [conform(item, inner[0] if inner else Any) for item in value]
 
 
 def _fit_tuple(value: Any, inner: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -317,14 +323,14 @@ def _fit_tuple(value: Any, inner: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(_fit_list(value, inner))
     if isinstance(value, dict) or len(value) != len(inner):
         raise ValueError
-    return tuple(map(fit, value, inner))
+    return tuple(map(conform, value, inner))
 
 
 def _fit_dict(value: Any, inner: tuple[Any, ...]) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise ValueError
     of_key, of_item = inner or (Any, Any)
-    return {fit(key, of_key): fit(item, of_item) for key, item in value.items()}
+    return {conform(key, of_key): conform(item, of_item) for key, item in value.items()}
 
 
 _FITS: dict[Any, Callable[[Any, tuple[Any, ...]], Any]] = {
@@ -383,6 +389,20 @@ def completed(values: dict[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:
     return {flag.name: values.get(flag.name, flag.default) for flag in flags}
 
 
+def as_words(values: Mapping[str, Any], flags: Sequence[Flag]) -> list[str]:
+    """The words that `parse` reads as these values; what is a default is left out."""
+    words: list[str] = []
+    for flag in flags:
+        value = values[flag.name]
+        if value == flag.default:
+            continue
+        if flag.kind == Repeated:
+            words += [part for one in value for part in (flag.dashed, str(one))]
+        else:
+            words += [flag.dashed, *([_text(one) for one in value] if isinstance(value, list) else [_text(value)])]
+    return words
+
+
 def no_such_flag(word: str, known: Collection[str], elsewhere: Mapping[str, Sequence[str]]) -> ConfigurationError:
     """What to say of a flag that there is not.
 
@@ -415,9 +435,9 @@ def show_help(program: str, summary: str, flags: Sequence[Flag]) -> str:
         if flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(flag.group)
         about = f"{flag.help} (type: {shown_kind(flag.kind)}, default: {_text(flag.default)})"
-        shape: dict[str, Any] = {"nargs": "?"} if flag.kind is bool else {"nargs": "+"} if flag.several else {}
-        if flag.kind is bool or _is_literal(flag.kind):
-            shape["choices"] = ["true", "false"] if flag.kind is bool else typing.get_args(flag.kind)
+        shape: dict[str, Any] = {"nargs": "?"} if flag.is_switch else {"nargs": "+"} if flag.several else {}
+        if flag.is_switch or _is_literal(flag.kind):
+            shape["choices"] = ["true", "false"] if flag.is_switch else typing.get_args(flag.kind)
         groups[flag.group].add_argument(flag.dashed, help=about.replace("%", "%%"), **shape)
     return parser.format_help()
 

@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rivals import figure
 from rivals.rows import PACKAGES, ROWS, Row
@@ -35,9 +36,17 @@ from rivals.table import Table
 from rivals.workloads import WORKLOADS, parse_sizes, resized
 
 
+class Parser(argparse.ArgumentParser):
+    """One that ends with one line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and what there is."""
+        self.exit(2, f"{self.prog}: error: {message.rstrip('.')}; `--help` lists what there is.\n")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="benchmark", description="What a round costs, here and elsewhere.")
+    parser = Parser(prog="benchmark", description="What a round costs, here and elsewhere.", allow_abbrev=False)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
         help=f"of {', '.join(WORKLOADS)}; all unless given")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PACKAGES, default=list(PACKAGES), metavar="FRAMEWORK",
@@ -60,7 +69,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     if not figure.can_draw():
-        parser.error('Drawing needs matplotlib, but it cannot be imported; run `pip install -e ".[figures]"`.')
+        parser.exit(
+            2,
+            "benchmark: error: it draws with matplotlib, but that cannot be imported; run `pip install -e "
+            '".[figures]"`.\n',
+        )
     return given
 
 
@@ -143,7 +156,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         pythons = [Interpreter.probe(path) for path in given.python]
     except Failed as error:
-        sys.exit(f"benchmark: error: {error}")
+        print(f"benchmark: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     sizes = given.sizes | ({"rounds": given.rounds} if given.rounds else {})
     table = Table(context(pythons, given.repeat), standard=not given.sizes)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -9,9 +9,7 @@ python recipes/client_optima.py
    each round, M = 1 − (1 − η a)^K and σ_S² = (σ_b² / m) (N − m) / (N − 1), the stationary variance is M σ_S² / (2 − M).
 """
 
-import argparse
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fedlightning import Callback, FedAvg, FederatedTrainer, FedLightningError, FedMethod, Scaffold, SlotStrategy
+from fedlightning import Callback, FedAvg, FederatedTrainer, FedMethod, Scaffold, SlotStrategy
 from fedlightning.callbacks import ClientOptima
 from fedlightning.callbacks.analysis.figures import new_figure, require_matplotlib
+from fedlightning.cli import run_program
 from fedlightning.streams import torch_stream
 from fedlightning.testing import Quadratics
 
@@ -217,33 +216,26 @@ def _draw_floors(axes: "Axes", lower: Sequence[Floor]) -> None:
     axes.legend(fontsize=9)
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="client_optima", description="Two claims of arXiv:2511.00469.")
-    parser.add_argument("--rounds", type=int, default=1000, help="of each run of the second claim")
-    parser.add_argument("--floor-rounds", type=int, default=60, help="of each run of the first claim")
-    parser.add_argument("--seed", type=int, default=0, help="of the quadratics and of who takes part")
-    parser.add_argument("--out", default="recipes/figures", metavar="FOLDER", help="where the figure goes")
-    return parser.parse_args(argv)
+def main(
+    *, rounds: int = 1000, floor_rounds: int = 60, seed: int = 0, out: str = "logs/client_optima"
+) -> tuple[list[Floor], list[Oscillation], list[Path]]:
+    """Two claims of arXiv:2511.00469.
 
-
-def main(argv: Sequence[str]) -> tuple[list[Floor], list[Oscillation], list[Path]]:
-    """Run, print the table, draw the figure."""
-    given = parse(argv)
+    Args:
+        rounds: of each run of the second claim.
+        floor_rounds: of each run of the first claim.
+        seed: of the quadratics and of who takes part.
+        out: the folder of the figure.
+    """
     require_matplotlib("client_optima")
-    lower = [floor for scale in SCALES for floor in floors(scale, given.floor_rounds, given.seed)]
-    later = [oscillation(k, m, given.rounds, given.seed) for k in LOCAL_STEPS for m in PARTICIPANTS]
+    lower = [floor for scale in SCALES for floor in floors(scale, floor_rounds, seed)]
+    later = [oscillation(k, m, rounds, seed) for k in LOCAL_STEPS for m in PARTICIPANTS]
     print(table(lower, later))
-    paths = draw(lower, later, Path(given.out, "client_optima"), given.seed)
+    paths = draw(lower, later, Path(out, "client_optima"), seed)
     print(*paths, sep="\n")
     return lower, later, paths
 
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    try:
-        main(sys.argv[1:])
-    except FedLightningError as error:
-        sys.exit(f"client_optima: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)

@@ -12,7 +12,6 @@ A method's field, lr among them, is swept for the methods that have it; the othe
 partition, and draws accuracy against α and against measured heterogeneity. The tables of the points lie in `<out>/<point>`.
 """
 
-import argparse
 import contextlib
 import csv
 import io
@@ -22,17 +21,18 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 from comparison import figures
 from comparison.board import Board
-from comparison.program import call
 from comparison.settings import Spec, Values, assigned, check_seeds, data_of, require_choice, setting_named, task_of
-from comparison.sweeps import SWEPT, Point, points
+from comparison.sweeps import Point, points
 
 from fedlightning import Callback, Dissimilarity, FedAvg, FederatedTrainer, SlotStrategy
 from fedlightning.callbacks.analysis.figures import require_matplotlib, write_figure
+from fedlightning.cli import Repeated, run_program
 from fedlightning.compare import Comparison, Table
 from fedlightning.compare.diary import check_folder
 from fedlightning.loggers import run_loggers
@@ -52,7 +52,7 @@ class Stop(Callback):
         raise Measured
 
 
-def heterogeneity(comparison: Comparison, point: Point, options: argparse.Namespace, seed: int) -> Values:
+def heterogeneity(comparison: Comparison, point: Point, options: SimpleNamespace, seed: int) -> Values:
     """How much the clients differ: B and the variance of their gradients at the start model, and their mean number of
     classes, exp(−Σ p_c ln p_c) with a client's shares p_c. It is kept beside the runs until their data change."""  # noqa: D209
     name = next(iter(comparison.methods))
@@ -85,7 +85,7 @@ class Sitting:
         options: the command line.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: SimpleNamespace) -> None:
         self.options, self.setting = options, setting_named(options.dataset)
         given = {key: value for key, value in vars(options).items() if key not in NOT_VALUES and value is not None}
         require_choice(options.dataset, given)
@@ -124,7 +124,7 @@ class Sitting:
             lambda seed: task_of(options.dataset, values, seed),
             lambda seed: data_of(options.dataset, values, seed),
             seeds=options.seeds,
-            trainer=lambda **own: FederatedTrainer(strategy=strategy(), **keys, **own),
+            trainer=lambda **own: FederatedTrainer(strategy=strategy(), sampler=self.setting.sampler(), **keys, **own),
             root=self.out / "runs" / point.place,
             target=values["target"],
             last=options.last,
@@ -147,9 +147,9 @@ class Sitting:
             folder = self.out / point.name
             written += [
                 *table.save(folder),
-                *write_figure(figures.curves(table, self._title(point)), folder / "curves"),
+                *write_figure(figures.curves(table, self._title(point), _work(point.values)), folder / "curves"),
             ]
-            print(f"\n{self._title(point)}\n{table}\n", flush=True)
+            print(f"\n{self._title(point)}; a round is {_work(point.values)}\n{table}\n", flush=True)
             rows += self._sweep_rows(point, comparison, table)
         return [*written, *self._sweep(rows, table)] if self.options.sweep else written
 
@@ -204,6 +204,18 @@ class Sitting:
         return paths
 
 
+def _work(values: Values) -> str:
+    """What a round is: the same methods take other curves with other local work."""
+    steps = (
+        f"{values['local_steps']} local steps"
+        if values["local_epochs"] is None
+        else f"{values['local_epochs']} local epochs"
+    )
+    clients = values["clients_per_round"]
+    share = f"{clients:.0%} of the clients" if isinstance(clients, float) else f"{clients} clients"
+    return f"{share} with {steps} of {values['batch_size']} examples"
+
+
 def _cell(row: Values, key: str, scale: int) -> str:
     if key not in ("final", "best"):
         return f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key])
@@ -212,56 +224,68 @@ def _cell(row: Values, key: str, scale: int) -> str:
     return f"{scale * row[key]:.2f}" + ("" if row[f"{key}_std"] is None else f" ± {scale * row[f'{key}_std']:.2f}")
 
 
-def compiling(text: str) -> bool | str:
-    """True, false, auto or trace; on and yes are true, off and no are false."""
-    words = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
-    return words.get(text.lower(), text)
+def main(
+    *,
+    dataset: Literal["cifar10", "cifar100", "fashion_mnist", "mnist", "shakespeare", "synthetic"] = "synthetic",
+    partition: str | None = None,
+    methods: list[str],
+    seeds: list[int] = [0, 1, 2],  # noqa: B006 - it is read alone
+    sweep: Repeated = [],  # noqa: B006
+    rounds: int | None = None,
+    clients_per_round: int | float | None = None,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+    batch_size: int | None = None,
+    model: str | None = None,
+    lr: float | None = None,
+    target: float | None = None,
+    evaluate_every: int | None = None,
+    evaluate_train: bool | None = None,
+    last: int = 1,
+    checkpoint_every: int = 10,
+    data_alpha: float | None = None,
+    data_beta: float | None = None,
+    slots: str = "auto",
+    compile: bool | Literal["auto", "trace"] = "auto",
+    data: Literal["real", "fake"] | None = None,
+    data_dir: str | None = None,
+    out: str | None = None,
+) -> list[Path]:
+    """Methods compared on one data set; what is not given is the data set's own.
 
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="compare", description="Methods compared on one data set.", allow_abbrev=False
-    )
-    add = partial(parser.add_argument, default=None)
-    add("--dataset", default="synthetic", help="cifar10, cifar100, fashion_mnist, mnist, shakespeare or synthetic")
-    add("--partition", help="who owns what, e.g. A0d10C100; see the README")
-    add("--methods", nargs="+", required=True, metavar="METHOD", help='names, with fields: fedavg "fedprox mu=0.01"')
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
-    add("--sweep", action="append", default=[], metavar="NAME=VALUE,VALUE",
-        help="a field of a method, a flag, or alpha of the partition; may be repeated")  # fmt: skip
-    add("--rounds", type=SWEPT["rounds"])
-    add("--clients-per-round", type=SWEPT["clients_per_round"], help="a number, or with a decimal point a fraction")
-    add("--local-steps", type=SWEPT["local_steps"], help="of every client in a round")
-    add("--local-epochs", type=SWEPT["local_epochs"], help="in the place of local steps")
-    add("--batch-size", type=SWEPT["batch_size"])
-    add("--model", help="lenet, cnn, mlp, logistic, resnet18 …")
-    add("--lr", type=float, help="of every method that does not name its own")
-    add("--target", type=float, help="the accuracy that rounds are counted to")
-    add("--evaluate-every", type=int, help="rounds between evaluations")
-    add("--evaluate-train", action="store_true", help="on all training data, too, as adaptivefedprox needs")
-    add("--last", type=int, default=1, help="evaluations whose mean is the final accuracy")
-    add("--checkpoint-every", type=int, default=10, help="rounds between checkpoints")
-    add("--data-alpha", type=SWEPT["data_alpha"], help="α of the synthetic data")
-    add("--data-beta", type=SWEPT["data_beta"], help="β of the synthetic data")
-    add("--slots", default="auto", help="auto, a number, or names such as cpu/0,cpu/1")
-    add("--compile", type=compiling, default="auto", help="true (on), false (off), auto or trace")
-    add("--data", choices=("real", "fake"), help="fake for images made on the spot")
-    add("--data-dir", help="where the data are, or are downloaded to")
-    add("--out", metavar="FOLDER", help="default: logs/compare/<dataset>/<settings>")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> list[Path]:
-    """Compare, and return the tables' and figures' files."""
-    options = parse(argv)
+    Args:
+        dataset: whose data, model and usual numbers.
+        partition: who owns what, e.g. A0d10C100; see the README.
+        methods: names, with fields: fedavg "fedprox mu=0.01".
+        seeds: of the runs of each method.
+        sweep: NAME=VALUE,VALUE with a field of a method, a flag, or alpha of the partition; may be repeated.
+        rounds: rounds in all.
+        clients_per_round: a number of clients, or with a decimal point a fraction of them.
+        local_steps: local steps of every client in a round.
+        local_epochs: passes over a client's data, in the place of local steps.
+        batch_size: examples of a local step.
+        model: lenet, cnn, mlp, logistic, resnet18 …
+        lr: learning rate of every method that does not name its own.
+        target: the accuracy that rounds are counted to.
+        evaluate_every: rounds between evaluations.
+        evaluate_train: evaluate on all training data, too, as adaptivefedprox needs.
+        last: evaluations whose mean is the final accuracy.
+        checkpoint_every: rounds between checkpoints.
+        data_alpha: α of the synthetic data.
+        data_beta: β of the synthetic data.
+        slots: auto, a number, or names such as cpu/0,cpu/1.
+        compile: true (on), false (off), auto or trace.
+        data: real, or fake for images made on the spot.
+        data_dir: where the data are, or are downloaded to.
+        out: the folder of the runs and tables; logs/compare/<dataset>/<settings> unless given.
+    """
+    options = SimpleNamespace(**locals())
     require_matplotlib("compare")
-    sitting = Sitting(options)
-    paths = sitting.run()
+    paths = Sitting(options).run()
     print(*paths, sep="\n")
     return paths
 
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the board is enough
-    call("compare", main)
+    run_program(main, goes_on=True)

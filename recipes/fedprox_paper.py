@@ -10,23 +10,24 @@ python recipes/fedprox_paper.py --figure 2
     figure 12         devices drawn uniformly and averaged by size, or drawn by size and averaged uniformly
 
 Each curve is an ordinary run in `logs/fedprox_paper/<data set>/<curve>`, which TensorBoard shows. One that is finished is
-used again, and one that was stopped goes on. The panels are drawn from the runs' metrics.csv, as PDF and PNG.
+used again, and one that was stopped goes on. The panels are drawn from the runs' metrics.csv, as PDF and PNG. Those of the
+repository were drawn with `--seed 1 --out recipes/figures`.
 """
 
-import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from fedprox.curves import Column, DataMissing, read, reading
 from fedprox.figures import Look, Panel, Sheet, save
 from fedprox.settings import EPOCHS, REAL, SETTINGS, SYNTHETIC, Curve, Options
 
-from fedlightning import ConfigurationError, FedLightningError
+from fedlightning import ConfigurationError
 from fedlightning.callbacks.analysis.figures import require_matplotlib
+from fedlightning.cli import run_program
 
 DROPS = (0.0, 0.5, 0.9)
 METRICS = {
@@ -179,48 +180,46 @@ def gains(columns: Sequence[Column]) -> list[str]:
     return [f"absolute improvement in test accuracy at 90 % stragglers: {line}" for line in lines]
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="fedprox_paper", description="The figures of the FedProx paper.")
-    parser.add_argument("--figure", type=int, choices=FIGURES, required=True, help="its number in the paper")
-    parser.add_argument("--quick", action="store_true", help="the synthetic data sets only")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the start and the batches")
-    parser.add_argument("--slots", default="auto", help="auto, a number, or names such as cpu/0,cpu/1")
-    parser.add_argument("--rounds", type=int, help="in the place of the paper's number")
-    parser.add_argument("--labels", choices=("argmax", "sample"), default="argmax",
-        help="of synthetic (0.5, 0.5) and (1, 1): as the authors' program makes them, or as their files hold them")  # fmt: skip
-    parser.add_argument("--data-dir", default="data", help="the folder of the data sets; nothing is downloaded")
-    parser.add_argument("--out", default="recipes/figures", metavar="FOLDER", help="where the figures go")
-    return parser.parse_args(argv)
+def main(
+    *,
+    figure: Literal[1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12],
+    quick: bool = False,
+    seed: int = 0,
+    slots: str = "auto",
+    rounds: int | None = None,
+    labels: Literal["argmax", "sample"] = "argmax",
+    data_dir: str = "data",
+    out: str = "logs/fedprox_paper",
+) -> list[Path]:
+    """The figures of the FedProx paper: run the curves that are missing, and draw one.
 
-
-def main(argv: Sequence[str]) -> list[Path]:
-    """Run the curves that are missing, draw the figure and return its files."""
-    given = parse(argv)
+    Args:
+        figure: its number in the paper.
+        quick: the synthetic data sets only.
+        seed: of the data, the start and the batches.
+        slots: auto, a number, or names such as cpu/0,cpu/1.
+        rounds: in the place of the paper's number.
+        labels: of synthetic (0.5, 0.5) and (1, 1): argmax as the authors' program makes them, or sample as their files hold them.
+        data_dir: the folder of the data sets; nothing is downloaded.
+        out: the folder of the figures.
+    """
     require_matplotlib("fedprox_paper")
-    plan = FIGURES[given.figure]
-    datasets = [dataset for dataset in plan.columns if dataset in SYNTHETIC or not given.quick]
-    options = Options(given.seed, given.slots, given.data_dir, given.rounds, given.labels)
-    columns = completed(plan, datasets, options)
+    plan = FIGURES[figure]
+    datasets = [dataset for dataset in plan.columns if dataset in SYNTHETIC or not quick]
+    columns = completed(plan, datasets, Options(seed, slots, data_dir, rounds, labels))
     if not columns:
         raise ConfigurationError(
-            f"Figure {given.figure} must have at least one data set, but none is left of {', '.join(plan.columns)}; "
+            f"Figure {figure} must have at least one data set, but none is left of {', '.join(plan.columns)}; "
             f"{'leave `--quick` out' if not datasets else 'put the files there, or name their folder by `--data-dir`'}."
         )
     if plan is FIGURES[1]:
         print(*gains(columns), sep="\n")
-    name = f"fedprox_figure{given.figure}" + "_quick" * (len(datasets) < len(plan.columns))
-    paths = save(arranged(plan, columns), Path(given.out, name))
+    name = f"fedprox_figure{figure}" + "_quick" * (len(datasets) < len(plan.columns))
+    paths = save(arranged(plan, columns), Path(out, name))
     print(*paths, sep="\n")
     return paths
 
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # one line for each curve is enough
-    try:
-        main(sys.argv[1:])
-    except FedLightningError as error:
-        sys.exit(f"fedprox_paper: error: {error}")
-    except KeyboardInterrupt:
-        print("fedprox_paper: stopped; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
+    run_program(main, goes_on=True)

@@ -8,11 +8,11 @@ without the first. TFLOP/s count the model's products and convolutions, forward 
 trained on, and are set against a product of large matrices in the same precision, measured on the same card.
 """
 
-import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,12 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedlightning import (
     Callback,
     Classification,
+    ConfigurationError,
     FedAvg,
     FederatedTrainer,
     SlotStrategy,
     interpreter,
 )
 from fedlightning.callback import CohortResult
+from fedlightning.cli import run_program
 from fedlightning.data import CIFAR100, FakeImages
 from fedlightning.data.vision import ImageData
 from fedlightning.models import build_model
@@ -57,7 +59,7 @@ class Clock(Callback):
         trainer.should_stop = len(self.seconds) > 1 and sum(self.seconds) > self.limit
 
 
-def images(options: argparse.Namespace) -> ImageData:
+def made(options: SimpleNamespace) -> ImageData:
     """CIFAR-100, or images made on the spot; the same for all rows."""
     batching = {"batch_size": options.batch_size, "steps": options.local_steps, "augment": True}
     if (Path(options.data_dir) / "cifar-100-python").is_dir():
@@ -92,7 +94,7 @@ def ceiling(device: torch.device, precision: str) -> float:
     return 2 * size**3 / statistics.median(times) / 1e12
 
 
-def row(options: argparse.Namespace, data: ImageData, model: str, slots: int, cohort: int, graphs: bool) -> Clock:
+def row(options: SimpleNamespace, data: ImageData, model: str, slots: int, cohort: int, graphs: bool) -> Clock:
     """A few rounds of one setting."""
     clock = Clock(data, options.limit)
     names = [f"{options.device}/{i}" for i in range(slots)]
@@ -105,43 +107,76 @@ def row(options: argparse.Namespace, data: ImageData, model: str, slots: int, co
     return clock
 
 
-def parse() -> argparse.Namespace:
-    """The flags."""
-    parser = argparse.ArgumentParser(description="Clients per second and TFLOP/s on a GPU.")
-    parser.add_argument("--device", default="cuda:0", help="cuda:0, or cpu for trying it out, without graphs")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each row after the first")
-    parser.add_argument("--models", default="resnet18,lenet", help="with commas")
-    parser.add_argument("--slots", default="1,2,4,8,16", help="numbers of slots, with commas")
-    parser.add_argument("--cohorts", default="10,50", help="cohorts on one slot, with commas")
-    parser.add_argument("--precision", default="bf16-mixed", help="32-true, tf32 or bf16-mixed")
-    parser.add_argument("--participants", type=int, default=50, help="clients a round")
-    parser.add_argument("--local-steps", type=int, default=10, help="of each client")
-    parser.add_argument("--batch-size", type=int, default=50, help="images of a local step")
-    parser.add_argument("--images", type=int, default=50_000, help="made-up images, where CIFAR-100 is not there")
-    parser.add_argument("--data-dir", default="data", help="where CIFAR-100 is")
-    parser.add_argument("--limit", type=float, default=12.0, help="seconds after which a row ends, after a round")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no row begins after so many")
-    return parser.parse_args()
+def check(options: SimpleNamespace) -> None:
+    """Check the flags before data are made.
 
-
-def main() -> None:
-    """Run every row and print the table as it grows."""
-    options = parse()
+    Raises:
+        ConfigurationError: a number is below 1, or there is no such GPU.
+    """
+    numbers = {key: value for key, value in vars(options).items() if isinstance(value, int)}
+    numbers |= {key: min(value) for key, value in vars(options).items() if isinstance(value, list) and key != "models"}
+    for key, value in numbers.items():
+        if value < 1:
+            flag = f"--{key.replace('_', '-')}"
+            raise ConfigurationError(f"`{flag}` must be at least 1, but is {value}; raise it, or leave it out.")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("There is no GPU here: `--device cpu --rounds 1` tries the table out on the CPU.")
-        sys.exit(2)
+        raise ConfigurationError(
+            f"`--device` must be there, but is {options.device!r}, and there is no GPU here; `--device cpu --rounds 1` tries "
+            "the table out on the CPU."
+        )
+
+
+def main(
+    *,
+    device: str = "cuda:0",
+    rounds: int = 5,
+    models: list[str] = ["resnet18", "lenet"],  # noqa: B006 - it is read alone
+    slots: list[int] = [1, 2, 4, 8, 16],  # noqa: B006
+    cohorts: list[int] = [10, 50],  # noqa: B006
+    precision: Literal["32-true", "tf32", "bf16-mixed"] = "bf16-mixed",
+    participants: int = 50,
+    local_steps: int = 10,
+    batch_size: int = 50,
+    images: int = 50_000,
+    data_dir: str = "data",
+    limit: float = 12.0,
+    minutes: float = 8.5,
+) -> None:
+    """Clients per second and TFLOP/s on a GPU: run every row and print the table as it grows.
+
+    Args:
+        device: cuda:0, or cpu for trying it out, without graphs.
+        rounds: rounds of each row after the first.
+        models: by name.
+        slots: numbers of slots.
+        cohorts: sizes of cohorts on one slot.
+        precision: 32-true, tf32 or bf16-mixed.
+        participants: clients a round.
+        local_steps: of each client.
+        batch_size: images of a local step.
+        images: made-up images, where CIFAR-100 is not there.
+        data_dir: where CIFAR-100 is.
+        limit: seconds after which a row ends, after a round.
+        minutes: no row begins after so many.
+    """
+    options = SimpleNamespace(**locals())
+    check(options)
+    measure(options)
+
+
+def measure(options: SimpleNamespace) -> None:
+    """Run every row and print the table as it grows."""
     device, began = torch.device(options.device), time.perf_counter()
-    data = images(options)
+    data = made(options)
     data.setup()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}; {interpreter.description()}; torch {torch.__version__}; {data.name}; {options.precision}")
     best = ceiling(device, options.precision)
     print(f"A product of large matrices runs at {best:.3g} TFLOP/s.")
-    slots, cohorts = ([int(n) for n in text.split(",") if n] for text in (options.slots, options.cohorts))
-    settings = [(count, 1) for count in slots] + [(1, size) for size in cohorts]
+    settings = [(count, 1) for count in options.slots] + [(1, size) for size in options.cohorts]
     graphs = (False, True) if device.type == "cuda" else (False,)
     print(f"{'model':10} slots cohort graphs  s/round  clients/s  TFLOP/s  of the card's")
-    for model in options.models.split(","):
+    for model in options.models:
         each = flops(model, options.batch_size)
         for count, size in settings:
             for captured in graphs:
@@ -160,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

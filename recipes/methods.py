@@ -8,7 +8,6 @@ again, so a comparison that was stopped goes on where it was, and more methods o
 with table.md and table.csv.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -20,9 +19,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
-from comparison.program import call
 from comparison.settings import build_method, check_seeds, number
 from torch import nn
 
@@ -35,14 +34,15 @@ from fedlightning import (
     FederatedTrainer,
     SlotStrategy,
 )
+from fedlightning.cli import Repeated, run_program
 from fedlightning.compare.diary import check_folder
 from fedlightning.data import FashionMNIST, Synthetic
 from fedlightning.errors import nearest
+from fedlightning.flags import as_words, of_function
 from fedlightning.method import field_names, hyperparameters
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression, build_model
 
-METHODS = "fedavg fedavgm deltasgd dualprox fedexp fedgm fedinit fedlesam fednar fedprox scaffold scaffnew fedadam"
 LAST = 4
 """Evaluations whose mean is the final accuracy: with few of the clients a round, a single one says little."""
 
@@ -159,7 +159,7 @@ class Comparison:
         options: the command line.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: SimpleNamespace) -> None:
         self.options, self.setting = options, SETTINGS[options.dataset]
         self.clients = self.setting.clients if options.clients is None else options.clients
         self.data = cache(lambda seed: self.setting.data(seed, options.data_dir))
@@ -168,11 +168,11 @@ class Comparison:
         """Check the command line, and build every method at every point of its grid, without a run.
 
         Raises:
-            ConfigurationError: a list is empty, a number is too small, a method is not known or has not a field, a field
+            ConfigurationError: a number is too small, a method is not known or has not a field, a field
                 is outside its interval, or the folder cannot be written.
         """
         options = self.options
-        check_lists(options)
+        check_seeds(options.seeds)
         for flag in ("clients", "rounds", "tune_rounds", "evaluate_every"):
             if (value := getattr(options, flag)) is not None and value < 1:
                 shown = f"--{flag.replace('_', '-')}"
@@ -254,9 +254,9 @@ class Comparison:
             "tuned": ", ".join(f"{key} {value}" for key, value in tuned.items()),
             "grid": "; ".join(f"{key} {', '.join(map(str, few))}" for key, few in grid.items() if len(few) > 1),
             "final": statistics.mean(final),
-            "final_std": statistics.stdev(final) if len(final) > 1 else 0.0,
+            "final_std": statistics.stdev(final) if len(final) > 1 else "",
             "best": statistics.mean(best),
-            "best_std": statistics.stdev(best) if len(best) > 1 else 0.0,
+            "best_std": statistics.stdev(best) if len(best) > 1 else "",
             "rounds_to_target": statistics.mean(reached) if reached else "",
             "seeds_at_target": len(reached),
             "seeds": len(results),
@@ -265,19 +265,22 @@ class Comparison:
         }
 
 
-def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: argparse.Namespace, command: str) -> str:
+def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: SimpleNamespace, command: str) -> str:
     """The rows as a table, and what they are."""
     clients = setting.clients if options.clients is None else options.clients
+    several = len(options.seeds) > 1
+    evaluated = {0, *range(0, options.rounds + 1, options.evaluate_every), options.rounds}
+    mean = min(LAST, len(evaluated))
     lines = [
         f"{setting.description}; {clients} clients a round, {options.rounds} rounds, seeds {options.seeds}. Accuracy in",
-        f"percent, mean ± deviation over the seeds; final is the mean of the last {LAST} evaluations. Tuned on seed",
-        f"{options.seeds[0]} in {options.tune_rounds} rounds. Made by",
+        f"percent{', mean ± deviation over the seeds' * several}; final is the mean of the last {mean} evaluations. Tuned",
+        f"on seed {options.seeds[0]} in {options.tune_rounds} rounds. Made by",
         f"\n    {command}\n",
         f"| method | tuned | from | final | best | rounds to {100 * setting.target:g} | seconds a run |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        final, best = (f"{100 * row[key]:.2f} ± {100 * row[f'{key}_std']:.2f}" for key in ("final", "best"))
+        final, best = (_percent(row[key], row[f"{key}_std"]) for key in ("final", "best"))
         final = f"diverged on {row['diverged']} of {row['seeds']} seeds" if row["diverged"] else final
         missed = row["seeds"] - row["seeds_at_target"]
         rounds = f"{row['rounds_to_target']:.0f}" if row["seeds_at_target"] else ""
@@ -285,6 +288,11 @@ def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: argparse
         cells = (row["method"], row["tuned"], row["grid"], final, best, rounds.strip(), f"{row['seconds']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _percent(mean: float, deviation: float | str) -> str:
+    """An accuracy with its deviation over the seeds; a single seed has none."""
+    return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if isinstance(deviation, float) else "")
 
 
 def write(path: Path, text: str) -> None:
@@ -295,87 +303,79 @@ def write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def words(text: str) -> list[str]:
-    """The words of a list with commas."""
-    return text.replace(",", " ").split()
-
-
-def numbers(text: str) -> list[int]:
-    """The numbers of a list with commas."""
-    return [int(word) for word in words(text)]
-
-
-def rates(text: str) -> tuple[float, ...]:
-    """The learning rates of a list with commas."""
-    return tuple(float(word) for word in words(text))
-
-
 def assignment(text: str) -> tuple[str, Any]:
     """A hyperparameter and its value, from "clip_norm=10".
 
     Raises:
-        ArgumentTypeError: one of them is missing.
+        ConfigurationError: one of them is missing.
     """
     name, _, value = text.partition("=")
     if not name or not value:
-        raise argparse.ArgumentTypeError(f"must be like clip_norm=10, but is {text!r}; give a name and a value.")
+        raise ConfigurationError(f"`--set` must be like clip_norm=10, but is {text!r}; give a name and a value.")
     return name, number(value)
 
 
-def check_lists(options: argparse.Namespace) -> None:
-    """Check the flags that are lists.
+def main(
+    *,
+    dataset: Literal["fashion_mnist", "synthetic"] = "fashion_mnist",
+    methods: list[str] = [  # noqa: B006 - it is read alone
+        "fedavg",
+        "fedavgm",
+        "deltasgd",
+        "dualprox",
+        "fedexp",
+        "fedgm",
+        "fedinit",
+        "fedlesam",
+        "fednar",
+        "fedprox",
+        "scaffold",
+        "scaffnew",
+        "fedadam",
+    ],
+    clients: int | None = None,
+    lr: list[float] | None = None,
+    set: Repeated = [],  # noqa: B006
+    rounds: int = 60,
+    tune_rounds: int = 20,
+    evaluate_every: int = 5,
+    seeds: list[int] = [0, 1, 2],  # noqa: B006
+    data_dir: str = "data",
+    out: str,
+    slots: str = "auto",
+) -> None:
+    """Methods compared on one task: learning rates tuned on one seed, accuracies over several.
 
-    Raises:
-        ConfigurationError: one is empty, or the seeds are none.
-    """
-    for flag in ("methods", "lr"):
-        if (value := getattr(options, flag)) is not None and not value:
-            raise ConfigurationError(
-                f"`--{flag}` must hold at least one value, but is empty; give one, or leave it out."
-            )
-    check_seeds(options.seeds)
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="methods", description="Methods compared on one task.")
-    parser.add_argument("--dataset", choices=sorted(SETTINGS), default="fashion_mnist")
-    parser.add_argument("--methods", type=words, default=words(METHODS), help="names, with commas; default: thirteen")
-    parser.add_argument("--clients", type=int, default=None, help="how many take part in a round; default: ten")
-    parser.add_argument("--lr", type=rates, default=None, help="learning rates to try, in the place of the grid's")
-    parser.add_argument("--set", type=assignment, action="append", default=[], metavar="NAME=VALUE",
-        help="a hyperparameter of all methods, e.g. clip_norm=10")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=60, help="rounds of the runs that count")
-    parser.add_argument(
-        "--tune-rounds", type=int, default=20, help="rounds of the runs that choose a point of the grid"
-    )
-    parser.add_argument("--evaluate-every", type=int, default=5, help="rounds between evaluations")
-    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="with commas; the first one tunes")
-    parser.add_argument("--data-dir", default="data", help="where Fashion-MNIST is, or is downloaded to")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="of the runs and the table")
-    parser.add_argument("--slots", default="auto", help="auto, a number, or names such as cpu/0,cpu/1")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Run what has not been run, and write the table.
-
-    Raises:
-        ConfigurationError: the command line asks for what cannot be.
-    """
-    options = parse(argv)
+    Args:
+        dataset: the task.
+        methods: names.
+        clients: how many take part in a round; ten unless given.
+        lr: learning rates to try, in the place of the grid's.
+        set: NAME=VALUE, a hyperparameter of all methods, e.g. clip_norm=10; may be repeated.
+        rounds: rounds of the runs that count.
+        tune_rounds: rounds of the runs that choose a point of the grid.
+        evaluate_every: rounds between evaluations.
+        seeds: of the runs of each method; the first one tunes.
+        data_dir: where Fashion-MNIST is, or is downloaded to.
+        out: the folder of the runs and the table.
+        slots: auto, a number, or names such as cpu/0,cpu/1.
+    """  # fmt: skip
+    values = dict(locals())
+    options = SimpleNamespace(**values)
+    options.set = [assignment(text) for text in set]
     comparison = Comparison(options)
     comparison.check()
-    rows = [comparison.row(name) for name in options.methods]
-    table = markdown(rows, comparison.setting, options, f"python recipes/methods.py {shlex.join(argv)}")
+    rows = [comparison.row(name) for name in methods]
+    command = shlex.join(["python", "recipes/methods.py", *as_words(values, of_function(main))])
+    table = markdown(rows, comparison.setting, options, command)
     lines = io.StringIO()
     writer = csv.DictWriter(lines, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write(Path(options.out, "table.csv"), lines.getvalue())
-    write(Path(options.out, "table.md"), table)
+    write(Path(out, "table.csv"), lines.getvalue())
+    write(Path(out, "table.md"), table)
     print(table)
 
 
 if __name__ == "__main__":
-    call("methods", main)
+    run_program(main, goes_on=True)

@@ -450,6 +450,8 @@ def test_failures_are_noted_and_what_was_measured_is_kept(
         (["--sizes", "lr=3"], "not 'lr'"),
         (["--workloads", "mnist"], "invalid choice"),
         (["--only", "tff"], "invalid choice"),
+        (["--repeat", "many"], "invalid int value"),
+        (["--wrong"], "unrecognized arguments: --wrong"),
     ],
 )
 def test_wrong_flags_are_refused(
@@ -457,7 +459,10 @@ def test_wrong_flags_are_refused(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         benchmark.parse(arguments)
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmark: error: ")
+    assert message in line
+    assert line.endswith("; `--help` lists what there is.")
 
 
 def test_without_matplotlib_nothing_is_measured(

@@ -11,7 +11,20 @@ from recipe_runner import RECIPES, load
 from fedlightning.configs import Methods
 from fedlightning.early import Sources, read_program, refuse_mistakes
 from fedlightning.errors import ConfigurationError
-from fedlightning.flags import REQUIRED, Flag, Repeated, described, fit, of_dataclass, of_function, parse, read, wording
+from fedlightning.flags import (
+    REQUIRED,
+    Flag,
+    Repeated,
+    as_words,
+    completed,
+    conform,
+    described,
+    of_dataclass,
+    of_function,
+    parse,
+    read,
+    wording,
+)
 from fedlightning.methods import method_named, method_names
 
 COMPILE = bool | Literal["auto", "trace"]
@@ -75,7 +88,7 @@ def test_a_kind_in_plain_english(kind: Any, text: str) -> None:
     ],
 )  # fmt: skip
 def test_yamls_values_are_taken(value: Any, kind: Any, result: Any) -> None:
-    assert fit(value, kind) == result
+    assert conform(value, kind) == result
 
 
 @pytest.mark.parametrize(
@@ -117,6 +130,12 @@ def test_a_command_line_with_too_few_or_too_many_words_is_refused(words: str, me
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("words", ["--seeds 0 1 --on true --sweep a=1,2 --sweep b=3 --mu -1.5", "", "--seeds 3"])
+def test_values_are_written_as_they_are_read(words: str) -> None:
+    values = completed(parse(words.split(), FLAGS, AssertionError), FLAGS)  # type: ignore[arg-type]
+    assert as_words(values, FLAGS) == words.split()
+
+
 def test_a_docstring_is_read() -> None:
     text = """What it is.
 
@@ -139,12 +158,21 @@ def programs() -> list[str]:
 
 
 @pytest.mark.parametrize("name", programs())
-def test_a_recipes_source_says_what_its_function_does(name: str) -> None:
+def test_a_recipes_source_says_what_its_function_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])  # of the folders beside the programs
     program = read_program(RECIPES / f"{name}.py")
     assert program
     main = load(name).main
     assert list(program.flags) == of_function(main, ("method", "run"))
     assert program.summary == described(main.__doc__)[0]
+
+
+@pytest.mark.parametrize("name", programs())
+def test_no_program_writes_to_the_repository_by_default(name: str) -> None:
+    program = read_program(RECIPES / f"{name}.py")
+    assert program
+    defaults = {flag.name: flag.default for flag in program.flags}
+    assert str(defaults.get("out", "logs")).split("/")[0] in ("logs", "None", str(REQUIRED))
 
 
 def test_the_sources_of_the_methods_say_what_their_classes_do() -> None:

@@ -35,6 +35,7 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning import strategy as strategy_module
+from fedlightning.cli import call_program
 from fedlightning.data import FakeImages
 from fedlightning.data.stragglers import Work
 from fedlightning.engine import bill, cohort, slots
@@ -593,18 +594,18 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     small = (
         "--rounds 1 --models lenet --slots 1,2 --cohorts 2 --participants 2 --local-steps 1 --batch-size 2 --images 200"
     )
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
-    load("gpu").main()
+    call_program(load("gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines[-3:]] == [
         ["lenet", "1", "1", "off"], ["lenet", "2", "1", "off"], ["lenet", "1", "2", "off"],
     ]  # fmt: skip
     assert all(float(line.split()[4]) > 0 and line.endswith("%") for line in lines[-3:])
-    monkeypatch.setattr("sys.argv", ["gpu.py"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="2"):
-        load("gpu").main()
-    assert capsys.readouterr().out.startswith("There is no GPU here")
+    with pytest.raises(ConfigurationError, match="there is no GPU here; `--device cpu --rounds 1` tries the table out"):
+        call_program(load("gpu").main, [])
+    for words, flag in (("--rounds 0", "--rounds"), ("--slots 1,0", "--slots"), ("--images -1", "--images")):
+        with pytest.raises(ConfigurationError, match=f"`{flag}` must be at least 1, but is "):
+            call_program(load("gpu").main, ["--device", "cpu", *words.split()])
 
 
 def test_the_recipe_counts_a_models_operations() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from recipe_runner import load
 
-from fedlightning.cli import run_recipe
+from fedlightning.cli import call_program, run_recipe
 from fedlightning.testing import Quadratics
 
 PICTURES = ["angles", "landscape", "optima", "partition"]
@@ -106,7 +106,9 @@ def test_the_table_and_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module = load("client_optima")
     assert issubclass(module.Quadratics, Quadratics)
     monkeypatch.setattr(module, "SCALES", (0.0, 1.0))
-    lower, later, paths = module.main(["--rounds", "4", "--floor-rounds", "3", "--out", str(tmp_path / "figures")])
+    lower, later, paths = call_program(
+        module.main, ["--rounds", "4", "--floor-rounds", "3", "--out", str(tmp_path / "figures")]
+    )
     assert [path.name for path in paths] == ["client_optima.pdf", "client_optima.png"]
     assert [path.read_bytes()[:4] for path in paths] == [b"%PDF", b"\x89PNG"]
     printed = capsys.readouterr().out

@@ -10,16 +10,18 @@ import runpy
 import signal
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from recipe_runner import RECIPES
+from recipe_runner import RECIPES, load
 from rich.console import Console
 
 from fedlightning import Classification, ConfigurationError, Dissimilarity, FedAvg, FederatedTrainer
+from fedlightning.cli import call_program, run_recipe, values_of
 from fedlightning.compare import Outcome, Table
 from fedlightning.data import FakeImages
+from fedlightning.early import read_program
 from fedlightning.loggers import run_loggers
 from fedlightning.models import build_model
 
@@ -52,6 +54,10 @@ def figures(recipe: ModuleType) -> ModuleType:
     return importlib.import_module("comparison.figures")
 
 
+def options(recipe: ModuleType, *words: str) -> SimpleNamespace:
+    return SimpleNamespace(**values_of(recipe.main, words))
+
+
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -64,7 +70,9 @@ def without_seconds(path: Path) -> list[dict[str, str]]:
 # -- a comparison --------------------------------------------------------------------------------------------------
 def test_what_a_comparison_leaves(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["fedavg", "fedadam server_lr=0.05", "fedavg"]
-    paths = recipe.main(["--methods", *methods, "--seeds", "0", "3", *TINY, "--target", "0.01", "--out", "o"])
+    paths = call_program(
+        recipe.main, ["--methods", *methods, "--seeds", "0", "3", *TINY, "--target", "0.01", "--out", "o"]
+    )
     assert [str(path) for path in paths] == [
         f"o/{n}" for n in ("table.txt", "table.csv", "table.md", "curves.pdf", "curves.png")
     ]
@@ -76,18 +84,18 @@ def test_what_a_comparison_leaves(recipe: ModuleType, tmp_path: Path, capsys: py
         assert [len(log) for log in logs] == [3, 3]
         assert float(row["final"]) == pytest.approx(sum(float(log[-1]["val/accuracy"]) for log in logs) / 2, abs=1e-15)
     hyperparameters = json.loads(Path("o/runs/fedadam_server_lr=0.05/seed_0/run.json").read_text())["run"]
-    assert (hyperparameters["method/server_lr"], hyperparameters["method/lr"]) == (0.05, 0.1)
+    assert (hyperparameters["method/server_lr"], hyperparameters["method/lr"]) == (0.05, 0.01)
     shown = capsys.readouterr().out
     assert Path("o/table.txt").read_text() in shown
     assert shown.count("2 rounds") == 6
     before = without_seconds(Path("o/table.csv"))
-    recipe.main(["--methods", *methods, "--seeds", "0", "3", *TINY, "--target", "0.01", "--out", "o"])
+    call_program(recipe.main, ["--methods", *methods, "--seeds", "0", "3", *TINY, "--target", "0.01", "--out", "o"])
     assert without_seconds(Path("o/table.csv")) == before
 
 
 def test_a_program_that_was_stopped_goes_on(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--methods", "fedavg", "scaffold", "--seeds", "0", "1", *TINY, "--rounds", "4"]
-    recipe.main([*command, "--out", "whole"])
+    call_program(recipe.main, [*command, "--out", "whole"])
     follow = importlib.import_module("comparison.board")._Follow
     usual = follow.on_evaluation_end
 
@@ -99,9 +107,9 @@ def test_a_program_that_was_stopped_goes_on(recipe: ModuleType, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(follow, "on_evaluation_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            recipe.main([*command, "--out", "cut", "--checkpoint-every", "2"])
+            call_program(recipe.main, [*command, "--out", "cut", "--checkpoint-every", "2"])
     assert not Path("cut/table.csv").exists()
-    recipe.main([*command, "--out", "cut", "--checkpoint-every", "2"])
+    call_program(recipe.main, [*command, "--out", "cut", "--checkpoint-every", "2"])
     assert without_seconds(Path("cut/table.csv")) == without_seconds(Path("whole/table.csv"))
     pieces = json.loads(Path("cut/runs/scaffold/seed_0/run.json").read_text())["pieces"]
     assert [piece["from"] for piece in pieces] == [0, 2]
@@ -109,7 +117,7 @@ def test_a_program_that_was_stopped_goes_on(recipe: ModuleType, monkeypatch: pyt
 
 def test_the_folder_names_the_settings(recipe: ModuleType) -> None:
     def folder(*more: str) -> str:
-        return str(recipe.Sitting(recipe.parse(["--methods", "fedavg", *more])).out)
+        return str(recipe.Sitting(options(recipe, "--methods", "fedavg", *more)).out)
 
     assert folder() == "logs/compare/synthetic/logistic_1_1_T50_m10_K20_B10"
     assert folder(*FAKE) == "logs/compare/fashion_mnist/fake_A0d10C20_logistic_T2_m3_K2_B32"
@@ -117,6 +125,27 @@ def test_the_folder_names_the_settings(recipe: ModuleType) -> None:
     assert folder("--clients-per-round", "0.5", "--lr", "0.3", "--data-beta", "0.5").endswith(
         "logistic_1_0.5_T50_m0.5_K20_B10_lr0.3"
     )
+
+
+def test_synthetic_is_that_of_its_own_recipe(recipe: ModuleType) -> None:
+    """The same learning rate, and the same clients in each round."""
+    work = ["--rounds", "2", "--local-steps", "5"]
+    call_program(recipe.main, ["--methods", "fedavg", "--seeds", "0", *work, "--out", "o"])
+    run_recipe(
+        load("synthetic").main,
+        argv=[*work, "--compile", "false"],
+        lr=read_program(RECIPES / "synthetic.py").defaults["lr"],
+    )  # type: ignore[union-attr]
+    own = read(Path("logs/synthetic/synthetic_1_1/fedavg/version_0/metrics.csv"))
+    compared = read(Path("o/runs/fedavg/seed_0/metrics.csv"))
+    for name in ("train/loss", "val/loss", "val/accuracy"):
+        assert [row[name] for row in compared] == [row[name] for row in own]
+
+
+def test_the_figure_and_the_table_say_what_a_round_is(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--methods", "fedavg", "--seeds", "0", *TINY, "--clients-per-round", "0.1", "--out", "o"]
+    call_program(recipe.main, words)
+    assert "a round is 10% of the clients with 2 local steps of 10 examples\n" in capsys.readouterr().out
 
 
 def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
@@ -137,21 +166,30 @@ def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
         (["--methods", "fedprox muu=1"], "Did you mean 'mu'"),
         (["--methods", "fedprox mu"], "Did you mean 'mu'"),
         (["--methods", "fedprox mu=-1"], r"`mu` of FedProx must be in \[0, inf\)"),
-        (["--methods", "fedprox mu=much"], "`mu` of FedProx must be of type float, but is 'much'"),
-        (["--methods", "fedprox mu=null"], r"`mu` of FedProx must be in \[0, inf\), but is None"),
-        (["--methods", "scaffnew allow_partial=null"], "`allow_partial` of Scaffnew must have a value, but is None"),
-        (["--methods", "fedprox", "--sweep", "mu=null"], r"`mu` of FedProx must be in \[0, inf\), but is None"),
+        (["--methods", "fedprox mu=much"], "`mu` of FedProx must be a number, but is 'much'"),
+        (["--methods", "fedprox mu=null"], "`mu` of FedProx must be a number, but is None"),
+        (
+            ["--methods", "scaffnew allow_partial=null"],
+            "`allow_partial` of Scaffnew must be true or false, but is None",
+        ),
+        (["--methods", "fedprox", "--sweep", "mu=null"], "`mu` of FedProx must be a number, but is None"),
         (["--methods", "fedprox mu="], "'mu' is no field of fedprox with a value"),
-        (["--methods", "fedprox mu=["], r"`mu` of FedProx must be of type float, but is '\['"),
-        (["--methods", "fedgm stages=5"], "`stages` of FedGM must be of type tuple"),
-        (["--methods", ""], "must be the name of a method, but is ''"),
-        (["--methods", "fedavg", "--dataset", "cifar"], "Did you mean 'cifar10"),
+        (["--methods", "fedprox mu=["], r"`mu` of FedProx must be a number, but is '\['"),
+        (["--methods", "fedgm stages=5"], "`stages` of FedGM must be a tuple"),
+        (["--methods", ""], "`--methods` must be words, but is ''; give another"),
+        ([], "`--methods` must be given: words"),
+        (
+            ["--methods", "fedavg", "--seeds", "a"],
+            "`--seeds` must be whole numbers, but is 'a'; give e.g. `--seeds 0 1 2`",
+        ),
+        (["--methods", "fedavg", "--sed", "1"], "there is no flag --sed here; did you mean --seeds"),
+        (["--methods", "fedavg", "--dataset", "cifar"], "did you mean `--dataset cifar10`"),
         (["--methods", "fedavg", "--rounds", "0"], "`max_rounds`"),
         (["--methods", "fedavg", "--clients-per-round", "31"], "`clients_per_round` must be in 1…30"),
         (["--methods", "fedavg", "--batch-size", "0"], "`batch_size`"),
         (["--methods", "fedavg", "--local-epochs", "2"], "Either `epochs` or `steps`"),
         (["--methods", "fedavg", "--slots", "moon/0"], "moon"),
-        (["--methods", "fedavg", "--compile", "maybe"], "`compile`"),
+        (["--methods", "fedavg", "--compile", "maybe"], "`--compile` must be true, false, "),
         (["--methods", "fedavg", "--seeds", "1", "1"], "none twice"),
         (["--methods", "fedavg", "--seeds", "0", "-1"], r"`--seeds` must hold numbers from 0 .* but is \[0, -1\]"),
         (["--methods", "fedavg", "--partition", "A0d10C10"], "synthetic has none"),
@@ -197,7 +235,7 @@ def test_mistakes_are_refused_before_anything_runs(
     recipe: ModuleType, tmp_path: Path, flags: list[str], words: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        recipe.main([*TINY, *flags])
+        call_program(recipe.main, [*TINY, *flags])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,7 +246,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("mine")
     with pytest.raises(ConfigurationError, match=r"`--out` must be a folder that can be written.*Not a directory"):
-        recipe.main([*TINY, "--methods", "fedavg", *flags])
+        call_program(recipe.main, [*TINY, "--methods", "fedavg", *flags])
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
@@ -217,7 +255,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(
     [("on", True), ("True", True), ("off", False), ("false", False), ("auto", "auto"), ("trace", "trace")],
 )
 def test_compile_is_typed_as_in_the_recipes(recipe: ModuleType, text: str, value: bool | str) -> None:
-    assert recipe.parse(["--methods", "fedavg", "--compile", text]).compile is value
+    assert options(recipe, "--methods", "fedavg", "--compile", text).compile is value
 
 
 @pytest.mark.parametrize(
@@ -275,7 +313,7 @@ def test_a_sweep_runs_each_run_once(recipe: ModuleType, figures: ModuleType, mon
     monkeypatch.setattr(
         recipe, "write_figure", lambda figure, stem: sheets.append((stem, figure)) or write(figure, stem)
     )
-    recipe.main([*command, *sweep])
+    call_program(recipe.main, [*command, *sweep])
     runs = sorted(str(path.relative_to("o/runs")) for path in Path("o/runs").glob("*/*/*"))
     assert runs == [
         f"alpha={alpha}_batch_size=8/{method}/seed_0"
@@ -311,7 +349,7 @@ def test_heterogeneity_is_what_the_run_itself_would_measure(
     recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["--methods", "fedavg", "--seeds", "0", "4", *FAKE, "--sweep", "alpha=0.1", "--out", "o"]
-    recipe.main(command)
+    call_program(recipe.main, command)
     (row,) = read(Path("o/sweep.csv"))
     expected: dict[str, list[float]] = {"B": [], "variance": [], "classes": []}
     for seed in (0, 4):
@@ -328,12 +366,14 @@ def test_heterogeneity_is_what_the_run_itself_would_measure(
     for key, values in expected.items():
         assert float(row[key]) == pytest.approx(sum(values) / 2, rel=1e-6)
     monkeypatch.delattr(Dissimilarity, "_measure")  # it is kept
-    recipe.main(command)
+    call_program(recipe.main, command)
 
 
 def test_a_sweep_without_alpha_measures_nothing(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Dissimilarity, "_measure")
-    paths = recipe.main(["--methods", "fedavg", "--seeds", "0", *TINY, "--sweep", "lr=0.1,0.2", "--out", "o"])
+    paths = call_program(
+        recipe.main, ["--methods", "fedavg", "--seeds", "0", *TINY, "--sweep", "lr=0.1,0.2", "--out", "o"]
+    )
     assert [path.name for path in paths[-2:]] == ["sweep.csv", "sweep.md"]
     assert [row["lr"] for row in read(Path("o/sweep.csv"))] == ["0.1", "0.2"]
     assert sorted(path.name for path in Path("o/runs").iterdir()) == ["fedavg_lr=0.1", "fedavg_lr=0.2"]
@@ -352,7 +392,7 @@ def test_a_curve_a_method_and_a_band_where_there_are_seeds(figures: ModuleType) 
         outcome("b", 1, {0: 0.1}, "diverged"),
         outcome("c", 0, {0: 0.1}, "diverged"),
     ]
-    (axes,) = figures.curves(Table(tuple(runs), target=0.6), "title").get_axes()
+    (axes,) = figures.curves(Table(tuple(runs), target=0.6), "title", "10 clients").get_axes()
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert list(lines) == ["a", "b", "c (diverged)", "_target"]
     assert list(lines["a"].get_xdata()) == [0, 2]
@@ -362,7 +402,7 @@ def test_a_curve_a_method_and_a_band_where_there_are_seeds(figures: ModuleType) 
     heights = {round(float(y), 6) for _, y in band.get_paths()[0].vertices}
     deviation = 100 * math.sqrt(0.02)
     assert heights == {round(middle + sign * deviation, 6) for middle in (20, 60) for sign in (-1, 1)}
-    assert len(figures.curves(Table(tuple(runs[:2]) * 2), "").get_axes()[0].collections) == 1
+    assert len(figures.curves(Table(tuple(runs[:2]) * 2), "", "").get_axes()[0].collections) == 1
 
 
 def test_the_board_is_a_table_in_a_terminal_and_lines_elsewhere(recipe: ModuleType) -> None:
@@ -392,8 +432,7 @@ def test_a_line_now_and_then(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch
 # -- data sets -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "fashion_mnist"])
 def test_every_set_of_images_has_a_made_up_twin(recipe: ModuleType, dataset: str) -> None:
-    options = recipe.parse(["--methods", "fedavg", "--dataset", dataset, "--data", "fake"])
-    sitting = recipe.Sitting(options)
+    sitting = recipe.Sitting(options(recipe, "--methods", "fedavg", "--dataset", dataset, "--data", "fake"))
     data = recipe.data_of(dataset, sitting.values, 0)
     assert isinstance(data, FakeImages)
     assert recipe.task_of(dataset, sitting.values, 0).classes == data.classes == {"cifar100": 100}.get(dataset, 10)
@@ -406,8 +445,9 @@ def test_real_data(recipe: ModuleType, dataset: str, files: str) -> None:
     if DATA is None or not Path(DATA, files).is_dir():
         pytest.skip(f"$FEDLIGHTNING_DATA holds no {files}")
     model = ["--model", "logistic"]
-    recipe.main(
-        ["--methods", "fedavg", "--seeds", "0", "--dataset", dataset, "--data-dir", DATA, *TINY, *model, "--out", "o"]
+    call_program(
+        recipe.main,
+        ["--methods", "fedavg", "--seeds", "0", "--dataset", dataset, "--data-dir", DATA, *TINY, *model, "--out", "o"],
     )
     (row,) = read(Path("o/table.csv"))
     assert 0 < float(row["final"]) < 1
@@ -417,7 +457,7 @@ def test_shakespeare(recipe: ModuleType) -> None:
     if DATA is None or not Path(DATA, "shakespeare").is_dir():
         pytest.skip("$FEDLIGHTNING_DATA holds no shakespeare")
     command = ["--methods", "fedavg", "--dataset", "shakespeare", "--data-dir", DATA]
-    sitting = recipe.Sitting(recipe.parse(command))
+    sitting = recipe.Sitting(options(recipe, *command))
     task, data = recipe.task_of("shakespeare", sitting.values, 0), recipe.data_of("shakespeare", sitting.values, 0)
     losses = task.loss(data.batch(data.train, data.clients.client(0)[:4]))
     assert losses.shape == (4,)

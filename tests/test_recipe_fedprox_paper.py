@@ -17,6 +17,7 @@ from recipe_runner import RECIPES
 
 from fedlightning import ConfigurationError, FederatedTrainer, ModelCheckpoint
 from fedlightning.callbacks import Dissimilarity
+from fedlightning.cli import call_program
 from fedlightning.data import Synthetic
 from fedlightning.data.sampling import RoundSeeded, SizeWeighted
 from fedlightning.data.stragglers import Stragglers
@@ -170,7 +171,7 @@ def test_mnist_is_found(paper: ModuleType) -> None:
 # -- running, and running again -----------------------------------------------------------------------------------------
 def test_figure_2_from_nothing(paper: ModuleType, one_step: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:  # fmt: skip
     argv = ["--figure", "2", "--rounds", "1", "--quick", "--slots", "1", "--seed", "1", "--out", "drawn"]
-    files = paper.main(argv)
+    files = call_program(paper.main, argv)
     assert files == [Path("drawn", f"fedprox_figure2.{kind}") for kind in ("pdf", "png")]
     assert [path.read_bytes()[:4] for path in files] == [b"%PDF", b"\x89PNG"]
     first = capsys.readouterr().out.splitlines()
@@ -185,13 +186,13 @@ def test_figure_2_from_nothing(paper: ModuleType, one_step: None, tmp_path: Path
         assert set(paper.read(folder, "dissimilarity/variance")) == set(paper.read(folder, "train_all/loss")) == {0, 1}
     drawn = files[0].read_bytes()
     request.getfixturevalue("no_training")
-    assert paper.main(argv) == files
+    assert call_program(paper.main, argv) == files
     again = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in again[:8]] == [line.split(":")[0] for line in first[:8]]
     assert all("finished before" in line for line in again[:8])
     assert files[0].read_bytes() == drawn
     with pytest.raises(AssertionError, match="was run again"):
-        paper.main([*argv, "--rounds", "2"])
+        call_program(paper.main, [*argv, "--rounds", "2"])
 
 
 def synthetic_column(paper: ModuleType, rounds: int) -> tuple[Any, Any]:
@@ -279,7 +280,7 @@ def test_a_folder_of_another_run_is_refused(paper: ModuleType, one_step: None) -
 # -- what is not there --------------------------------------------------------------------------------------------------
 def test_data_that_are_not_there_are_left_out(paper: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     with pytest.raises(ConfigurationError, match=r"Figure 6 .* none is left of mnist, femnist, .* `--data-dir`"):
-        paper.main(["--figure", "6", "--data-dir", "nowhere"])
+        call_program(paper.main, ["--figure", "6", "--data-dir", "nowhere"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["mnist", "femnist", "shakespeare", "sent140"]
     assert all("left out" in line and str(tmp_path / "nowhere") in line for line in lines)
@@ -298,15 +299,15 @@ def test_columns_that_are_left_out_leave_the_others(paper: ModuleType, no_traini
 
 def test_quick_has_no_real_data(paper: ModuleType, no_training: None) -> None:
     fill(paper, 1)
-    assert [path.name for path in paper.main(["--figure", "1", "--quick"])] == ["fedprox_figure1_quick.pdf", "fedprox_figure1_quick.png"]  # fmt: skip
+    assert [path.name for path in call_program(paper.main, ["--figure", "1", "--quick"])] == ["fedprox_figure1_quick.pdf", "fedprox_figure1_quick.png"]  # fmt: skip
     with pytest.raises(ConfigurationError, match="leave `--quick` out"):
-        paper.main(["--figure", "6", "--quick"])
+        call_program(paper.main, ["--figure", "6", "--quick"])
 
 
 def test_without_matplotlib_nothing_is_run(paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigurationError, match=r'pip install -e "\.\[figures\]"'):
-        paper.main(["--figure", "2", "--rounds", "1"])
+        call_program(paper.main, ["--figure", "2", "--rounds", "1"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -453,7 +454,7 @@ def test_the_gain_is_printed(paper: ModuleType, no_training: None, capsys: pytes
                 made_up(column.folder(curve), column.rounds, lambda t: (100 - min(t, 29), 0.5 if t == 30 else 0.1, 1.0))
             else:
                 made_up(column.folder(curve), column.rounds, lambda t, end=end, T=column.rounds: (1000 - t, end * (t == T), 1.0))  # fmt: skip
-    paper.main(["--figure", "1"])
+    call_program(paper.main, ["--figure", "1"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("absolute improvement")]
     head = "absolute improvement in test accuracy at 90 % stragglers: "
     assert lines[0] == f"{head}Synthetic (1,1) +20.0 points (FedProx (μ>0) 0.7000, exhausted in round 200; FedAvg 0.5000, converged in round 30)"  # fmt: skip

@@ -1,18 +1,20 @@
 """The comparison of methods, on a few rounds."""
 
 import csv
+import importlib
 import json
 import runpy
 import signal
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from recipe_runner import RECIPES, load
 
 from fedlightning import ConfigurationError, FederatedTrainer
+from fedlightning.cli import call_program, values_of
 from fedlightning.data import FakeImages
 from fedlightning.method import field_names
 from fedlightning.methods import method_named
@@ -27,7 +29,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def compare(recipe: ModuleType, out: Path, methods: str, *more: str) -> list[dict[str, str]]:
-    recipe.main([*FLAGS, "--methods", methods, "--out", str(out), *more])
+    call_program(recipe.main, [*FLAGS, "--methods", *methods.split(), "--out", str(out), *more])
     return list(csv.DictReader((out / "table.csv").read_text().splitlines()))
 
 
@@ -50,7 +52,9 @@ def test_a_comparison_leaves_its_runs_and_a_table(recipe: ModuleType, tmp_path: 
         assert float(row["final"]) == pytest.approx(sum(map(sum, curves)) / 6)
         assert float(row["best"]) == pytest.approx(sum(map(max, curves)) / 2)
     table = (tmp_path / "table.md").read_text()
-    assert f"python recipes/methods.py {' '.join(FLAGS)} --methods fedavg,fedadam --out {tmp_path} --seeds 3,5" in table
+    flags = "--dataset synthetic --methods fedavg fedadam --rounds 2 --tune-rounds 1 --evaluate-every 1 --seeds 3 5"
+    assert f"\n    python recipes/methods.py {flags} --out {tmp_path} --slots 1\n" in table
+    assert "percent, mean ± deviation over the seeds; final is the mean of the last 3 evaluations." in table
     assert f"{100 * float(rows[0]['final']):.2f} ± {100 * float(rows[0]['final_std']):.2f}" in table
 
 
@@ -58,6 +62,9 @@ def test_finished_runs_are_not_run_again(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = compare(recipe, tmp_path, "fedavg", "--seeds", "0")
+    table = (tmp_path / "table.md").read_text()
+    assert "±" not in table  # of one seed
+    assert "percent; final is the mean of the last 3 evaluations." in table
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     capsys.readouterr()
     assert compare(recipe, tmp_path, "fedavg", "--seeds", "0") == first
@@ -100,10 +107,11 @@ def test_rounds_to_the_target_and_the_final_accuracy(recipe: ModuleType) -> None
 
 
 def test_every_point_of_every_grid_is_a_method(recipe: ModuleType) -> None:
-    assert len(set(recipe.METHODS.split())) == 13
     for dataset, setting in recipe.SETTINGS.items():
-        comparison = recipe.Comparison(recipe.parse(["--dataset", dataset, "--out", "unused"]))
-        for name in {*recipe.METHODS.split(), *setting.own}:
+        options = SimpleNamespace(**values_of(recipe.main, ["--dataset", dataset, "--out", "unused"]))
+        assert len(set(options.methods)) == 13
+        comparison = recipe.Comparison(options)
+        for name in {*options.methods, *setting.own}:
             for values in comparison.points(name):
                 assert set(values) <= set(field_names(method_named(name)))
                 method_named(name)(**values)
@@ -113,11 +121,12 @@ def test_every_point_of_every_grid_is_a_method(recipe: ModuleType) -> None:
     ("methods", "flags", "words"),
     [
         ("fedavg,fedavgn", [], "'fedavgm'"),
-        (",", [], "`--methods` must hold at least one value"),
-        ("fedavg", ["--seeds", ","], r"`--seeds` must hold numbers.* but is \[\]"),
+        (",", [], "`--methods` must be words, but is ','"),
+        ("fedavg", ["--seeds", ","], "`--seeds` must be whole numbers, but is ','; give e.g. `--seeds 0 1 2`"),
+        ("fedavg", ["--seeds", "a"], "`--seeds` must be whole numbers, but is 'a'"),
         ("fedavg", ["--seeds", "1,1"], r"`--seeds` must hold .* none twice, but is \[1, 1\]"),
         ("fedavg", ["--seeds", "0,-1"], r"`--seeds` must hold numbers from 0 .* but is \[0, -1\]"),
-        ("fedavg", ["--lr", ","], "`--lr` must hold at least one value"),
+        ("fedavg", ["--lr", ","], "`--lr` must be numbers or null, but is ','"),
         ("fedavg", ["--lr", "0.1,-1"], r"`lr` of FedAvg must be in \(0, inf\)"),
         ("fedavg", ["--clients", "0"], "`--clients` must be at least 1, but is 0"),
         ("fedavg", ["--rounds", "0"], "`--rounds` must be at least 1, but is 0"),
@@ -126,8 +135,8 @@ def test_every_point_of_every_grid_is_a_method(recipe: ModuleType) -> None:
         ("fedavg", ["--slots", "moon/0"], "moon"),
         ("fedavg", ["--set", "foo=1"], "'foo' is none of fedavg"),
         ("fedprox,fedavg", ["--set", "mu=1"], "'mu' is none of fedavg"),
-        ("fedprox", ["--set", "mu=null"], r"`mu` of FedProx must be in \[0, inf\), but is None"),
-        ("fedavg", ["--set", "lr=["], r"`lr` of FedAvg must be of type float, but is '\['"),
+        ("fedprox", ["--set", "mu=null"], "`mu` of FedProx must be a number, but is None"),
+        ("fedavg", ["--set", "lr=["], r"`lr` of FedAvg must be a number, but is '\['"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(
@@ -138,13 +147,19 @@ def test_mistakes_are_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("words", ["--seeds 0 1", "--seeds 0,1", "--seeds=0,1", "--seeds [0,1]"])
+@pytest.mark.parametrize("program", ["compare", "methods"])
+def test_lists_are_written_with_spaces_or_commas_in_both_programs(recipe: ModuleType, program: str, words: str) -> None:
+    main, out = importlib.import_module(program).main, ["--out", "o"]
+    for methods in (["fedavg", "fedprox"], ["fedavg,fedprox"], ["fedavg,", "fedprox"]):
+        values = values_of(main, ["--methods", *methods, *words.split(), *out])
+        assert (values["methods"], values["seeds"]) == (["fedavg", "fedprox"], [0, 1])
+
+
 @pytest.mark.parametrize("text", ["clip_norm", "clip_norm=", "=10"])
-def test_a_hyperparameter_has_a_name_and_a_value(
-    recipe: ModuleType, capsys: pytest.CaptureFixture[str], text: str
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        recipe.parse(["--out", "unused", "--set", text])
-    assert f"argument --set: must be like clip_norm=10, but is {text!r}; give" in capsys.readouterr().err
+def test_a_hyperparameter_has_a_name_and_a_value(recipe: ModuleType, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"`--set` must be like clip_norm=10, but is {text!r}; give"):
+        call_program(recipe.main, ["--out", "unused", "--set", text])
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(recipe: ModuleType, tmp_path: Path) -> None:

@@ -19,8 +19,14 @@ AXES = {
 """What accuracy is drawn against, with the labels of the axes."""
 
 
-def curves(table: Table, title: str) -> "Figure":
-    """One curve a method, the mean over the seeds, with a band of one sample deviation where there are several seeds."""
+def curves(table: Table, title: str, work: str) -> "Figure":
+    """One curve a method, the mean over the seeds, with a band of one sample deviation where there are several seeds.
+
+    Args:
+        table: the runs.
+        title: above them.
+        work: what a round is.
+    """
     figure = new_figure(11, 4.5)
     axes = figure.subplots()
     for index, name in enumerate(table.names):
@@ -39,7 +45,7 @@ def curves(table: Table, title: str) -> "Figure":
     if table.scale == 100:
         axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))
     axes.set_title(title)
-    axes.set_xlabel("round")
+    axes.set_xlabel(f"round ({work})")
     axes.set_ylabel(_metric(table))
     _finish(figure, axes)
     return figure

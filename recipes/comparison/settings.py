@@ -7,11 +7,22 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from fedlightning import Classification, ConfigurationError, FederatedDataModule, FederatedTask, FedMethod
-from fedlightning.data import CIFAR10, CIFAR100, FakeImages, FashionMNIST, PowerLawMNIST, Shakespeare, Synthetic
+from fedlightning.data import (
+    CIFAR10,
+    CIFAR100,
+    ClientSampler,
+    FakeImages,
+    FashionMNIST,
+    PowerLawMNIST,
+    RoundSeeded,
+    Shakespeare,
+    Synthetic,
+    UniformSampling,
+)  # fmt: skip
 from fedlightning.errors import nearest
+from fedlightning.flags import conform, of_dataclass, wording
 from fedlightning.method import field_names
 from fedlightning.methods import method_named
 from fedlightning.models import CharLSTM, LogisticRegression, build_model
@@ -28,12 +39,14 @@ class Setting:
         load: the data, from all values, the seed, and how they are batched.
         values: of the flags that are not given; None for one of `CHOICES` means that there is no choice.
         fields: of the methods that have no default of their own.
+        sampler: draws the clients of a round, as the data set's own recipe does.
     """
 
     title: str
     load: Callable[..., FederatedDataModule]
     values: Values
     fields: Values
+    sampler: Callable[[], ClientSampler] = UniformSampling
 
 
 def images(kind: type[Any], shape: tuple[int, int, int], classes: int) -> Callable[..., FederatedDataModule]:
@@ -85,11 +98,11 @@ SETTINGS = {
     "fashion_mnist": Setting("Fashion-MNIST", images(FashionMNIST, (1, 28, 28), 10),
                        _values("A0d10C100", "lenet",    60,  32, 10, 5, 0.7) | IMAGES, {"lr": 0.1}),
     "mnist": Setting("MNIST over 1,000 devices", mnist,
-                       _values(None,        "logistic", 100, 10, 20, 5, 0.8), {"lr": 0.03}),
+                       _values(None,        "logistic", 100, 10, 20, 5, 0.8), {"lr": 0.03}, RoundSeeded),
     "shakespeare": Setting("Shakespeare", shakespeare,
-                       _values(None,        None,       40,  10, 20, 5, 0.3), {"lr": 0.8}),
+                       _values(None,        None,       40,  10, 20, 5, 0.3), {"lr": 0.8}, RoundSeeded),
     "synthetic": Setting("Synthetic", synthetic,
-                       _values(None,        "logistic", 50,  10, 20, 1, 0.8) | MADE, {"lr": 0.1}),
+                       _values(None,        "logistic", 50,  10, 20, 1, 0.8) | MADE, {"lr": 0.01}, RoundSeeded),
 }  # fmt: skip
 CHOICES = ("partition", "model", "data", "data_alpha", "data_beta")
 """Flags that not every data set has."""
@@ -188,7 +201,7 @@ class Spec(NamedTuple):
                     f"{name} with a value. {nearest(key, known)}"
                 )
             fields[key] = number(value)
-        return cls(text, name.lower(), fields)
+        return cls(text, name if ":" in name else name.lower(), fields)
 
     def swept(self, fields: Values) -> "Spec":
         """The same with those of the swept fields that the method has, which are added to its name."""
@@ -213,19 +226,15 @@ def build_method(cls: type[FedMethod], fields: Values) -> FedMethod:
     Raises:
         ConfigurationError: one has not its type, or is outside its interval.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, nested_key=None)
-    typed = {}
+    kinds, typed = {flag.name: flag.kind for flag in of_dataclass(cls)}, {}
     for key, value in fields.items():
         try:
-            parsed = parser.parse_object({key: value})[key]
-        except ArgumentError as error:
-            kind = cls.__dataclass_fields__[key].type
+            taken = conform(value, kinds[key])
+        except ValueError:
             raise ConfigurationError(
-                f"`{key}` of {cls.__name__} must be of type {getattr(kind, '__name__', kind)}, but is {value!r}; give such a "
-                "value, or leave it out."
-            ) from error
-        typed[key] = value if parsed == value else parsed  # 1 stays 1 for a float; a list becomes a tuple
+                f"`{key}` of {cls.__name__} must be {wording(kinds[key])}, but is {value!r}; give such a value, or leave it out."
+            ) from None
+        typed[key] = value if taken == value else taken  # 1 stays 1 for a float; a list becomes a tuple
     return cls(**typed)
 
 
