@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -33,11 +34,19 @@ def gil_enabled() -> bool:
 
 
 def description() -> str:
-    """E.g. "CPython 3.14.0 free-threaded, GIL off", with the remedy where an import switched the GIL on."""
+    """E.g. "CPython 3.14.0 free-threaded, GIL off", with the remedy where the GIL is on though it was not wanted."""
     name = f"{platform.python_implementation()} {platform.python_version()}"
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
-        return f"{name}, GIL on"
+        return f"{name}, GIL on{_in_vain()}"
     if not gil_enabled():
         return f"{name} free-threaded, GIL off"
     culprit = f"importing {_SWITCHED_ON_BY[0]!r}" if _SWITCHED_ON_BY else "an import before fedlightning's"
     return f"{name} free-threaded, but GIL on: {culprit} switched it on; start it as `python -Xgil=0 …` to keep it off"
+
+
+def _in_vain() -> str:
+    """What to say where the command line or the environment asks for no GIL, and this Python cannot but have one."""
+    for value, how in ((sys._xoptions.get("gil"), "-Xgil=0"), (os.environ.get("PYTHON_GIL"), "PYTHON_GIL=0")):
+        if value == "0":
+            return f" (`{how}` has no effect on this Python; start a free-threaded one, e.g. python3.14t)"
+    return ""

@@ -416,13 +416,15 @@ def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.metrics["throughput/steps_per_second"] == 3.5
 
 
+class Compiles(Callback):
+    """Takes a second and a half of the first round for it."""
+
+    def on_cohort_end(self, trainer, cohort) -> None:  # type: ignore[no-untyped-def]
+        trainer.strategy.compile_seconds = 1.5
+
+
 def test_the_time_that_compiling_takes_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, "throughput")
-
-    class Compiles(Callback):
-        def on_cohort_end(self, trainer, cohort) -> None:  # type: ignore[no-untyped-def]
-            trainer.strategy.compile_seconds = 1.5
-
     trainer = StandIn(tmp_path, [Compiles(), Throughput(), Sleeps(clock, [2.0, 2.0])]).start()
     trainer.step(clients=4)
     assert trainer.current["throughput/compile_seconds"] == 1.5
@@ -460,6 +462,17 @@ def test_time_left_is_robust_and_readable(
     for _ in range(40):
         trainer.step(clients=4)
     assert capsys.readouterr().out.splitlines()[-1].endswith("4 clients/s  ETA 2:46:00")
+
+
+def test_the_time_left_does_not_count_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first round takes 2 s, of which compiling takes 1.5; the second one takes half a second, too."""
+    clock = Clock(monkeypatch, "progress")
+    trainer = StandIn(tmp_path, [Compiles(), RoundProgress(), Sleeps(clock, [2.0, 0.5])], max_rounds=42).start()
+    for left in ("0:20", "0:20"):
+        trainer.step({"val/accuracy": 0.5}, clients=4)
+        assert capsys.readouterr().out.splitlines()[-1].endswith(f"8 clients/s  ETA {left}")
 
 
 def test_says_why_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,3 +103,25 @@ def test_an_import_that_switches_the_gil_on_is_noted_and_other_warnings_pass(mon
         imports()
     assert culprits == ["a.b"]
     assert "importing 'a.b' switched it on; start it as `python -Xgil=0 …`" in interpreter.description()
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "said"),
+    [
+        ({"gil": "0"}, {}, "-Xgil=0"),
+        ({}, {"PYTHON_GIL": "0"}, "PYTHON_GIL=0"),
+        ({"gil": "1"}, {"PYTHON_GIL": "1"}, None),
+    ],
+)
+def test_a_wish_for_no_gil_is_not_ignored_in_silence(
+    options: dict[str, str], environment: dict[str, str], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys._xoptions", options)
+    monkeypatch.delenv("PYTHON_GIL", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for free in (0, 1):
+        monkeypatch.setattr("sysconfig.get_config_var", lambda _, free=free: free)
+        line = interpreter.description()
+        assert ("has no effect on this Python; start a free-threaded one" in line) == (said is not None and not free)
+        assert (f"`{said}` has no effect" in line) == (said is not None and not free)

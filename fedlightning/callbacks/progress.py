@@ -59,7 +59,7 @@ class RoundProgress(Callback):
     def on_round_start(self, trainer: FederatedTrainer, round: Round) -> None:
         """Note how many clients there are to come."""
         self._participants = round.num_participants
-        self._pace.on_round_start()
+        self._pace.on_round_start(trainer.strategy.compile_seconds)
 
     def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
         """Advance by the cohort's clients."""
@@ -75,7 +75,7 @@ class RoundProgress(Callback):
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Show the round."""
-        self._pace.on_round_end()
+        self._pace.on_round_end(trainer.strategy.compile_seconds)
         self._show(trainer)
 
     def on_fit_end(self, trainer: FederatedTrainer) -> None:
@@ -110,22 +110,24 @@ class RoundProgress(Callback):
 
 
 class _Pace:
-    """The time and the clients of the latest 32 rounds, from the end of one to the end of the next."""
+    """The time and the clients of the latest 32 rounds, from the end of one to the end of the next, less what compiling took."""
 
     def __init__(self) -> None:
         self.rounds: deque[tuple[float, int]] = deque(maxlen=32)
         self.clients = 0
         self._mark: float | None = None
+        self._compiled = 0.0
 
-    def on_round_start(self) -> None:
+    def on_round_start(self, compiled: float) -> None:
         self.clients = 0
         if self._mark is None:
-            self._mark = perf_counter()
+            self._mark, self._compiled = perf_counter(), compiled
 
-    def on_round_end(self) -> None:
+    def on_round_end(self, compiled: float) -> None:
         now = perf_counter()
-        self.rounds.append((now - (self._mark or now), self.clients))
-        self._mark = now
+        seconds = now - (self._mark or now) - (compiled - self._compiled)
+        self.rounds.append((max(seconds, 0.0), self.clients))
+        self._mark, self._compiled = now, compiled
 
     @property
     def seconds_per_round(self) -> float:
