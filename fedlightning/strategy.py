@@ -62,7 +62,7 @@ class SlotStrategy:
             similar sizes: there half of the clients, at most 64,
             unless the model changes buffers or draws random numbers of its own, or vmap fails on a trial step.
         compile: trace eight local steps of a client into one graph, or one of 10 MFLOP and more, and compile it ahead of
-            time, for a CPU; it is kept on disk (`fedlightning.engine.packages.cache_folder`). A slot calls it for one
+            time, for a CPU; it is kept on disk (`fedlightning.engine.cache.cache_folder`). A slot calls it for one
             client after another without the interpreter, and so without its lock. "auto" does so for models of less than
             a million parameters in runs of at least 150,000 local steps of a client where all layers are dense, and 50,000
             where some are convolutions, none is a norm over channels, and batches are four fifths filled: less would take
@@ -154,7 +154,7 @@ class SlotStrategy:
             for slot in self.slots
         ]
         self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
-        self._billed, self._tried = False, set[bool]()
+        self._billed, self._tried, self._in_vain = False, set[bool](), 0.0
         self._ahead: Ahead | None = None
         on_cpu = all(slot.kind == "cpu" for slot in self.slots)
         self._traces = Traces() if self._compile_wish == "auto" and on_cpu else None
@@ -228,7 +228,7 @@ class SlotStrategy:
     def compile_seconds(self) -> float:
         """Seconds that this run has spent building graphs; those of slots that did so at a time count once."""
         captured = self.graphs.seconds / len(self.slots) if self.graphs else 0.0
-        return captured + (self.programs.seconds if self.programs else 0.0)
+        return captured + self._in_vain + (self.programs.seconds if self.programs else 0.0)
 
     def examples(self, device: torch.device) -> Examples:
         """The training set on a device; one copy a device, none on a CPU."""
@@ -346,6 +346,7 @@ class SlotStrategy:
 
     def _one_at_a_time(self, why: str) -> None:
         """Give up what "auto" had chosen, and what was planned for it."""
+        self._in_vain += self.programs.seconds if self.programs else 0.0
         self.programs, self.cohort_size, self._ahead = None, 1, None
         rank_zero_warn(f"One client at a time, since {why}")
 

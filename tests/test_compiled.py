@@ -131,6 +131,36 @@ def test_compiled_bits_do_not_depend_on_slots_nor_on_what_the_cache_held(cache: 
 
 
 @needs_compiler
+def test_a_damaged_package_is_compiled_again_before_anything_of_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut, empty, and with a bit that is not what it was; the compiler's part is taken by the package as it was."""
+    method, model, usual = FedProx(mu=0.5), task(nn.Dropout(0.3)), compiled.kept
+    found: list[Path] = []
+
+    def kept(name: str, make: Any) -> Path:
+        found.append(usual(name, make))
+        return found[-1]
+
+    monkeypatch.setattr(compiled, "kept", kept)
+    expected = fit(method, model, True, cohort_size=2)
+    whole, built = found[0].read_bytes(), list[Path]()
+
+    def build(order: packages.Order, path: Path) -> None:
+        assert len(order.graph.graph.find_nodes(op="placeholder")) == len(order.inputs)
+        built.append(path)
+        path.write_bytes(whole[:-32])
+
+    monkeypatch.setattr(compiled, "build", build)
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :]
+    for damaged in (whole[:1000], b"", flipped):
+        found[0].write_bytes(damaged)
+        walks._library.cache_clear()  # as in a new process
+        assert torch.equal(fit(method, model, True, cohort_size=2).server.x, expected.server.x)
+        assert found[0].read_bytes() == whole
+    assert len(built) == 3
+
+
+@needs_compiler
 @pytest.mark.parametrize("gathers", [True, False])
 def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several clients of a cohort, of unequal steps; batches that C picks from the examples, or that were made before."""

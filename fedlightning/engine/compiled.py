@@ -13,6 +13,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,16 +22,18 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree
 
+from fedlightning.engine.cache import kept
 from fedlightning.engine.executors import Block, InTurnExecutor, LoopExecutor, of_clients, where_active
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import Hook, Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.lifted import LiftedHook
-from fedlightning.engine.packages import OPTIONS, Order, build, cache_folder, processor
+from fedlightning.engine.packages import OPTIONS, Order, build, processor
 from fedlightning.engine.replica import Replica
 from fedlightning.engine.rules import RULES
 from fedlightning.engine.tracing import NoGlobalNumbers, trace
-from fedlightning.engine.walks import Inputs, Walk, compiled_walk, walk_in_python
+from fedlightning.engine.walks import Inputs, Walk, compiled_walk, preload, walk_in_python
+from fedlightning.errors import ConfigurationError
 from fedlightning.method import Batch
 from fedlightning.state import State
 
@@ -92,9 +95,17 @@ class Programs:
         """Trace the graph that takes this block's U steps of one client, and build it if it is not on disk.
 
         Raises:
-            RuntimeError: it cannot be compiled.
+            RuntimeError: it cannot be traced.
+            ConfigurationError: it cannot be compiled.
         """
-        began, one = time.perf_counter(), _first_step(block)
+        began = time.perf_counter()
+        try:
+            self._programs[gradient_pass] = self._program(hooks, local, block, replica)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def _program(self, hooks: Hooks, local: State, block: Block, replica: Replica) -> _Program:
+        one = _first_step(block)
         lone, single = (_trace(hooks, local, one, replica, first) for first in (True, False))
         used, first_alone, once = _used(single), _digest(lone) != _digest(single), _lifted(hooks, local, block)
 
@@ -105,17 +116,15 @@ class Programs:
         if self.how == "trace":
             graph = whole()
             walk = walk_in_python(lambda inputs: graph(*inputs), used, self.unroll)
-            self._programs[gradient_pass] = _Program(lambda: walk, used, first_alone, once)
-            return
+            return _Program(lambda: walk, used, first_alone, once)
         inputs = [_flatten(hooks, local, block)[i] for i in used]
-        path = cache_folder() / f"{self._name(_digest(single), inputs)}.pt2"
-        if not path.is_file():
-            rank_zero_info(f"Compiling {self.steps} into a graph, which is kept for later runs.")
-            build(Order(path, whole(), inputs, self._threads, in_place=not self.large))
-        self._programs[gradient_pass] = _Program(
-            lambda: compiled_walk(path, used, self.unroll), used, first_alone, once
-        )
-        self.seconds += time.perf_counter() - began
+
+        def make(path: Path) -> None:
+            rank_zero_info(f"Compiling {self.steps} into a graph, which takes about half a minute.")
+            build(Order(whole(), inputs, self._threads, in_place=not self.large), path)
+
+        path = _package(f"{self._name(_digest(single), inputs)}.pt2", make)
+        return _Program(lambda: compiled_walk(path, used, self.unroll), used, first_alone, once)
 
     def _name(self, digest: str, inputs: list[Tensor]) -> str:
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs]
@@ -136,6 +145,18 @@ class Programs:
         if key not in self._walks:
             self._walks[key] = self._programs[gradient_pass].walk()
         return self._walks[key]
+
+
+def _package(name: str, make: Callable[[Path], None]) -> Path:
+    """A package that is there, whole and loaded."""
+    try:
+        path = kept(name, make)
+        preload(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Compiled steps must be written and loaded, but this machine says: {error}; use `compile=False`."
+        ) from error
+    return path
 
 
 class CompiledExecutor(InTurnExecutor):

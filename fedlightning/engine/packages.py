@@ -1,7 +1,4 @@
-"""Graphs compiled ahead of time: by a process of its own, and kept on disk.
-
-Run as a program, this file is that process; it imports nothing of the library then.
-"""
+"""Graphs compiled ahead of time, by a process of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+
+from fedlightning.errors import ConfigurationError
 
 Run = Callable[[list[Tensor]], Any]
 
@@ -41,7 +39,6 @@ class Order(NamedTuple):
     """A package to be built.
 
     Attributes:
-        path: where it will lie.
         graph: what it will compute.
         inputs: tensors of the shapes it will take.
         threads: intra-operator threads of the compiled code.
@@ -49,45 +46,36 @@ class Order(NamedTuple):
             for what was just stored; but it keeps small steps in the cache.
     """
 
-    path: Path
     graph: GraphModule
     inputs: Sequence[Tensor]
     threads: int
     in_place: bool
 
 
-def build(order: Order) -> None:
-    """Build a package, by a process of its own, which is not left behind, whatever happens.
+def build(order: Order, path: Path) -> None:
+    """Build a package, by a process that is not left behind, whatever happens.
+
+    What the compiler keeps for itself lies beside the package, and not where others may write, too.
 
     Raises:
-        RuntimeError: it could not be built.
+        ConfigurationError: it could not be built.
     """
-    with tempfile.TemporaryDirectory(prefix="fedlightning-") as folder:
-        source = Path(folder) / "steps.pt"
-        torch.save((order.graph, tuple(order.inputs)), source)
-        order.path.parent.mkdir(parents=True, exist_ok=True)
-        given = (source, order.path, order.threads, int(order.in_place))
-        command = [sys.executable, "-P", "-W", "ignore", __file__, *map(str, given)]
-        built = run(command, stdout=DEVNULL, stderr=PIPE, text=True, env={**_SPARED, **os.environ})
-    if built.returncode:
-        raise RuntimeError(f"The compiler must build the local steps, but says: {built.stderr.strip()[-2000:]}")
+    source, own = path.with_name("steps.pt"), {"TORCHINDUCTOR_CACHE_DIR": str(path.with_name("inductor"))}
+    options = {**OPTIONS, "cpp.threads": order.threads, "inplace_buffers": order.in_place}
+    torch.save((order.graph, tuple(order.inputs), options), source)
+    program = Path(__file__).with_name("compile_package.py")
+    command = [sys.executable, "-P", "-W", "ignore", str(program), str(source), str(path)]
+    built = run(command, stdout=DEVNULL, stderr=PIPE, text=True, env={**_SPARED, **os.environ, **own})
+    if built.returncode or not path.is_file():
+        raise compiler_failed("the local steps", built.stderr)
 
 
-def _compile(source: str, target: str, threads: int, in_place: bool) -> None:
-    """Compile a graph, and put the package in its place once it is whole."""
-    beside = Path(target).with_suffix(f".{os.getpid()}.pt2")
-    with quiet(), torch.no_grad():
-        from torch._functorch.compile_utils import fx_graph_cse
-        from torch._inductor import aoti_compile_and_package  # the export needs what this imports
-
-        graph, inputs = torch.load(source, weights_only=False)
-        graph.graph = fx_graph_cse(graph.graph)  # a layer's backward pass arranges once more what its forward pass did
-        aoti_compile_and_package(
-            torch.export.export(graph, inputs, strict=False),
-            package_path=str(beside),
-            inductor_configs={"cpp.threads": threads, "inplace_buffers": in_place, **OPTIONS},
-        )
-    beside.replace(target)
+def compiler_failed(what: str, said: str) -> ConfigurationError:
+    """The error for what could not be built; all that the compiler said is its cause."""
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "nothing")
+    error = ConfigurationError(f"The compiler must build {what}, but says: {last[:300]}; use `compile=False`.")
+    error.__cause__ = RuntimeError(said)
+    return error
 
 
 def load(path: Path) -> Run:
@@ -96,12 +84,6 @@ def load(path: Path) -> Run:
         loaded = torch._inductor.aoti_load_package(str(path))
     run: Run = loaded.loader.run
     return run
-
-
-def cache_folder() -> Path:
-    """Where compiled graphs are kept: `$FEDLIGHTNING_CACHE`, or fedlightning in the user's cache folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlightning"
-    return Path(os.environ.get("FEDLIGHTNING_CACHE") or usual) / "compiled"
 
 
 @cache
@@ -137,7 +119,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-if __name__ == "__main__":
-    _compile(sys.argv[1], sys.argv[2], int(sys.argv[3]), bool(int(sys.argv[4])))

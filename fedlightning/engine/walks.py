@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import platform
 import subprocess
 import tempfile
 import weakref
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedlightning.engine.cache import kept
 from fedlightning.engine.executors import Gathered
-from fedlightning.engine.packages import Run, cache_folder, compiler, load
+from fedlightning.engine.packages import Run, compiler, compiler_failed, load
 
 _FEW_BYTES = 4096
 """Of a call's rows, up to which to copy them costs less than to make a tensor of them."""
@@ -186,33 +188,50 @@ def compiled_walk(path: Path, used: Sequence[int], unroll: int) -> Walk:
     return walk_in_python(load(path), used, unroll) if library is None else NativeWalk(library, used, unroll)
 
 
+def preload(path: Path) -> None:
+    """Load what walks through a package need, so that it fails before the first round if it does.
+
+    Raises:
+        ConfigurationError: the compiler fails.
+        OSError: something cannot be loaded.
+    """
+    if _library(path) is not None:
+        _walker()
+
+
 @cache
 def _library(path: Path) -> ctypes.CDLL | None:
     """The library in a package; None if it must ask Python's side for an operation that libtorch's interface lacks."""
-    with zipfile.ZipFile(path) as package, tempfile.TemporaryDirectory() as folder:
+    with zipfile.ZipFile(path) as package:
         names = package.namelist()
         if any(name.endswith(".json") and not name.endswith("_metadata.json") for name in names):
             return None
-        return ctypes.CDLL(package.extract(next(name for name in names if name.endswith(".so")), folder))
+        return _loaded(package.read(next(name for name in names if name.endswith(".so"))))
 
 
 @cache
 def _walker() -> ctypes.CDLL:
     """The C part, built where it is not there."""
     source = Path(__file__).with_name("walk.c")
-    known = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()[:32]
-    path = cache_folder() / f"{known}.so"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            beside = Path(folder) / path.name
-            command = [str(compiler()), "-x", "c", "-O2", "-shared", "-fPIC", str(source), "-o", str(beside)]
-            libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-            built = subprocess.run([*command, *libraries], capture_output=True, text=True)
-            if built.returncode:
-                raise RuntimeError(f"The compiler must build {source.name}, but says: {built.stderr.strip()[-2000:]}")
-            beside.replace(path)
-    return ctypes.CDLL(str(path))
+    known = (source.read_bytes(), torch.__version__, platform.machine())
+    name = f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.so"
+    return _loaded(kept(name, partial(_build, source)).read_bytes())
+
+
+def _loaded(library: bytes) -> ctypes.CDLL:
+    """A library, from a copy that nobody reaches: a file that is cut while it is loaded ends the process, too."""
+    with tempfile.TemporaryDirectory(prefix="fedlightning-") as folder:
+        copy = Path(folder) / "library.so"
+        copy.write_bytes(library)
+        return ctypes.CDLL(str(copy))
+
+
+def _build(source: Path, path: Path) -> None:
+    libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+    command = [str(compiler()), "-x", "c", "-O2", "-shared", "-fPIC", str(source), "-o", str(path), *libraries]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode:
+        raise compiler_failed(source.name, built.stderr)
 
 
 def _place(tensor: Tensor, shape: tuple[int, ...]) -> _Input:
