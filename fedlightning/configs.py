@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import yaml
 
 from fedlightning.errors import ConfigurationError
-from fedlightning.flags import Flag
+from fedlightning.flags import Flag, shortened
 
 EXCLUSIVE = ("local_epochs", "local_steps")
 """Flags of which one at most has a value: a layer that sets one clears the other."""
@@ -65,7 +65,10 @@ class ConfigFile:
             text = path.read_text(encoding="utf-8")
             node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text) or {}
         except OSError as error:
-            raise ConfigurationError(f"File does not exist or cannot be read: {path} ({error.strerror}).") from error
+            raise ConfigurationError(
+                f"A configuration must be a file that can be read, but {shortened(str(path))} is not ({error.strerror}); give "
+                "the path of a YAML file, e.g. of a run's config.yaml."
+            ) from error
         except (yaml.YAMLError, ValueError) as error:  # a date that cannot be is the latter
             raise ConfigurationError(f"{path} must be YAML, but is not: {' '.join(str(error).split())}.") from error
         except RecursionError as error:
@@ -171,19 +174,18 @@ def preset_file(recipe: Path, wish: str) -> Path:
     Raises:
         ConfigurationError: there is none.
     """
-    folder = recipe.parent / "configs" / recipe.stem
-    path = Path(wish)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    if wish and path.name == wish and (folder / f"{wish}.yaml").is_file():
-        return folder / f"{wish}.yaml"
+    folder, path = recipe.parent / "configs" / recipe.stem, Path(wish)
     there = sorted(file.stem for file in folder.glob("*.yaml"))
+    if wish in there:
+        return folder / f"{wish}.yaml"
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
+        return path
     near = difflib.get_close_matches(wish, there, n=2)
     remedy = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(there)}." if there else (
         f"{recipe.stem} has none, so leave it out, or give the path of a YAML file."
     )  # fmt: skip
     raise ConfigurationError(
-        f"`--preset` must be the name of a file in {folder}, or the path of one, but is {wish!r}; {remedy}"
+        f"`--preset` must be the name of a file in {folder}, or the path of one, but is {shortened(wish)}; {remedy}"
     )
 
 

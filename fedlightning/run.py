@@ -95,7 +95,7 @@ class Run:
             raise ConfigurationError(
                 "`--resume` must be left out with `--centralised`, which does not go on; run it again."
             )
-        if given and not given.is_file():
+        if given and not _is_file(given):
             raise ConfigurationError(
                 f"`--resume` must be 'last' or a checkpoint's path, but there is no file {shortened(str(self.resume))}."
             )
@@ -166,6 +166,13 @@ class Run:
         for folder in self._missing:
             with suppress(OSError):  # another run is in it, or it was never made
                 folder.rmdir()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # e.g. a name that is too long
+        return False
 
 
 def _check_name(flag: str, name: str | None) -> None:

@@ -83,7 +83,7 @@ def main(
         if data == "fake"
         else CIFAR10(partition, root=data_dir, **batching)
     )
-    groups = groups or (32 if model.startswith("resnet") else None)
+    groups = 32 if groups is None and model.startswith("resnet") else groups
     network = build_model(model, clients.shape, clients.classes, seed, groups=groups, positions=positions)
     task = Classification(network, clients.classes)
     logger, checkpoint = run.open(partition if data == "real" else f"fake-{partition}")

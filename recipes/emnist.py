@@ -79,7 +79,8 @@ def main(
         clients = FakeImages(partition, shape=(1, 28, 28), classes=62, **batching)
     else:
         clients = EMNIST(partition, root=data_dir, **batching)
-    groups = groups or (32 if model.startswith("resnet") else 16 if model == "cnn" else None)
+    if groups is None:
+        groups = 32 if model.startswith("resnet") else 16 if model == "cnn" else None
     network = build_model(model, clients.shape, clients.classes, seed, groups=groups, positions=positions)
     task = Classification(network, clients.classes)
     logger, checkpoint = run.open(partition if data == "real" else f"fake-{partition}")

@@ -79,7 +79,7 @@ def main(
         clients = FakeImages(partition, shape=(1, 28, 28), classes=10, **batching)
     else:
         clients = FashionMNIST(partition, root=data_dir, **batching)
-    groups = groups or (32 if model.startswith("resnet") else None)
+    groups = 32 if groups is None and model.startswith("resnet") else groups
     network = build_model(model, clients.shape, clients.classes, seed, groups=groups, positions=positions)
     task = Classification(network, clients.classes)
     logger, checkpoint = run.open(partition if data == "real" else f"fake-{partition}")

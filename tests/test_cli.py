@@ -91,8 +91,14 @@ def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> 
         (["--resume", "last"], "`--resume last` needs a run with checkpoints/last.ckpt"),
         (["--resume", "no.ckpt"], "there is no file 'no.ckpt'"),
         (["--resume", ""], "`--resume` must be 'last' or a checkpoint's path, but there is no file ''"),
-        (["--config", "no.yaml"], "File does not exist"),
-        (["--config", ""], "File does not exist or cannot be read"),
+        (["--resume", "ü" * 300], "there is no file 'üüü"),
+        (
+            ["--config", "no.yaml"],
+            "A configuration must be a file that can be read, but 'no.yaml' is not (No such file",
+        ),
+        (["--config", ""], "A configuration must be a file that can be read, but '.' is not (Is a directory)"),
+        (["--config", "c" * 300], "is not (File name too long); give the path of a YAML file"),
+        (["--preset", "p" * 300 + ".yaml"], "synthetic has none, so leave it out, or give the path of a YAML file."),
         (["--method", ""], "for one of your own, but is ''"),
         (["--name", "n" * 300], "of 255 bytes at most, but has 300 bytes; give e.g. 'mine'."),
         (["--name", "ä" * 128], "but has 256 bytes"),
@@ -284,6 +290,85 @@ def test_a_flag_is_not_abbreviated(argv: list[str], capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         synthetic(*argv, *QUICK)
     assert f"there is no flag {argv[0]} here; did you mean" in capsys.readouterr().err
+
+
+OWN = """
+from fedlightning import FedMethod
+from fedlightning.methods import FedProx
+
+class MyProx(FedProx):
+    \"\"\"Mine.
+
+    Args:
+        strength: of something.
+    \"\"\"
+
+    strength: float = 0.5
+
+class Clashing(FedMethod):
+    seed: int = 3
+
+class Demanding(FedMethod):
+    strength: float
+
+class NoMethod:
+    pass
+"""
+
+
+def test_a_method_of_ones_own_runs_from_a_file_in_the_working_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_methods.py").write_text(OWN)
+    argv = ["--method", "my_methods:MyProx", "--strength", "0.25", "--mu", "0.125"]
+    synthetic(*argv, *QUICK)
+    config = folder("myprox") / "config.yaml"
+    kept = yaml.safe_load(config.read_text())
+    assert (kept["method"], kept["strength"], kept["mu"], kept["lr"]) == ("my_methods:MyProx", 0.25, 0.125, 0.01)
+    synthetic("--config", str(config))
+    states = [load_checkpoint(folder("myprox", f"version_{n}") / "checkpoints" / "last.ckpt") for n in (0, 1)]
+    assert torch.equal(states[0][0].server.x, states[1][0].server.x)
+    assert states[0][1]["identity"]["hyperparameters"]["strength"] == 0.25
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        synthetic(*argv, "--help")
+    assert caught.value.code == 0
+    assert "of something. (type: float, default: 0.5)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["my_methods:MyProxx"], "`method` must name a subclass of FedMethod in my_methods, but 'MyProxx' is none. Did you mean 'MyProx'"),
+        (["my_methods:NoMethod"], "`method` must name a subclass of FedMethod in my_methods, but 'NoMethod' is none."),
+        (["my_methods.py:MyProx"], "`method` must be like package.module:Class, but is 'my_methods.py:MyProx'; for a file my.py in the working directory write `my:Class`."),
+        (["no_such_module:A"], "but the module no_such_module cannot be imported: ModuleNotFoundError: No module named 'no_such_module'; name one that is installed"),
+        (["broken_module:A"], "but the module broken_module cannot be imported: ZeroDivisionError: division by zero;"),
+        (["my_methods:"], "'' is none"), ([":A"], "must be like package.module:Class, but is ':A'"),
+        (["my_methods:Clashing"], "A field of my_methods:Clashing must not have the name of a flag of synthetic, but `seed` has; rename the field."),
+        (["my_methods:Demanding"], "`--strength` must be given: a number"),
+        (["my_methods:MyProx", "--strenth", "1"], "there is no flag --strenth here; did you mean --strength"),
+        (["my_methods:MyProx", "--strength", "x"], "`--strength` must be a number, but is 'x'; give e.g. `--strength 0.5`"),
+    ],
+)  # fmt: skip
+def test_a_method_of_ones_own_that_cannot_be_is_refused_in_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my_methods.py").write_text(OWN)
+    Path("broken_module.py").write_text("1 / 0\n")
+    with pytest.raises(SystemExit) as caught:
+        synthetic("--method", *argv)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not Path("logs").exists()
+
+
+def test_a_method_of_ones_own_comes_before_the_programs_beside_the_recipe() -> None:
+    """Which are first on the path of a recipe that is run, and one of which is called methods."""
+    Path("methods.py").write_text(OWN)
+    command = [sys.executable, str(RECIPES / "synthetic.py"), "--method", "methods:MyProx", "--strength", "1", *QUICK]
+    done = subprocess.run([*command, "--compile", "false"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert folder("myprox").is_dir()
 
 
 def test_fake_data_are_named_in_the_folder() -> None:

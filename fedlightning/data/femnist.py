@@ -185,7 +185,8 @@ class FEMNIST(_Handwriting):
             raise ConfigurationError(
                 f"The images of {chr(int(folder, 16))!r} must lie in {where.absolute()}, but there is no PNG file; they "
                 "come from https://www.nist.gov/srd/nist-special-database-19 (by_class.zip): unpack it there, name "
-                "another data folder (`root`, or `--data-dir`), or take `OmniglotWriters` instead."
+                "another data folder (`root`, or `--data-dir`), or take Omniglot's writers instead "
+                "(`--data omniglot`, or `OmniglotWriters`)."
             )
         return found
 
