@@ -11,7 +11,7 @@ from torch import nn
 
 from fedlightning.checkpoint import RoundState
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.errors import ConfigurationError, nearest
+from fedlightning.errors import ConfigurationError, nearest, shown
 from fedlightning.method import FedMethod
 from fedlightning.task import FederatedTask
 
@@ -79,16 +79,16 @@ def check_fit(method: Any, task: Any, data: Any, state: Any, ckpt_path: Any) -> 
     for (kind, (name, remedy)), value in zip(_KINDS.items(), given, strict=True):
         if not isinstance(value, kind):
             raise ConfigurationError(
-                f"`{name}` of `fit` must be a {kind.__name__}, but is {_shown(value)}; {remedy(value)}."
+                f"`{name}` of `fit` must be a {kind.__name__}, but is {shown(value)}; {remedy(value)}."
             )
     if not isinstance(state, RoundState | None):
         raise ConfigurationError(
-            f"`state` of `fit` must be the RoundState that a `fit` returned, but is {_shown(state)}; a checkpoint's path is "
+            f"`state` of `fit` must be the RoundState that a `fit` returned, but is {shown(state)}; a checkpoint's path is "
             "`ckpt_path`."
         )
     if not isinstance(ckpt_path, str | os.PathLike | None):
         raise ConfigurationError(
-            f'`ckpt_path` of `fit` must be a path or "last", but is {_shown(ckpt_path)}; a state is `state`.'
+            f'`ckpt_path` of `fit` must be a path or "last", but is {shown(ckpt_path)}; a state is `state`.'
         )
     if state is not None and ckpt_path is not None:
         raise ConfigurationError("`fit` must go on from one state, but has `state` and `ckpt_path`; leave one out.")
@@ -102,17 +102,6 @@ def _check_order(given: tuple[Any, ...]) -> None:
         raise ConfigurationError(
             f"`fit` must be given (method, task, data), but was given ({shown}); use `fit({names})`."
         )
-
-
-def _shown(value: Any) -> str:
-    """What was given, shortly."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    text = repr(value)
-    if isinstance(value, (str, int, float, type(None))) and len(text) < 80:
-        return text
-    kind = type(value).__name__
-    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
 def _called(value: Any, kind: type, otherwise: str) -> str:

@@ -12,8 +12,10 @@ Each message says what must hold, what was given, who gave it and what to do.
 from __future__ import annotations
 
 import difflib
-import math
+import re
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any
 
 
 class FedLightningError(Exception):
@@ -67,10 +69,55 @@ def require_within(value: float | None, interval: str, name: str, remedy: str = 
     """
     if value is None and optional:
         return
+    if not isinstance(value, Real) or isinstance(value, bool) or not is_within(value, interval):
+        raise ConfigurationError(
+            f"{name} must be in {interval}, but is {shown(value)}{'; ' + remedy if remedy else ''}."
+        )
+
+
+def check_interval(interval: str) -> None:
+    """Check the notation of an interval.
+
+    Raises:
+        ConfigurationError: it is no interval, or an empty one.
+    """
+    found = re.fullmatch(r"[\[(]([^,]+),([^,]+)[\])]", interval)
+    try:
+        right = found is not None and float(found[1]) <= float(found[2])
+    except ValueError:
+        right = False
+    if not right:
+        raise ConfigurationError(
+            f"`within` of `hyper` must be an interval such as '[0, 1)' or '(0, inf)', but is {interval!r}."
+        )
+
+
+def is_within(number: Any, interval: str) -> bool:
+    """Whether a number lies in an interval such as `"[0, 1)"`; a NaN lies in none."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    number = math.nan if value is None else value
-    inside = isinstance(number, (int, float)) and not math.isnan(number)
-    inside = inside and (number > low or (interval[0] == "[" and number == low))
-    inside = inside and (number < high or (interval[-1] == "]" and number == high))
-    if not inside:
-        raise ConfigurationError(f"{name} must be in {interval}, but is {value!r}{'; ' + remedy if remedy else ''}.")
+    above = number >= low if interval[0] == "[" else number > low
+    return bool(above and (number <= high if interval[-1] == "]" else number < high))
+
+
+def shown(value: Any) -> str:
+    """What was given, in one short line: numbers, words and short lists as they are written, other things by what they are."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (str, bytes, Real, complex, type(None))) and not _is_huge(value):
+        text = repr(value)
+        return text if len(text) < 80 else f"{text[:76]}…{text[-1]}"
+    shape, kind = getattr(value, "shape", None), type(value).__name__
+    if isinstance(value, (tuple, list)) and len(value) < 10:
+        inner = ", ".join(map(shown, value))
+        if len(inner) < 200:
+            return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
+    if isinstance(shape, tuple):
+        return f"a {kind} of {str(value.dtype).removeprefix('torch.')}{list(shape)}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether a whole number has so many digits that Python refuses to write it."""
+    return isinstance(value, int) and value.bit_length() > 10_000

@@ -16,9 +16,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from fedlightning.checked import checked
 from fedlightning.errors import ConfigurationError
 
 
+@checked()
 def run_loggers(root: str | Path, name: str | None = None) -> list[Logger]:
     """TensorBoard's and CSV's loggers, both writing to one new folder.
 

@@ -35,7 +35,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, dataclass_trans
 import torch
 from torch import Tensor
 
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.checked import check_fields, checked
+from fedlightning.errors import check_interval
 from fedlightning.state import State
 from fedlightning.vector import Layout
 
@@ -65,11 +66,17 @@ class Batch(NamedTuple):
         return cls(inputs, targets, torch.ones(len(inputs), dtype=torch.bool, device=inputs.device))
 
 
+@checked()
 def hyper(default: Any, within: str | tuple[str, ...] | None = None) -> Any:
     """A hyperparameter with the interval it must lie in, or the words it may be: `mu: float = hyper(0.01, "[0, inf)")`.
 
     A subclass that only changes the default, `mu: float = 1.0`, keeps the interval.
+
+    Raises:
+        ConfigurationError: `within` is neither an interval nor words.
     """
+    if isinstance(within, str):
+        check_interval(within)
     return dataclasses.field(default=default, metadata={"within": within})
 
 
@@ -181,17 +188,8 @@ class FedMethod:
         _inherit_defaults(cls)
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        for field in dataclasses.fields(self):
-            within, value = field.metadata.get("within"), getattr(self, field.name)
-            optional = field.default is None or any(word in str(field.type) for word in ("None", "Optional", "Any"))
-            if isinstance(within, str):
-                require_within(value, within, f"`{field.name}` of {name}", optional=optional)
-            elif within and value not in within and not (value is None and optional):
-                words = " or ".join(map(repr, within))
-                raise ConfigurationError(f"`{field.name}` of {name} must be {words}, but is {value!r}.")
-            elif value is None and not optional:
-                raise ConfigurationError(f"`{field.name}` of {name} must have a value, but is None.")
+        within = {f.name: f.metadata["within"] for f in dataclasses.fields(self) if f.metadata.get("within")}
+        check_fields(self, **within)
 
     # -- the server, before the first round ---------------------------------------------------------------------------
     def check(self, round: Round) -> None:

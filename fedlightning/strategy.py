@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedlightning import interpreter
 from fedlightning.callback import CohortResult
+from fedlightning.checked import COUNT, checked, require
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.engine.bill import CudaMeter, measure
 from fedlightning.engine.choices import (
@@ -86,34 +87,22 @@ class SlotStrategy:
         ConfigurationError: a slot's name does not parse, its device is not there, or it is named twice.
     """
 
+    @checked(slots=COUNT, cohort_size=COUNT, threads_per_slot=COUNT)
     def __init__(
         self,
-        slots: str | int | Sequence[str] = "auto",
+        slots: Literal["auto"] | int | str | Sequence[str] = "auto",
         *,
-        cohort_size: str | int = "auto",
+        cohort_size: Literal["auto"] | int = "auto",
         compile: bool | Literal["auto", "trace"] = "auto",
         precision: Precision = "32-true",
         threads_per_slot: int = 1,
         memory_dir: str | Path | None = None,
     ) -> None:
         self._wish = _read_slots(slots)
-        numbers = (
-            ("slots", self._wish, "'auto' or "),
-            ("cohort_size", cohort_size, "'auto' or "),
-            ("threads_per_slot", threads_per_slot, ""),
-        )
-        for name, value, auto in numbers:
-            if (
-                isinstance(value, float)
-                or (isinstance(value, int) and value < 1)
-                or (isinstance(value, str) and value != "auto")
-            ):
-                least = "a whole number" if isinstance(value, float) else "at least 1"
-                raise ConfigurationError(f"`{name}` of SlotStrategy must be {auto}{least}, but is {value!r}.")
-        if compile not in (True, False, "auto", "trace"):
-            raise ConfigurationError(
-                f"`compile` of SlotStrategy must be True, False, 'auto' or 'trace', but is {compile!r}."
-            )
+        count = self._wish if isinstance(self._wish, int) else len(self._wish or ())
+        for name, value, most in (("slots", count, 1024), ("threads_per_slot", threads_per_slot, 256)):
+            if value > most:
+                raise ConfigurationError(f"`{name}` of SlotStrategy must be at most {most:,}, but is {value:,}.")
         check_precision(precision)
         self.precision = precision
         self._cohort_wish, self._compile_wish, self._threads = cohort_size, compile, threads_per_slot
@@ -398,10 +387,8 @@ def _read_slots(wish: str | int | Sequence[str]) -> list[Slot] | int | None:
     """Slots by name, their number, or None for "auto"."""
     if wish == "auto":
         return None
-    if isinstance(wish, float):
-        raise ConfigurationError(f"`slots` of SlotStrategy must be 'auto', names or a whole number, but is {wish}.")
     if isinstance(wish, int) or (isinstance(wish, str) and wish.lstrip("-").isdecimal()):
-        return int(wish)
+        return int(require(int(wish), int, "slots", "SlotStrategy", COUNT))
     slots = [Slot.parse(name) for name in (wish.split(",") if isinstance(wish, str) else wish)]
     if not slots or len(set(slots)) < len(slots):
         raise ConfigurationError(f"`slots` must name each slot once, but is {', '.join(map(str, slots)) or 'empty'}.")

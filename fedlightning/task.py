@@ -16,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Batch
@@ -38,6 +39,7 @@ class FederatedTask(LightningModule):
     """Whether the loss of one example depends on the others of its batch, e.g. a contrast. Such a task trains one client at
     a time, on batches without an empty place. A trial before the first round finds most that do so unsaid."""
 
+    @checked(lr="(0, inf)")
     def __init__(self, model: nn.Module, metrics: dict[str, Metric] | None = None, lr: float = 0.1) -> None:
         super().__init__()
         self.model = model
@@ -126,6 +128,7 @@ class FederatedTask(LightningModule):
         task = cls(**kwargs).with_state(load_checkpoint(checkpoint_path)[0])
         return task.to(map_location) if isinstance(map_location, str | torch.device) else task
 
+    @checked()
     def with_parameters(self, x: Tensor) -> Self:
         """A copy whose trainable parameters are x [P], and whose buffers are this task's; `with_state` gives a trained one."""
         task = copy.deepcopy(self)
@@ -174,6 +177,7 @@ class Classification(FederatedTask):
         lr: learning rate of centralised training alone.
     """
 
+    @checked(classes=COUNT)
     def __init__(
         self, model: nn.Module, classes: int | None = None, metrics: dict[str, Metric] | None = None, lr: float = 0.1
     ) -> None:
@@ -219,6 +223,7 @@ class NextToken(Classification):
 class Regression(FederatedTask):
     """Mean squared error, the mean over an example's outputs."""
 
+    @checked()
     def __init__(self, model: nn.Module, metrics: dict[str, Metric] | None = None, lr: float = 0.1) -> None:
         super().__init__(model, {"mae": MeanAbsoluteError(), **(metrics or {})}, lr)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import FedLightningError, MethodError
@@ -37,6 +38,7 @@ class Quadratics(FederatedDataModule):
         steps: K, local steps in a round.
     """
 
+    @checked(steps=COUNT)
     def __init__(
         self, curvatures: Sequence[Tensor], optima: Sequence[Tensor], num_examples: Sequence[int], steps: int = 5
     ) -> None:
@@ -57,6 +59,7 @@ class Quadratics(FederatedDataModule):
         return examples, clients, examples, clients
 
     @staticmethod
+    @checked()
     def task(start: Sequence[float]) -> FederatedTask:
         """Linear regression whose parameters are x, at a start."""
         model = nn.Linear(len(start), 1, bias=False, dtype=torch.float64)
@@ -65,6 +68,7 @@ class Quadratics(FederatedDataModule):
         return Regression(model)
 
 
+@checked()
 def check_method(method: FedMethod, *, cohort: bool = True) -> None:
     """Prove that a method keeps the contract drawn in `fedlightning.method`.
 

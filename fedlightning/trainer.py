@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from numbers import Integral
 from operator import mul
 from pathlib import Path
 from typing import Any, Literal, Never
@@ -19,6 +18,7 @@ from torch import Tensor
 from fedlightning.arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
 from fedlightning.callback import Callback, CohortResult
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
+from fedlightning.checked import COUNT, checked
 from fedlightning.checkpoint import RoundState, check_identity, check_model, load_checkpoint, save_checkpoint
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.data.sampling import ClientSampler, UniformSampling
@@ -67,6 +67,7 @@ class FederatedTrainer:
         ConfigurationError: an argument is impossible.
     """
 
+    @checked(max_rounds=COUNT, evaluate_every="[0, inf)")
     def __init__(
         self,
         max_rounds: int = 100,
@@ -81,12 +82,6 @@ class FederatedTrainer:
         **others: Never,
     ) -> None:
         refuse_unknown("FederatedTrainer", others, FederatedTrainer, LIGHTNING)
-        numbers = (("max_rounds", max_rounds, 1), ("evaluate_every", evaluate_every, 0), ("seed", seed, -math.inf))
-        for name, value, least in numbers:
-            if not isinstance(value, Integral):
-                raise ConfigurationError(f"`{name}` of FederatedTrainer must be a whole number, but is {value!r}.")
-            if value < least:
-                raise ConfigurationError(f"`{name}` of FederatedTrainer must be at least {least}, but is {value}.")
         self.max_rounds, self.evaluate_every, self.seed = max_rounds, evaluate_every, seed
         self._participation = clients_per_round
         self.strategy = strategy or SlotStrategy()

@@ -118,7 +118,7 @@ def test_cropped_images_are_targets_too():
 
 
 def test_target_is_checked():
-    with pytest.raises(ConfigurationError, match=r"`target` of FakeImages is unknown: 'images'\. Did you mean 'image'"):
+    with pytest.raises(ConfigurationError, match=r"`target` of FakeImages .*, but is 'images'\. Did you mean 'image'"):
         FakeImages("IIDC2", target="images")
 
 

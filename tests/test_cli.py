@@ -82,7 +82,10 @@ def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> 
         (["--clients-per-round", "0.01"], "but is 0.01 (0.3 of 30 clients); use at least 0.0333333."),
         (["--slots", "cuda:77/0"], "Slot 'cuda:77/0' needs device cuda:77"),
         (["--slots", "both"], "A slot must be written like 'cuda:0/1'"),
-        (["--cohort-size", "many"], "`cohort_size` of SlotStrategy must be 'auto' or at least 1, but is 'many'."),
+        (
+            ["--cohort-size", "many"],
+            "`cohort_size` of SlotStrategy must be 'auto' or a whole number of at least 1, but is 'many'.",
+        ),
         (
             ["--local-steps", "2", "--local-epochs", "2"],
             "Either `epochs` or `steps` may be given, but both are (2 and 2)",

@@ -336,7 +336,7 @@ def test_a_method_that_cannot_run_is_refused_before_the_first_run(tmp_path: Path
     [
         ({"seeds": ()}, "at least one seed"),
         ({"seeds": (1, 1)}, "none twice"),
-        ({"last": 0}, "`last` must be at least 1"),
+        ({"last": 0}, "`last` of Comparison must be at least 1"),
         ({"mode": "most"}, "'min' or 'max'"),
         ({"trainer": {"evaluate_every": 0}}, "`evaluate_every` must be at least 1"),
         ({"trainer": {"seed": 3}}, "may not hold 'seed'"),

@@ -234,7 +234,9 @@ def test_names_defaults_and_intervals():
     assert (data.name, data.evaluate_on) == ("femnist_5", ("test", "train"))
     assert FEMNIST(classes_per_user=3, repo_bug=True).name == "femnist_3_repo_bug"
     for number in (0, 11):
-        with pytest.raises(ConfigurationError, match=f"`classes_per_user` of FEMNIST must be in 1…10, but is {number}"):
+        with pytest.raises(
+            ConfigurationError, match=rf"`classes_per_user` of FEMNIST must be in \[1, 10\], but is {number}"
+        ):
             FEMNIST(classes_per_user=number)
     for kind in (FEMNIST, OmniglotWriters):
         with pytest.raises(ConfigurationError, match=f"`seed` of {kind.__name__}"):

@@ -282,8 +282,8 @@ def test_copies_share_the_word_vectors_and_no_method_sees_them():
     [
         (lambda: SentimentLSTM(torch.zeros(3)), r"`vectors` must be a table .*\[V, d\], but is float32 \[3\]"),
         (lambda: SentimentLSTM(torch.zeros(3, 2, dtype=torch.int64)), r"but is int64 \[3, 2\]"),
-        (lambda: CharLSTM(layers=0), r"`layers` of an LSTM must be in \[1, inf\), but is 0"),
-        (lambda: CharLSTM(hidden=0), r"`hidden` of an LSTM must be in \[1, inf\), but is 0"),
+        (lambda: CharLSTM(layers=0), "`layers` of CharLSTM must be at least 1, but is 0"),
+        (lambda: CharLSTM(hidden=0), "`hidden` of CharLSTM must be at least 1, but is 0"),
     ],
 )
 def test_mistakes(make, message):

@@ -259,7 +259,7 @@ def test_absent_files_are_reported(tmp_path):
     ],
 )
 def test_wrong_options_are_refused(options, name):
-    with pytest.raises(ConfigurationError, match=f"`{name}` of Sent140 must be in"):
+    with pytest.raises(ConfigurationError, match=f"`{name}` of Sent140 must be (in|at least) "):
         Sent140(**options)
 
 

@@ -295,10 +295,10 @@ def test_defaults_and_names(tmp_path):
         ({"fraction": 0.0}, "`fraction` of Shakespeare must be in"),
         ({"fraction": 1.1}, "`fraction` of Shakespeare must be in"),
         ({"train_fraction": 1.0}, "`train_fraction` of Shakespeare must be in"),
-        ({"min_samples": -1}, "`min_samples` of Shakespeare must be in"),
-        ({"length": 0}, "`length` of Shakespeare must be in"),
+        ({"min_samples": -1}, "`min_samples` of Shakespeare must be at least 0"),
+        ({"length": 0}, "`length` of Shakespeare must be at least 1"),
         ({"split": "contigous"}, "Did you mean 'contiguous'"),
-        ({"unknown": "skip"}, "`unknown` of Shakespeare is unknown"),
+        ({"unknown": "skip"}, "`unknown` of Shakespeare must be 'error' or 'drop', but is 'skip'"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -291,8 +291,8 @@ def test_the_start_depends_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: WordRNN(cell="rnn"), "`cell` of WordRNN is unknown: 'rnn'. .*Known: gru, lstm"),
-        (lambda: WordRNN(hidden=0), r"`hidden` of WordRNN must be in \[1, inf\), but is 0"),
+        (lambda: WordRNN(cell="rnn"), "`cell` of WordRNN must be 'lstm' or 'gru', but is 'rnn'"),
+        (lambda: WordRNN(hidden=0), "`hidden` of WordRNN must be at least 1, but is 0"),
         (lambda: WordRNN(layers=0), "`layers` of WordRNN"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlightning.callbacks.monitor import Mode, Monitored
+from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ModelCheckpoint(Monitored):
             monitored metric does not exist.
     """
 
+    @checked(save_top_k="[-1, inf)", every_n_rounds=COUNT)
     def __init__(
         self,
         dirpath: str | Path | None = None,
@@ -51,9 +53,6 @@ class ModelCheckpoint(Monitored):
         every_n_rounds: int = 1,
     ) -> None:
         super().__init__(monitor, mode)
-        for name, value, least in (("save_top_k", save_top_k, -1), ("every_n_rounds", every_n_rounds, 1)):
-            if value < least:
-                raise ConfigurationError(f"`{name}` of ModelCheckpoint must be at least {least}, but is {value}.")
         _check_filename(filename)
         self.dirpath, self.filename = dirpath, filename
         self.save_top_k, self.save_last, self.every_n_rounds = save_top_k, save_last, every_n_rounds

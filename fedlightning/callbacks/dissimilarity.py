@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning.callback import Callback
+from fedlightning.checked import COUNT, checked
 from fedlightning.engine.gradients import GradientSums, deal, gradient_sums
 from fedlightning.errors import ConfigurationError
 from fedlightning.streams import stream
@@ -53,8 +54,8 @@ class Dissimilarity(Callback):
         ConfigurationError: a number is not positive, or there are fewer clients than `num_clients`.
     """
 
+    @checked(every=COUNT, num_clients=COUNT, batch_size=COUNT)
     def __init__(self, every: int = 1, num_clients: int | None = None, batch_size: int = 1000) -> None:
-        require_positive("Dissimilarity", every=every, num_clients=num_clients, batch_size=batch_size)
         self.every, self.num_clients, self.batch_size = every, num_clients, batch_size
         self._groups: list[list[int]] = []
 
@@ -100,17 +101,6 @@ class Dissimilarity(Callback):
             "dissimilarity/diversity": sums.diversity,
             "dissimilarity/seconds": perf_counter() - began,
         }
-
-
-def require_positive(owner: str, **numbers: int | None) -> None:
-    """Check that each number that is given is at least 1.
-
-    Raises:
-        ConfigurationError: it is not; its name and its owner are named.
-    """
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ConfigurationError(f"`{name}` of {owner} must be at least 1, but is {value}.")
 
 
 def choose_clients(trainer: FederatedTrainer, wish: int | None, owner: str) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedlightning.callbacks.monitor import Mode, Monitored
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.checked import COUNT, checked
 
 if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer
@@ -36,6 +36,7 @@ class EarlyStopping(Monitored):
         ConfigurationError: `patience` is below 1, `min_delta` is negative, or the metric does not exist.
     """
 
+    @checked(patience=COUNT, min_delta="[0, inf)")
     def __init__(
         self,
         monitor: str,
@@ -46,9 +47,6 @@ class EarlyStopping(Monitored):
         stopping_threshold: float | None = None,
     ) -> None:
         super().__init__(monitor, mode)
-        if patience < 1:
-            raise ConfigurationError(f"`patience` of EarlyStopping must be at least 1, but is {patience}.")
-        require_within(min_delta, "[0, inf)", "`min_delta` of EarlyStopping")
         self.patience, self.min_delta = patience, min_delta
         self.divergence_threshold, self.stopping_threshold = divergence_threshold, stopping_threshold
         self.wait_count = 0

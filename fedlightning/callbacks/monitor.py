@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from fedlightning.callback import Callback
+from fedlightning.checked import checked
 from fedlightning.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ class Monitored(Callback):
         ConfigurationError: `mode` is neither.
     """
 
+    @checked()
     def __init__(self, monitor: str | None, mode: Mode) -> None:
-        if mode not in ("min", "max"):
-            raise ConfigurationError(f"`mode` of {type(self).__name__} must be 'min' or 'max', but is {mode!r}.")
         self.monitor, self.mode = monitor, mode
         self._evaluated = False
 

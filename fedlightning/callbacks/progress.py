@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from fedlightning.callback import Callback, CohortResult
-from fedlightning.errors import require_within
+from fedlightning.checked import checked
 from fedlightning.method import Round
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class RoundProgress(Callback):
         ConfigurationError: `refresh_rate` is not positive.
     """
 
+    @checked(refresh_rate="(0, inf)")
     def __init__(
         self,
         refresh_rate: float = 4.0,
         metrics: Sequence[str] = ("train/loss", "val/loss", "val/accuracy"),
         console: Console | None = None,
     ) -> None:
-        require_within(refresh_rate, "(0, inf)", "`refresh_rate` of RoundProgress")
         self.refresh_rate, self.metrics, self.console = refresh_rate, tuple(metrics), console
         self._pace = _Pace()
         self._display: _Bar | _Lines | None = None

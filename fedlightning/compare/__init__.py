@@ -11,6 +11,7 @@ from typing import Any
 
 from fedlightning.callback import Callback
 from fedlightning.callbacks import ModelCheckpoint, Throughput
+from fedlightning.checked import COUNT, checked
 from fedlightning.compare.diary import (
     Checked,
     Diary,
@@ -98,6 +99,7 @@ class Comparison:
         ConfigurationError: an argument is impossible.
     """
 
+    @checked("methods", last=COUNT, checkpoint_every=COUNT)
     def __init__(
         self,
         methods: Methods,
@@ -121,10 +123,6 @@ class Comparison:
         self.checkpoint_every, self.callbacks, self.on_run_end = checkpoint_every, callbacks, on_run_end
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(f"`seeds` must hold at least one seed, and none twice, but is {self.seeds}.")
-        if last < 1 or mode not in ("min", "max"):
-            raise ConfigurationError(
-                f"`last` must be at least 1 and `mode` 'min' or 'max', but they are {last} and {mode!r}."
-            )
         if self._make(seed=self.seeds[0], logger=False, callbacks=[]).evaluate_every < 1:
             raise ConfigurationError("`evaluate_every` must be at least 1, for evaluations are compared, but is 0.")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, shown
 from fedlightning.method import FedMethod
 
 Methods = Mapping[str, FedMethod] | Sequence[FedMethod | tuple[str, FedMethod]]
@@ -19,12 +19,17 @@ def name_methods(methods: Methods) -> dict[str, FedMethod]:
     Raises:
         ConfigurationError: there is none, or one of them is no method.
     """
+    if isinstance(methods, str) or not isinstance(methods, Mapping | Sequence):
+        raise ConfigurationError(
+            f"`methods` must be a list of instances such as FedAvg(lr=0.1), or a dictionary of them by name, but is "
+            f"{shown(methods)}."
+        )
     pairs: Iterable[Any] = methods.items() if isinstance(methods, Mapping) else methods
     named: dict[str, FedMethod] = {}
     for pair in pairs:
-        wish, method = pair if isinstance(pair, tuple) else (None, pair)
-        if not isinstance(method, FedMethod):
-            raise ConfigurationError(f"`methods` must hold instances such as FedAvg(lr=0.1), but holds {method!r}.")
+        wish, method = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, pair)
+        if not isinstance(method, FedMethod) or not isinstance(wish, str | None):
+            raise ConfigurationError(f"`methods` must hold instances such as FedAvg(lr=0.1), but holds {shown(pair)}.")
         wish = name = wish or _describe(method)
         taken, count = {slug(known).lower() for known in named}, 1
         while slug(name).lower() in taken:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedlightning.checked import checked
 from fedlightning.compare.diary import read_diary, write
 from fedlightning.errors import ConfigurationError
 
@@ -170,6 +171,7 @@ class Table:
         return f"{self.scale * mean:.{digits}f}{deviation}"
 
 
+@checked()
 def read_run(folder: Path, name: str, seed: int, metric: str = "val/accuracy") -> Outcome:
     """A finished run from its folder.
 

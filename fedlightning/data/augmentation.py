@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError, require_within
 
 
@@ -21,9 +22,8 @@ class RandomCropFlip:
         flip: whether images are mirrored from left to right.
     """
 
+    @checked(padding="[0, inf)")
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
-        if padding < 0:
-            raise ConfigurationError(f"`padding` of RandomCropFlip must be 0 or more, but is {padding}.")
         self.padding, self.flip = padding, flip
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -79,9 +79,9 @@ class RandomCropRotate:
         ConfigurationError: a number is outside its interval.
     """
 
+    @checked(size=COUNT, image_size=COUNT, degrees="[0, 180]")
     def __init__(self, size: int = 24, image_size: int = 32, degrees: float = 15.0, flip: bool = True) -> None:
         require_within(size, f"[1, {image_size}]", "`size` of RandomCropRotate")
-        require_within(degrees, "[0, 180]", "`degrees` of RandomCropRotate")
         self.size, self.image_size, self.degrees, self.flip = size, image_size, degrees, flip
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

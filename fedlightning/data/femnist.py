@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import checked
 from fedlightning.data.files import Progress, prepared, stamp
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
@@ -86,6 +87,7 @@ class _Handwriting(FederatedDataModule):
     classes: int
     shape = (SIDE * SIDE,)
 
+    @checked(seed="[0, 4294967295]")
     def __init__(
         self,
         root: str | Path,
@@ -100,8 +102,6 @@ class _Handwriting(FederatedDataModule):
         super().__init__(
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
-        if not 0 <= seed < 2**32:
-            raise ConfigurationError(f"`seed` of {type(self).__name__} must be in 0…{2**32 - 1}, but is {seed}.")
         self.root, self.seed = Path(root), seed
 
     def preprocess(self, inputs: Tensor) -> Tensor:
@@ -136,6 +136,7 @@ class FEMNIST(_Handwriting):
 
     classes = OUTPUTS
 
+    @checked(classes_per_user=f"[1, {CLASSES}]")
     def __init__(
         self,
         *,
@@ -150,10 +151,6 @@ class FEMNIST(_Handwriting):
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
         super().__init__(root, seed, batch_size, epochs, steps, drop_last, evaluate_on)
-        if not 1 <= classes_per_user <= CLASSES:
-            raise ConfigurationError(
-                f"`classes_per_user` of FEMNIST must be in 1…{CLASSES}, but is {classes_per_user}; the paper has 5."
-            )
         self.classes_per_user, self.repo_bug = classes_per_user, repo_bug
         self.name = f"femnist_{classes_per_user}" + ("_repo_bug" if repo_bug else "")
 
@@ -230,6 +227,7 @@ class OmniglotWriters(_Handwriting):
     name = "omniglot_writers"
     writers: list[str]
 
+    @checked()
     def __init__(
         self,
         *,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import checked
 from fedlightning.data.files import Progress, prepared, require_file, stamp
 from fedlightning.data.leaf_split import decode_names, encode_names
 from fedlightning.errors import ConfigurationError
@@ -59,6 +60,7 @@ class Glove:
         return len(self.vocab)
 
     @classmethod
+    @checked()
     def read(cls, root: str | Path = "data", file: str = "glove.6B.*.txt") -> Glove:
         """Read a file of lines "word number … number"; what is made of it is kept and read the next time.
 

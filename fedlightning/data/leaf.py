@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import checked
 from fedlightning.data.leaf_split import random_split, take_clients
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.errors import ConfigurationError
 
 Encoder = Callable[[list[Any]], Tensor]
 """From the x, or the y, of one user's n samples, as JSON gives them, to a tensor [n, …]."""
@@ -38,7 +39,8 @@ class LeafUser:
     hierarchy: str | None = None
 
 
-def read_leaf(path: Path) -> list[LeafUser]:
+@checked()
+def read_leaf(path: str | Path) -> list[LeafUser]:
     """The users of a LEAF file, or of all `*.json` files of a folder, by name.
 
     A file is `{"users": [names], "num_samples": [n of each], "user_data": {name: {"x": [n], "y": [n]}}}`, and may have
@@ -47,6 +49,7 @@ def read_leaf(path: Path) -> list[LeafUser]:
     Raises:
         ConfigurationError: nothing is there, it is not such a file, its numbers do not agree, or a user comes twice.
     """
+    path = Path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ConfigurationError(
@@ -142,6 +145,7 @@ class LeafData(FederatedDataModule):
     users: list[str]
     hierarchies: list[str | None]
 
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)")
     def __init__(
         self,
         train: str | Path,
@@ -163,9 +167,6 @@ class LeafData(FederatedDataModule):
         super().__init__(
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
-        require_within(fraction, "(0, 1]", "`fraction` of LeafData")
-        require_within(min_samples, "[0, inf)", "`min_samples` of LeafData")
-        require_within(train_fraction, "(0, 1)", "`train_fraction` of LeafData")
         if test is not None and (fraction, min_samples, train_fraction) != (1.0, 0, 0.8):
             raise ConfigurationError(
                 "`fraction`, `min_samples` and `train_fraction` of LeafData sample and divide one set, but `test` is "

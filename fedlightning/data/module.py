@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.hashing import described, digest, digest_text
@@ -32,6 +33,7 @@ class Examples(NamedTuple):
         return Examples(self.inputs.contiguous(), self.targets.contiguous())
 
 
+@runtime_checkable
 class Augmentation(Protocol):
     """A random change of a batch of inputs, made of integers drawn before, so that it is the same on every device."""
 
@@ -86,6 +88,7 @@ class FederatedDataModule(LightningDataModule):
     shared_examples: bool = False
     other_test_clients: bool = False
 
+    @checked(batch_size=COUNT, epochs=COUNT, steps=COUNT)
     def __init__(
         self,
         *,
@@ -97,9 +100,6 @@ class FederatedDataModule(LightningDataModule):
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("epochs", epochs), ("steps", steps)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"`{name}` of {type(self).__name__} must be at least 1, but is {value}.")
         if epochs is not None and steps is not None:
             raise ConfigurationError(
                 f"Either `epochs` or `steps` may be given, but both are ({epochs} and {steps}); leave one out."

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import COUNT, check_fields, checked
 from fedlightning.errors import ConfigurationError
 
 
@@ -30,7 +31,11 @@ class Partition:
     indices: Tensor
     offsets: Tensor
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
+    @checked()
     def of(cls, clients: Sequence[Tensor]) -> Partition:
         """A partition from each client's positions.
 
@@ -45,6 +50,7 @@ class Partition:
         )
 
     @classmethod
+    @checked(num_clients=COUNT)
     def of_owners(cls, owners: Tensor, num_clients: int) -> Partition:
         """A partition from the client that owns each example [n] (int64); each client's positions ascend.
 
@@ -56,6 +62,7 @@ class Partition:
         return cls(owners.argsort(stable=True), torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
 
     @classmethod
+    @checked()
     def of_sizes(cls, sizes: Tensor, indices: Tensor | None = None) -> Partition:
         """A partition from each client's number of examples [N] (int64), for any number of clients.
 
@@ -121,11 +128,13 @@ class Partition:
         """The client that owns each entry of `indices` [n]."""
         return torch.repeat_interleave(torch.arange(self.num_clients), self.sizes)
 
+    @checked(classes=COUNT)
     def histogram(self, labels: Tensor, classes: int) -> Tensor:
         """Examples of each class at each client [N, classes], from the labels of the whole data set."""
         cells = self.owners() * classes + labels[self.indices].to(torch.int64)
         return torch.bincount(cells, minlength=self.num_clients * classes).view(self.num_clients, classes)
 
+    @checked()
     def mirror(self, labels: Tensor, other: Tensor) -> Partition:
         """A partition of another data set (its test set) in which each class is shared out in the same proportions.
 
@@ -147,6 +156,7 @@ class Partition:
             owners[members] = torch.bucketize(torch.arange(len(members)), cuts, right=True)
         return Partition.of_owners(owners, self.num_clients)
 
+    @checked(num_examples="[0, inf)")
     def check(self, num_examples: int, shared: bool = False) -> None:
         """Check that clients can train on these examples: each has one at least, and none belongs to two of them.
 

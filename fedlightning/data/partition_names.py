@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from fedlightning.checked import checked
 from fedlightning.data.partitioners import IID, Dirichlet, Partitioner, QuantitySkew, Shards
 from fedlightning.errors import ConfigurationError
 
 
+@checked()
 def parse_partition(name: str) -> Partitioner:
     """The partitioner with this name.
 

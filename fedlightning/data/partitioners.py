@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import COUNT, check_fields, checked
 from fedlightning.data.dealing import Ints, blocks, by_mixtures, by_shares
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, require_within
 from fedlightning.streams import stream
 
 
+@runtime_checkable
 class Partitioner(Protocol):
     """A way to divide a data set among clients."""
 
@@ -64,15 +66,14 @@ class Dirichlet:
 
     def __post_init__(self) -> None:
         require_within(self.alpha, "(0, inf)", "`alpha` of Dirichlet", "0.1 is strongly, 100 hardly heterogeneous")
-        _require_counts(self, "num_clients", "min_size")
-        if self.form not in ("class", "client"):
-            raise ConfigurationError(f"`form` of Dirichlet must be 'class' or 'client', but is {self.form!r}.")
+        check_fields(self, num_clients=COUNT, min_size=COUNT)
 
     @property
     def name(self) -> str:
         """`A0d10C100`; `H0d10C100` for the form "client"; `M2` is added for a `min_size` of 2."""
         return f"{'A' if self.form == 'class' else 'H'}{_decimal(self.alpha)}C{self.num_clients}{_minimum(self)}"
 
+    @checked()
     def split(self, labels: Tensor, seed: int) -> Partition:
         """Divide the examples with these labels [n] among the clients."""
         classes = _members(labels, self.name)
@@ -95,13 +96,14 @@ class IID:
     num_clients: int
 
     def __post_init__(self) -> None:
-        _require_counts(self, "num_clients")
+        check_fields(self, num_clients=COUNT)
 
     @property
     def name(self) -> str:
         """`IIDC100`."""
         return f"IIDC{self.num_clients}"
 
+    @checked()
     def split(self, labels: Tensor, seed: int) -> Partition:
         """Divide the examples with these labels [n] among the clients."""
         _require_examples(self, len(labels), self.num_clients, 1, "num_clients")
@@ -125,13 +127,14 @@ class Shards:
     shards_per_client: int = 2
 
     def __post_init__(self) -> None:
-        _require_counts(self, "num_clients", "shards_per_client")
+        check_fields(self, num_clients=COUNT, shards_per_client=COUNT)
 
     @property
     def name(self) -> str:
         """`S2C100`."""
         return f"S{self.shards_per_client}C{self.num_clients}"
 
+    @checked()
     def split(self, labels: Tensor, seed: int) -> Partition:
         """Divide the examples with these labels [n] among the clients."""
         in_order = np.concatenate(_members(labels, self.name))
@@ -159,13 +162,14 @@ class QuantitySkew:
 
     def __post_init__(self) -> None:
         require_within(self.alpha, "(0, inf)", "`alpha` of QuantitySkew", "the smaller, the more uneven the sizes")
-        _require_counts(self, "num_clients", "min_size")
+        check_fields(self, num_clients=COUNT, min_size=COUNT)
 
     @property
     def name(self) -> str:
         """`Q0d50C100`; `M2` is added for a `min_size` of 2."""
         return f"Q{_decimal(self.alpha)}C{self.num_clients}{_minimum(self)}"
 
+    @checked()
     def split(self, labels: Tensor, seed: int) -> Partition:
         """Divide the examples with these labels [n] among the clients."""
         _require_examples(self, len(labels), self.num_clients, self.min_size, "min_size")
@@ -184,11 +188,15 @@ class Natural:
 
     owners: Tensor
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def name(self) -> str:
         """`naturalC30`. It cannot be read back, for the owners are in the data."""
         return f"naturalC{len(torch.unique(self.owners))}"
 
+    @checked()
     def split(self, labels: Tensor, seed: int = 0) -> Partition:
         """Give the examples with these labels [n] to their owners; the seed does not matter."""
         if self.owners.dim() != 1 or len(self.owners) != len(labels) or self.owners.is_floating_point():
@@ -220,15 +228,6 @@ def _decimal(alpha: float) -> str:
 
 def _minimum(partitioner: Dirichlet | QuantitySkew) -> str:
     return f"M{partitioner.min_size}" if partitioner.min_size > 1 else ""
-
-
-def _require_counts(partitioner: Partitioner, *fields: str) -> None:
-    for field in fields:
-        value = getattr(partitioner, field)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigurationError(
-                f"`{field}` of {type(partitioner).__name__} must be a whole number from 1 on, but is {value!r}."
-            )
 
 
 def _require_examples(partitioner: Partitioner, num_examples: int, num_clients: int, each: int, field: str) -> None:

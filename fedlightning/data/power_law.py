@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import checked
 from fedlightning.data.files import require_file
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
@@ -140,6 +141,7 @@ class PowerLawMNIST(FederatedDataModule):
     mean: Tensor
     scale: Tensor
 
+    @checked(seed="[0, 4294967295]")
     def __init__(
         self,
         *,
@@ -156,8 +158,6 @@ class PowerLawMNIST(FederatedDataModule):
         super().__init__(
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
-        if not 0 <= seed < 2**32:
-            raise ConfigurationError(f"`seed` of PowerLawMNIST must be in 0…{2**32 - 1}, but is {seed}.")
         self.root, self.seed, self.download = Path(root), seed, download
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 

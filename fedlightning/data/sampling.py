@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from fedlightning.checked import check_fields, checked
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.streams import legacy, stream
@@ -52,10 +53,12 @@ class ClientSampler(ABC):
         order = stream(seed, "stragglers", round).permutation(len(chosen))
         return [chosen[place] for place in order[:count].tolist()]
 
+    @checked()
     def bind(self, clients: Partition) -> ClientSampler:
         """The sampler for clients that own these examples; the same object where their sizes do not matter."""
         return self
 
+    @checked()
     def check(self, num_clients: int, count: int) -> None:
         """Check before the first round that `sample` can do what is asked.
 
@@ -111,6 +114,7 @@ def _is_whole(client: Any) -> bool:
 class UniformSampling(ClientSampler):
     """Each set of `count` clients equally likely, in ascending order. The cost depends on `count`, not on N."""
 
+    @checked()
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
@@ -139,15 +143,18 @@ class SizeWeighted(ClientSampler):
     sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.sizes is not None and (not self.sizes or min(self.sizes) <= 0):
             raise ConfigurationError(
                 f"`sizes` of SizeWeighted must hold a positive number for each client, but is {self.sizes!r:.80}."
             )
 
+    @checked()
     def bind(self, clients: Partition) -> SizeWeighted:
         """The same with the clients' sizes, unless they were given."""
         return self if self.sizes is not None else replace(self, sizes=tuple(clients.sizes.tolist()))
 
+    @checked()
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
@@ -165,6 +172,7 @@ class SizeWeighted(ClientSampler):
     def _ends(self) -> np.ndarray[Any, Any]:
         return self._sizes.cumsum()
 
+    @checked()
     def check(self, num_clients: int, count: int) -> None:
         """Check that there is a size for each client."""
         super().check(num_clients, count)
@@ -201,6 +209,7 @@ class RoundSeeded(ClientSampler):
     of them that are no stragglers are drawn in the same way. The generator shuffles all N clients: 20 ms for a million.
     """
 
+    @checked()
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
@@ -229,6 +238,7 @@ class FixedSchedule(ClientSampler):
     rounds: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.rounds:
             raise ConfigurationError(
                 "`rounds` of FixedSchedule must hold the clients of at least one round, but is ()."
@@ -240,11 +250,13 @@ class FixedSchedule(ClientSampler):
                     f"but rounds[{index}] is {clients!r}."
                 )
 
+    @checked()
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
         return list(self.rounds[round % len(self.rounds)])
 
+    @checked()
     def check(self, num_clients: int, count: int) -> None:
         """Check that the clients exist."""
         for index, clients in enumerate(self.rounds):

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.data.files import Progress, prepared, stamp
 from fedlightning.data.glove import Glove, find_one, glove_path
 from fedlightning.data.leaf_split import Ints, decode_names, encode_names, pooled, random_split, take_clients
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.errors import ConfigurationError
 
 _SOURCE = "cs.stanford.edu/people/alecmgo/trainingandtestdata.zip"
 _VERSION = 1  # of what `prepared` keeps
@@ -102,6 +103,7 @@ class Sent140(FederatedDataModule):
     classes = 2
     users: list[str]
 
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
     def __init__(
         self,
         fraction: float = 0.3,
@@ -123,10 +125,6 @@ class Sent140(FederatedDataModule):
         super().__init__(
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
-        require_within(fraction, "(0, 1]", "`fraction` of Sent140")
-        require_within(min_samples, "[0, inf)", "`min_samples` of Sent140")
-        require_within(train_fraction, "(0, 1)", "`train_fraction` of Sent140")
-        require_within(length, "[1, inf)", "`length` of Sent140")
         self.fraction, self.min_samples, self.lowercase = fraction, min_samples, lowercase
         self.train_fraction, self.length, self.shape, self.seed = train_fraction, length, (length,), seed
         self.root, self.glove_file = Path(root), glove

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.data.files import Progress, prepared, require_file, stamp
 from fedlightning.data.leaf_split import (
     Ints,
@@ -24,7 +25,7 @@ from fedlightning.data.leaf_split import (
 )
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.errors import ConfigurationError, nearest, require_within
+from fedlightning.errors import ConfigurationError
 
 ALPHABET = f"\n !\"&'(),-.{string.digits}:;>?{string.ascii_uppercase}[]{string.ascii_lowercase}}}"
 """The 80 characters; a character's token is its place here."""
@@ -173,6 +174,7 @@ class Shakespeare(FederatedDataModule):
     classes = vocab_size = len(ALPHABET)
     users: list[str]
 
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
     def __init__(
         self,
         fraction: float = 0.2,
@@ -195,16 +197,6 @@ class Shakespeare(FederatedDataModule):
         super().__init__(
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
-        require_within(fraction, "(0, 1]", "`fraction` of Shakespeare")
-        require_within(train_fraction, "(0, 1)", "`train_fraction` of Shakespeare")
-        require_within(min_samples, "[0, inf)", "`min_samples` of Shakespeare")
-        require_within(length, "[1, inf)", "`length` of Shakespeare")
-        for name, value, known in (
-            ("split", split, ("contiguous", "random")),
-            ("unknown", unknown, ("error", "drop")),
-        ):
-            if value not in known:
-                raise ConfigurationError(f"`{name}` of Shakespeare is unknown: {value!r}. {nearest(value, known)}")
         self.fraction, self.split, self.train_fraction, self.min_samples = fraction, split, train_fraction, min_samples
         self.length, self.unknown, self.seed = length, unknown, seed
         self.path, self.shape = Path(root) / "shakespeare" / file, (length,)

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.data.files import Progress, prepared, require_file, stamp
 from fedlightning.data.leaf import read_leaf
 from fedlightning.data.leaf_split import decode_names, encode_names
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.errors import ConfigurationError
 from fedlightning.task import NextToken
 
 PAD = 0
@@ -73,6 +74,7 @@ class StackOverflow(FederatedDataModule):
     words: list[str]
     users: list[str]
 
+    @checked(vocabulary=f"[1, {2**15 - 5}]", length=COUNT, max_sentences=COUNT)
     def __init__(
         self,
         *,
@@ -89,9 +91,6 @@ class StackOverflow(FederatedDataModule):
         super().__init__(
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
-        require_within(vocabulary, f"[1, {2**15 - 5}]", "`vocabulary` of StackOverflow")
-        require_within(length, "[1, inf)", "`length` of StackOverflow")
-        require_within(max_sentences, "[1, inf)", "`max_sentences` of StackOverflow")
         self.vocabulary, self.length, self.max_sentences = vocabulary, length, max_sentences
         self.folder = Path(root) / "stackoverflow"
         self.vocab_size, self.shape, self.name = vocabulary + 4, (length,), "stackoverflow"
@@ -233,6 +232,7 @@ class NextWord(NextToken):
         lr: learning rate of centralised training alone.
     """
 
+    @checked()
     def __init__(
         self, model: nn.Module, vocab_size: int, metrics: dict[str, Metric] | None = None, lr: float = 0.1
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedlightning.checked import checked
 from fedlightning.data.partition import Partition
 
 
@@ -30,6 +31,7 @@ class Statistics:
         return cls(len(sizes), int(sizes.sum()), float(sizes.mean()), float(sizes.std(correction=0)))
 
 
+@checked()
 def statistics_table(name: str, clients: Partition, test_clients: Partition) -> str:
     """The row of a data set in the FedProx paper's table of statistics (Li et al., MLSys 2020), under its headings.
 

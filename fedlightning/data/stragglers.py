@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
+from fedlightning.checked import check_fields
 from fedlightning.data.module import FederatedDataModule, Schedule
 from fedlightning.data.sampling import ClientSampler, named_clients
 from fedlightning.errors import ConfigurationError, require_within
@@ -114,6 +115,7 @@ class Stragglers:
 
     def __post_init__(self) -> None:
         require_within(self.fraction, "[0, 1)", f"`fraction` of {type(self).__name__}", "0.9 is nine tenths")
+        check_fields(self)
 
     def plan(self, rounds: Rounds) -> Callable[[int], Work]:
         """The work of each round t of a run, as a function of t."""

@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from fedlightning.checked import checked
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.errors import ConfigurationError, require_within
 from fedlightning.streams import stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,6 +27,7 @@ class _Device(NamedTuple):
     inputs: Array  # [n, 60]
 
 
+@checked(alpha="[0, inf)", beta="[0, inf)", seed="[0, 4294967295]")
 def generate(
     alpha: float, beta: float, iid: bool, labels: Literal["argmax", "sample"] = "argmax", seed: int = 0
 ) -> list[tuple[Array, Array]]:
@@ -96,6 +97,7 @@ class Synthetic(FederatedDataModule):
     classes = CLASSES
     shape = (FEATURES,)
 
+    @checked(alpha="[0, inf)", beta="[0, inf)", seed="[0, 4294967295]")
     def __init__(
         self,
         alpha: float = 1.0,
@@ -114,12 +116,6 @@ class Synthetic(FederatedDataModule):
         super().__init__(
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
-        require_within(alpha, "[0, inf)", "`alpha` of Synthetic")
-        require_within(beta, "[0, inf)", "`beta` of Synthetic")
-        if labels not in ("argmax", "sample"):
-            raise ConfigurationError(f"`labels` of Synthetic must be 'argmax' or 'sample', but is {labels!r}.")
-        if not 0 <= seed < 2**32:
-            raise ConfigurationError(f"`seed` of Synthetic must be in 0…{2**32 - 1}, but is {seed}.")
         self.alpha, self.beta, self.iid, self.labels, self.seed = alpha, beta, iid, labels, seed
         self.name = "synthetic_iid" if iid else f"synthetic_{alpha:g}_{beta:g}"
         self.name += "_sample" if labels == "sample" else ""

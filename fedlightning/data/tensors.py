@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedlightning.checked import checked
 from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
@@ -30,6 +31,7 @@ class TensorData(FederatedDataModule):
         ConfigurationError: inputs and targets differ in number, or `test_clients` is given without `test`.
     """
 
+    @checked()
     def __init__(
         self,
         train: Examples,

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.data.augmentation import RandomCropFlip, RandomCropRotate, centre_crop, standardise_each
 from fedlightning.data.files import require_file
 from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
-from fedlightning.errors import ConfigurationError, nearest, require_within
+from fedlightning.errors import ConfigurationError, require_within
 from fedlightning.streams import stream
 
 
@@ -59,6 +60,7 @@ class ImageData(FederatedDataModule):
     usual_augmentation: ClassVar[Augmentation] = RandomCropFlip()
     augments: ClassVar[bool] = False
 
+    @checked()
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
@@ -81,9 +83,6 @@ class ImageData(FederatedDataModule):
             require_within(crop, f"[1, {self.shape[1]}]", f"`crop` of {type(self).__name__}")
             usual = RandomCropRotate(crop, self.shape[1])
             self.shape = (self.shape[0], crop, crop)
-        if target not in ("label", "image"):
-            known = nearest(str(target), ("label", "image"))
-            raise ConfigurationError(f"`target` of {type(self).__name__} is unknown: {target!r}. {known}")
         super().__init__(
             batch_size=batch_size,
             epochs=epochs,
@@ -265,6 +264,7 @@ class FakeImages(ImageData):
         ConfigurationError: a number is outside its interval, or the partition's name does not parse.
     """
 
+    @checked(classes=COUNT, num_train=COUNT, num_test=COUNT)
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedlightning.checked import checked
 from fedlightning.errors import ConfigurationError, nearest, no_such_method
 from fedlightning.method import FedMethod
 from fedlightning.methods.adaptive_fedprox import AdaptiveFedProx
@@ -48,6 +49,7 @@ _ALL: tuple[type[FedMethod], ...] = (
 _METHODS = {cls.__name__.lower(): cls for cls in _ALL}
 
 
+@checked()
 def method_named(name: str) -> type[FedMethod]:
     """The class of a method by its name on the command line.
 

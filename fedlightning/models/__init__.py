@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedlightning.errors import ConfigurationError, nearest, require_within
+from fedlightning.checked import COUNT, checked
+from fedlightning.errors import ConfigurationError, nearest
 from fedlightning.models.autoencoder import ConvAutoencoder, DenseAutoencoder
 from fedlightning.models.cnn import CNN, FedAvgCNN, LeNet
 from fedlightning.models.dropout import KeyedDropout, dropout_key_names, key_dropout, set_dropout_key
@@ -73,6 +74,7 @@ _OF_ANY: dict[str, Callable[..., nn.Module]] = {"autoencoder": DenseAutoencoder}
 _KNOWN = {**_OF_FEATURES, **_OF_IMAGES, **_OF_ANY}
 
 
+@checked(classes=COUNT, groups=COUNT)
 def build_model(
     name: str,
     shape: tuple[int, ...],
@@ -106,7 +108,6 @@ def build_model(
     """
     if name not in _KNOWN:
         raise ConfigurationError(f"`model` must be a known name, but is {name!r}. {nearest(name, _KNOWN)}")
-    require_within(classes, "[1, inf)", "`classes` of a model")
     arguments = _options(name, {"groups": groups, "positions": positions}) | _sizes(name, tuple(shape), classes)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.set_rng_state(torch_stream(seed, "init").get_state())

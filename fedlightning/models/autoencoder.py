@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 
 
@@ -25,6 +26,7 @@ class ConvAutoencoder(nn.Module):
         ConfigurationError: `size` is no multiple of 4.
     """
 
+    @checked(channels=COUNT)
     def __init__(self, channels: int = 1, size: int = 28) -> None:
         super().__init__()
         if size < 4 or size % 4:
@@ -60,6 +62,7 @@ class DenseAutoencoder(nn.Module):
         widths: outputs of the layers of the encoder, the code's last.
     """
 
+    @checked()
     def __init__(self, shape: tuple[int, ...] = (1, 28, 28), widths: Sequence[int] = (512, 256, 64, 16)) -> None:
         super().__init__()
         there = (math.prod(shape), *widths)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.checked import COUNT, checked
+from fedlightning.errors import ConfigurationError
 
 
 class _Convolutional(nn.Module):
@@ -35,8 +36,8 @@ class CNN(_Convolutional):
         ConfigurationError: `size` is too small, or `groups` does not divide 32.
     """
 
+    @checked(channels=COUNT, classes=COUNT, size="[4, inf)")
     def __init__(self, channels: int, classes: int, size: int = 28, groups: int = 8) -> None:
-        require_within(size, "[4, inf)", "`size` of CNN")
         if groups < 1 or 32 % groups:
             raise ConfigurationError(f"`groups` of CNN must divide its 32 channels, but is {groups}; use 8 or 16.")
         features = nn.Sequential(
@@ -63,8 +64,8 @@ class FedAvgCNN(_Convolutional):
         size: pixels along each side, at least 4.
     """
 
+    @checked(channels=COUNT, classes=COUNT, size="[4, inf)")
     def __init__(self, channels: int, classes: int, size: int = 28) -> None:
-        require_within(size, "[4, inf)", "`size` of FedAvgCNN")
         features = nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=2),
             nn.ReLU(),
@@ -87,8 +88,8 @@ class LeNet(_Convolutional):
         size: pixels along each side, at least 16.
     """
 
+    @checked(channels=COUNT, classes=COUNT, size="[16, inf)")
     def __init__(self, channels: int, classes: int, size: int = 32) -> None:
-        require_within(size, "[16, inf)", "`size` of LeNet")
         features = nn.Sequential(
             nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
         )

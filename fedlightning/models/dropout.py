@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from fedlightning.checked import checked
 from fedlightning.errors import ConfigurationError
 from fedlightning.streams import keyed_uniform
 
@@ -33,6 +34,7 @@ class KeyedDropout(nn.Module):
 
     key: Tensor
 
+    @checked(p="[0, 1]")
     def __init__(self, p: float, salt: int, channels: bool = False) -> None:
         super().__init__()
         self.p, self.salt, self.channels = p, salt, channels
@@ -56,6 +58,7 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}, salt={self.salt}, channels={self.channels}"
 
 
+@checked()
 def key_dropout(module: Module) -> Module:
     """A deep copy of `module` in which each `nn.Dropout` (or 1d, 2d, 3d) is a `KeyedDropout`.
 
@@ -80,6 +83,7 @@ def key_dropout(module: Module) -> Module:
     return module
 
 
+@checked()
 def dropout_key_names(module: nn.Module) -> list[str]:
     """Names of the key buffers, for `torch.func.functional_call`; they are no statistics to be averaged."""
     return [
@@ -87,6 +91,7 @@ def dropout_key_names(module: nn.Module) -> list[str]:
     ]
 
 
+@checked()
 def set_dropout_key(module: nn.Module, key: Tensor) -> None:
     """Copy a key [] (int64) into every key buffer, in place."""
     for child in module.modules():

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedlightning.checked import COUNT, checked
+
 
 class LogisticRegression(nn.Module):
     """One linear layer on the flattened input: Glorot-uniform weights and zero biases, as in the FedProx paper's code.
@@ -19,6 +21,7 @@ class LogisticRegression(nn.Module):
         classes: number of outputs.
     """
 
+    @checked(features=COUNT, classes=COUNT)
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(features, classes)
@@ -26,6 +29,7 @@ class LogisticRegression(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     @classmethod
+    @checked(features=COUNT, classes=COUNT)
     def glorot(cls, features: int, classes: int, seed: int) -> LogisticRegression:
         """The model at which the FedProx reference curves of a seed start.
 
@@ -56,6 +60,7 @@ class MLP(nn.Module):
         bias: whether the layers have biases.
     """
 
+    @checked(features=COUNT, classes=COUNT)
     def __init__(self, features: int, classes: int, hidden: Sequence[int] = (200, 200), *, bias: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
@@ -80,6 +85,7 @@ class LayerNormMLP(nn.Module):
         hidden: widths of the hidden layers, each followed by a layer norm and a ReLU.
     """
 
+    @checked(features=COUNT, classes=COUNT)
     def __init__(self, features: int, classes: int, hidden: Sequence[int] = (100, 100, 100, 100)) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.checked import COUNT, checked
+from fedlightning.errors import ConfigurationError
 from fedlightning.streams import stream
 
 
@@ -31,6 +32,7 @@ class LSTMLayer(nn.Module):
 
     forget_bias: Tensor
 
+    @checked(inputs=COUNT, hidden=COUNT)
     def __init__(self, inputs: int, hidden: int, rng: np.random.Generator) -> None:
         super().__init__()
         kernel = _glorot(rng, inputs + hidden, 4 * hidden)
@@ -90,6 +92,7 @@ class CharLSTM(nn.Module):
         seed: of the start; the global generators are left alone.
     """
 
+    @checked(vocabulary=COUNT, embedding=COUNT, hidden=COUNT, layers=COUNT)
     def __init__(
         self, vocabulary: int = 80, embedding: int = 8, hidden: int = 256, layers: int = 2, *, seed: int = 0
     ) -> None:
@@ -124,6 +127,7 @@ class SentimentLSTM(nn.Module):
         ConfigurationError: `vectors` is not a table of floating-point numbers.
     """
 
+    @checked(hidden=COUNT, layers=COUNT, dense=COUNT)
     def __init__(self, vectors: Tensor, hidden: int = 100, layers: int = 2, dense: int = 30, *, seed: int = 0) -> None:
         super().__init__()
         rng = stream(seed, "init")
@@ -166,8 +170,6 @@ class FrozenEmbedding(nn.Module):
 
 
 def _stacked(inputs: int, hidden: int, layers: int, rng: np.random.Generator) -> nn.Sequential:
-    for name, value in (("hidden", hidden), ("layers", layers)):
-        require_within(value, "[1, inf)", f"`{name}` of an LSTM")
     return nn.Sequential(*(LSTMLayer(hidden if layer else inputs, hidden, rng) for layer in range(layers)))
 
 

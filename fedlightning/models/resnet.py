@@ -9,16 +9,19 @@ from typing import Any, Literal
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 
 Norm = Literal["group", "batch"]
 
 
+@checked(classes=COUNT, channels=COUNT, groups=COUNT)
 def resnet6(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
     """One block in each stage: 4,928,766 parameters for 1 channel and 62 classes; arguments as `resnet18`'s."""
     return _resnet(BasicBlock, (1, 1, 1, 1), classes, channels, norm, groups)
 
 
+@checked(classes=COUNT, channels=COUNT, groups=COUNT)
 def resnet18(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
     """ResNet-18: 11,220,132 parameters for 3 channels and 100 classes.
 
@@ -34,16 +37,19 @@ def resnet18(classes: int, channels: int = 3, norm: Norm = "group", groups: int 
     return _resnet(BasicBlock, (2, 2, 2, 2), classes, channels, norm, groups)
 
 
+@checked(classes=COUNT, channels=COUNT, groups=COUNT)
 def resnet34(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
     """ResNet-34: 21,328,292 parameters for 3 channels and 100 classes; arguments as `resnet18`'s."""
     return _resnet(BasicBlock, (3, 4, 6, 3), classes, channels, norm, groups)
 
 
+@checked(classes=COUNT, channels=COUNT, groups=COUNT)
 def resnet50(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
     """ResNet-50: 23,705,252 parameters for 3 channels and 100 classes; arguments as `resnet18`'s."""
     return _resnet(Bottleneck, (3, 4, 6, 3), classes, channels, norm, groups)
 
 
+@checked(classes=COUNT, channels=COUNT, groups=COUNT)
 def resnet101(classes: int, channels: int = 3, norm: Norm = "group", groups: int = 2) -> nn.Module:
     """ResNet-101: 42,697,380 parameters for 3 channels and 100 classes; arguments as `resnet18`'s."""
     return _resnet(Bottleneck, (3, 4, 23, 3), classes, channels, norm, groups)
@@ -60,8 +66,6 @@ def _resnet(
 
 
 def _norm_layer(norm: Norm, groups: int) -> Callable[..., nn.Module]:
-    if norm not in ("group", "batch"):
-        raise ConfigurationError(f"`norm` of a ResNet must be 'group' or 'batch', but is {norm!r}.")
-    if groups < 1 or 64 % groups:
+    if 64 % groups:
         raise ConfigurationError(f"`groups` of a ResNet must divide its 64 channels, but is {groups}; use 2 or 32.")
     return nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, groups)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlightning.errors import ConfigurationError, nearest, require_within
+from fedlightning.checked import COUNT, checked
 from fedlightning.models.recurrent import LSTMLayer, _glorot, _is_transformed, _linear
 from fedlightning.streams import stream
 
@@ -30,6 +30,7 @@ class GRULayer(nn.Module):
 
     zeros: Tensor
 
+    @checked(inputs=COUNT, hidden=COUNT)
     def __init__(self, inputs: int, hidden: int, rng: np.random.Generator) -> None:
         super().__init__()
         kernel = _glorot(rng, inputs + hidden, 3 * hidden)
@@ -93,6 +94,7 @@ class WordRNN(nn.Module):
         ConfigurationError: a number is not positive, or the cell is unknown.
     """
 
+    @checked(vocabulary=COUNT, embedding=COUNT, hidden=COUNT, layers=COUNT)
     def __init__(
         self,
         vocabulary: int = 10_004,
@@ -104,11 +106,6 @@ class WordRNN(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {"vocabulary": vocabulary, "embedding": embedding, "hidden": hidden, "layers": layers}
-        for name, value in sizes.items():
-            require_within(value, "[1, inf)", f"`{name}` of WordRNN")
-        if cell not in _CELLS:
-            raise ConfigurationError(f"`cell` of WordRNN is unknown: {cell!r}. {nearest(str(cell), _CELLS)}")
         rng = stream(seed, "init")
         self.embedding = nn.Embedding.from_pretrained(_glorot(rng, embedding, vocabulary), freeze=False)
         widths = [embedding] + [hidden] * (layers - 1)

@@ -6,15 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.checked import COUNT, checked
+from fedlightning.errors import ConfigurationError
 from fedlightning.models.recurrent import _is_transformed
 
 
+@checked(classes=COUNT, channels=COUNT)
 def vit_base(classes: int, channels: int = 3, positions: bool = True) -> ViT:
     """Width 768, 12 heads, 12 blocks: 85,874,020 parameters for 3 channels and 100 classes; arguments as `ViT`'s."""
     return ViT(classes, channels, dim=768, heads=12, blocks=12, positions=positions)
 
 
+@checked(classes=COUNT, channels=COUNT)
 def vit_small(classes: int, channels: int = 3, positions: bool = True) -> ViT:
     """Width 256, 8 heads, 6 blocks: 11,315,556 parameters for 3 channels and 100 classes; arguments as `ViT`'s."""
     return ViT(classes, channels, dim=256, heads=8, blocks=6, positions=positions)
@@ -44,6 +47,16 @@ class ViT(nn.Module):
         ConfigurationError: a number is not positive, or does not divide the other.
     """
 
+    @checked(
+        classes=COUNT,
+        channels=COUNT,
+        dim=COUNT,
+        heads=COUNT,
+        blocks=COUNT,
+        hidden=COUNT,
+        patch=COUNT,
+        size=COUNT,
+    )
     def __init__(
         self,
         classes: int,
@@ -58,10 +71,8 @@ class ViT(nn.Module):
         positions: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (("heads", heads), ("blocks", blocks), ("hidden", hidden), ("patch", patch), ("dim", dim)):
-            require_within(value, "[1, inf)", f"`{name}` of ViT")
         for name, value, divisor in (("dim", dim, heads), ("size", size, patch)):
-            if value < 1 or value % divisor:
+            if value % divisor:
                 other = "heads" if name == "dim" else "patch"
                 raise ConfigurationError(f"`{name}` of ViT must be a multiple of `{other}`, {divisor}, but is {value}.")
         self.size, self.patch = size, patch

@@ -20,7 +20,7 @@ from fedlightning.callbacks.analysis.figures import (
     save_figure,
     whole_numbers,
 )
-from fedlightning.callbacks.dissimilarity import require_positive
+from fedlightning.checked import COUNT, checked
 from fedlightning.errors import MethodError
 from fedlightning.method import FedMethod, Round, weights
 from fedlightning.vector import Layout
@@ -67,8 +67,8 @@ class UpdateAngles(Callback):
 
     figure: Figure | None = None
 
+    @checked(every=COUNT)
     def __init__(self, every: int = 10, layers: bool = True) -> None:
-        require_positive("UpdateAngles", every=every)
         self.every, self.layers = every, layers
         self._history: list[dict[str, float]] = []
         self._population: UpdateSums | None = None

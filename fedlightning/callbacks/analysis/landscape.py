@@ -13,9 +13,8 @@ from torch import Tensor
 from fedlightning.callback import Callback, CohortResult
 from fedlightning.callbacks.analysis.figures import log_figure, new_figure, require_matplotlib, save_figure
 from fedlightning.callbacks.analysis.plane import Plane, principal_plane
-from fedlightning.callbacks.dissimilarity import require_positive
+from fedlightning.checked import checked
 from fedlightning.engine.gradients import mean_losses
-from fedlightning.errors import ConfigurationError
 from fedlightning.method import Round
 from fedlightning.streams import stream
 
@@ -80,6 +79,9 @@ class LossLandscape(Callback):
     landscape: Landscape | None = None
     figure: Figure | None = None
 
+    @checked(
+        every="[1, inf)", clients="[0, inf)", resolution="[2, inf)", num_examples="[1, inf)", batch_size="[1, inf)"
+    )
     def __init__(
         self,
         every: int | None = None,
@@ -89,10 +91,6 @@ class LossLandscape(Callback):
         num_examples: int = 1000,
         batch_size: int = 1000,
     ) -> None:
-        require_positive("LossLandscape", every=every, num_examples=num_examples, batch_size=batch_size)
-        for name, value, least in (("resolution", resolution, 2), ("clients", clients, 0)):
-            if value < least:
-                raise ConfigurationError(f"`{name}` of LossLandscape must be at least {least}, but is {value}.")
         self.every, self.clients, self.directions = every, clients, directions
         self.resolution, self.num_examples, self.batch_size = resolution, num_examples, batch_size
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from fedlightning.callback import Callback
 from fedlightning.callbacks.analysis.figures import log_figure, new_figure, require_matplotlib, save_figure
 from fedlightning.callbacks.analysis.lbfgs import Minimum, minimise
-from fedlightning.callbacks.dissimilarity import choose_clients, require_positive
+from fedlightning.callbacks.dissimilarity import choose_clients
+from fedlightning.checked import COUNT, checked
 from fedlightning.engine.gradients import client_objective
-from fedlightning.errors import require_within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +66,7 @@ class ClientOptima(Callback):
 
     figure: Figure | None = None
 
+    @checked(every=COUNT, num_clients=COUNT, tolerance="(0, inf)", passes=COUNT, batch_size=COUNT)
     def __init__(
         self,
         every: int | None = None,
@@ -74,8 +75,6 @@ class ClientOptima(Callback):
         passes: int = 200,
         batch_size: int = 1000,
     ) -> None:
-        require_positive("ClientOptima", every=every, num_clients=num_clients, passes=passes, batch_size=batch_size)
-        require_within(tolerance, "(0, inf)", "`tolerance` of ClientOptima", "1e-4 is usual")
         self.every, self.num_clients, self.tolerance = every, num_clients, tolerance
         self.passes, self.batch_size = passes, batch_size
         self._clients: list[int] = []
