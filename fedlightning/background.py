@@ -20,6 +20,8 @@ _REPORT = "FEDLIGHTNING_REPORT_TO"
 class Detach(Callback):
     """At the start of the first round, says so to the program that waits, and sends all output to output.txt."""
 
+    logs = ()
+
     @staticmethod
     def wanted() -> bool:
         """Whether this program was started by `start_in_background`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -48,7 +48,27 @@ class Callback:
 
     A callback with something to remember returns it from `state_dict` as plain numbers, strings, lists and dictionaries;
     it is written to checkpoints under `state_key`.
+
+    The end of a round, whichever order the callbacks were given in:
+
+        on_evaluation_end    where the round is evaluated
+        on_round_end         of those that observe, which may log; then of those that decide by what is logged
+        decide               of those that save: which rounds are the best
+        (the loggers write the round's row; now the round is finished, and this is what a checkpoint holds)
+        save                 of those that save
+        on_round_end         of those that save
+
+    Where a callback that only observes fails, the others still see the round and it is saved; then the error is raised.
+    Where one fails that decides or has something to remember, or Ctrl-C comes a second time, the round is not finished: the run
+    ends after the one before it, of which every callback has seen all.
     """
+
+    stage: ClassVar[Literal["observe", "decide", "save"]] = "observe"
+    """When its `on_round_end` is called."""
+
+    logs: ClassVar[tuple[str, ...] | None] = None
+    """Names of the metrics that it logs, `*` for any part of one, so that a mistaken `monitor` is found before the first
+    round; None if it does not say."""
 
     @property
     def state_key(self) -> str:
@@ -77,8 +97,14 @@ class Callback:
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """A round has ended; `metrics` holds all that is logged for it, evaluation included."""
 
+    def decide(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """All that is logged for the round is known; what `state_dict` returns after this is saved. For those that save."""
+
+    def save(self, trainer: FederatedTrainer) -> None:
+        """The round is finished: write what is to be kept of it. For those that save."""
+
     def on_fit_end(self, trainer: FederatedTrainer) -> None:
-        """The last round has ended, or the run was stopped by `trainer.should_stop`."""
+        """The last round has ended, or the run was stopped by `trainer.should_stop`; what is logged now joins its row."""
 
     def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
         """The run ends by an exception or Ctrl-C; `trainer.state` is that of the last finished round."""

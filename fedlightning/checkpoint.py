@@ -52,7 +52,13 @@ class RoundState:
         return self.server.x if self.evaluated is None else self.evaluated
 
 
-def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], callbacks: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path,
+    state: RoundState,
+    identity: Mapping[str, Any],
+    callbacks: Mapping[str, Any],
+    row: Mapping[str, float] | None = None,
+) -> None:
     """Write a checkpoint beside `path`, flush it, and rename it; a crash leaves the old file or the new one, whole.
 
     Args:
@@ -60,6 +66,7 @@ def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], 
         state: the run.
         identity: what must be the same to go on: method, hyperparameters, layout, seed, partition. Plain JSON.
         callbacks: what the callbacks remember, by `state_key`. Plain JSON.
+        row: what was logged for the round.
 
     Raises:
         SaveError: the disk is full, or the folder cannot be written.
@@ -78,6 +85,7 @@ def save_checkpoint(path: Path, state: RoundState, identity: Mapping[str, Any], 
         "round": state.round,
         "identity": dict(identity),
         "callbacks": dict(callbacks),
+        "row": dict(row or {}),
         "versions": _versions(),
         "tensors": _inventory(content),
     }
@@ -162,7 +170,7 @@ def _fault(meta: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     round = meta.get("round")
     if type(round) is not int or round < 0:
         return f"has {round!r} as `round`, which is no number of finished rounds"
-    for name in ("identity", "callbacks"):
+    for name in ("identity", "callbacks", "row"):
         if not isinstance(meta.get(name), dict):
             return f"has no dictionary as `{name}`"
     if missing := sorted({"server", "clients", "memory", "buffers"} - set(content)):

@@ -27,7 +27,7 @@ def identify(
         data: training data, partition and batches; test data where they are evaluated, since callbacks decide by them.
         settings: of the trainer: the seed, who takes part, and in what numbers.
     """
-    classes = [cls.__name__ for cls in type(method).__mro__ if issubclass(cls, FedMethod) and cls is not FedMethod]
+    classes = [_name(cls) for cls in type(method).__mro__ if issubclass(cls, FedMethod) and cls is not FedMethod]
     return {
         "method": type(method).__name__,
         "classes": classes,
@@ -42,6 +42,11 @@ def identify(
             name: value if isinstance(value, int | str | None) else described(value) for name, value in settings.items()
         },
     }
+
+
+def _name(cls: type) -> str:
+    """A class's name; one of the library's has its module, too, which is the same in every program."""
+    return f"{cls.__module__}.{cls.__name__}" if cls.__module__.startswith("fedlightning.") else cls.__name__
 
 
 def check_state(state: RoundState, identity: Mapping[str, Any], server: State, row: State, num_clients: int) -> None:
@@ -68,7 +73,7 @@ def _fault(state: RoundState, identity: Mapping[str, Any], server: State, row: S
     maker, method = state.identity, identity["method"]
     if type(state.round) is not int or state.round < 0:
         return f"its `round` is {state.round!r}"
-    if maker and maker["classes"] != identity["classes"]:
+    if maker and not _takes_up(maker, identity):
         return f"it was made by {maker['method']}, and the method is {method}"
     kinds = state.memory.kinds()
     if kinds and maker and maker["partition"] != identity["partition"]:
@@ -82,6 +87,17 @@ def _fault(state: RoundState, identity: Mapping[str, Any], server: State, row: S
                 if lacking := _unlike(found, wanted, exactly=not maker):
                     return f"what a {owner} remembers has no such {lacking}, which {method} needs"
     return ""
+
+
+def _takes_up(maker: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a state was made by the same method, or by a class of one's own that adds to it no hyperparameter."""
+    theirs, ours = list(maker["classes"]), list(identity["classes"])
+    more = theirs[: len(theirs) - len(ours)]
+    return (
+        theirs == more + ours
+        and maker["hyperparameters"].keys() == identity["hyperparameters"].keys()
+        and not any(name.startswith("fedlightning.") for name in more)
+    )
 
 
 def _unlike(found: State, wanted: State, exactly: bool) -> str:

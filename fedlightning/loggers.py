@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
+import math
 import os
+import re
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from fedlightning.checked import checked
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, SaveError
 
 
 @checked()
@@ -34,9 +37,58 @@ def run_loggers(root: str | Path, name: str | None = None) -> list[Logger]:
     """
     root = Path(root)
     check_writable(root)
-    version = name or _claim_version(root)
+    version = name or claim_version(root)
     check_writable(root / version)
     return [RunTensorBoardLogger(root, version=version), RunCSVLogger(root, version=version)]
+
+
+class Rows:
+    """The loggers of a fit. Each is given every row, whichever of them fails."""
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = loggers
+
+    def write(self, row: Mapping[str, float], step: int) -> list[Exception]:
+        """Log a round's row, or, with a step that was logged before, what joins it; what the loggers raised."""
+        return self._each(lambda logger: _log(logger, row, step), f"could not log round {step}")
+
+    def write_again(self, row: Mapping[str, float], step: int) -> list[Exception]:
+        """Log the row of the round that a run goes on from, in place of what the run logged that was stopped after it.
+
+        That is the same, but for what was logged at its end alone; a logger that cannot take a row back is left as it is.
+        """
+        return self._each(lambda logger: _log_again(logger, row, step), f"could not go on after round {step}")
+
+    def close(self, status: str) -> list[Exception]:
+        """Finish the logs; "success" and "failed" are the two that all loggers know."""
+        return self._each(lambda logger: logger.finalize(status), "could not be closed")
+
+    def _each(self, act: Callable[[Logger], object], failed: str) -> list[Exception]:
+        failures: list[Exception] = []
+        for logger in self.loggers:
+            try:
+                act(logger)
+            except OSError as error:
+                failures.append(
+                    SaveError(
+                        f"What a run logs must be written, but {type(logger).__name__} {failed} ({error}); make room or choose "
+                        "another folder, and go on from the last checkpoint."
+                    )
+                )
+            except Exception as error:  # noqa: BLE001 - raised once the round is saved
+                error.add_note(f"({type(logger).__name__} {failed})")
+                failures.append(error)
+        return failures
+
+
+def _log(logger: Logger, row: Mapping[str, float], step: int) -> None:
+    logger.log_metrics(dict(row), step=step)
+    logger.save()
+
+
+def _log_again(logger: Logger, row: Mapping[str, float], step: int) -> None:
+    if isinstance(logger, RunTensorBoardLogger | RunCSVLogger) and logger.has_logged:
+        _log(logger, row, step)
 
 
 def log_hyperparameters(loggers: Iterable[Logger], hyperparameters: Mapping[str, Any]) -> None:
@@ -76,7 +128,9 @@ def latest_run(root: Path) -> Path | None:
     return None if newest is None else newest.parent.parent
 
 
-def _claim_version(root: Path) -> str:
+def claim_version(root: Path) -> str:
+    """Make the folder of a run that has no name, and give its name: `version_N` with the next free N."""
+    root.mkdir(parents=True, exist_ok=True)
     while True:
         version = next_version(root)
         try:
@@ -104,6 +158,11 @@ class RunTensorBoardLogger(TensorBoardLogger):
         super().__init__(root, name="", version=version, default_hp_metric=False, flush_secs=10)
         self._begun = False
 
+    @property
+    def has_logged(self) -> bool:
+        """Whether an earlier start of the run left its events."""
+        return bool(_event_files(Path(self.log_dir)))
+
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
@@ -118,6 +177,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         """Log a point of each curve."""
         if not self._begun:
             self._begun = True
+            _put_before(Path(self.log_dir), int(time.time()))
             # tensorboardX names a file by the second alone: one that is resumed at once would overwrite its own past.
             self._kwargs.update(purge_step=step, filename_suffix=f".{time.time_ns()}")
             self._write_session()
@@ -142,8 +202,32 @@ class RunTensorBoardLogger(TensorBoardLogger):
         writer.file_writer.add_summary(session)
 
 
+_EVENTS = re.compile(r"(events\.out\.tfevents\.)(\d+)(\..*)")
+
+
+def _event_files(folder: Path) -> list[tuple[int, Path]]:
+    """The files of a run's starts, with the second in which each began, as TensorBoard reads them: by their names."""
+    named = ((_EVENTS.fullmatch(path.name), path) for path in sorted(folder.glob("events.out.tfevents.*")))
+    return [(int(match[2]), path) for match, path in named if match]
+
+
+def _put_before(folder: Path, now: int) -> None:
+    """Rename the files of earlier starts that do not begin before now by their names, as where the clock was put back since.
+
+    TensorBoard reads by name, and drops the points that it has read and a resumed run replaces: that run's must come last.
+    """
+    bound = now
+    for second, path in reversed(_event_files(folder)):
+        if second >= bound:
+            second = max(bound - 1, 0)
+            path.rename(path.with_name(_EVENTS.sub(rf"\g<1>{second:010d}\g<3>", path.name)))
+        bound = second
+
+
 class RunCSVLogger(CSVLogger):
     """Lightning's, but in a folder with other files, writing each row at once, and keeping a resumed run's rows.
+
+    What is logged for a round a second time joins its row. A file that cannot be read is put aside, with a line.
 
     Args:
         root: where the runs lie.
@@ -152,6 +236,11 @@ class RunCSVLogger(CSVLogger):
 
     def __init__(self, root: str | Path, version: str) -> None:
         super().__init__(root, name="", version=version, flush_logs_every_n_steps=1)
+
+    @property
+    def has_logged(self) -> bool:
+        """Whether an earlier start of the run left its rows."""
+        return os.path.exists(os.path.join(self.log_dir, ExperimentWriter.NAME_METRICS_FILE))
 
     @property
     def experiment(self) -> ExperimentWriter:
@@ -168,26 +257,48 @@ class RunCSVLogger(CSVLogger):
 
 
 class _ResumableWriter(ExperimentWriter):
-    """Rows before the first step that is logged stay, the others go; Lightning's deletes the file with a warning."""
+    """Rows before a step that is logged stay, the others go; Lightning's deletes the file with a warning."""
 
     def _check_log_dir_exists(self) -> None:
-        self._first = True
+        self._last: tuple[float, dict[str, float]] = (math.inf, {})  # the last row, and its step
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        if self._first and step is not None and os.path.exists(self.metrics_file_path):
-            whole = [row for row in self._rows() if None not in row.values() and (row["step"] or "").isdecimal()]
-            kept = [row for row in whole if int(row["step"]) < step]
+        step = 0 if step is None else step
+        last, row = self._last
+        if step <= last and os.path.exists(self.metrics_file_path):
+            kept = [row for row in self._rows() if int(row["step"]) < step]
             self.metrics_keys = sorted({name for row in kept for name, value in row.items() if value})
             self._write(self.metrics_keys, [{name: row[name] for name in self.metrics_keys} for row in kept])
-        self._first = False
-        super().log_metrics(metrics_dict, step)
+        self.metrics = []  # one that could not be written is here again, or is given up
+        self._last = (step, {**row, **metrics_dict} if step == last else dict(metrics_dict))
+        super().log_metrics(self._last[1], step)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(fieldnames, self._rows())
 
     def _rows(self) -> list[dict[str, str]]:
-        with open(self.metrics_file_path, newline="") as file:
-            return list(csv.DictReader(file))
+        """The whole rows; where more than the last one is torn, as a kill leaves it, the file is kept beside."""
+        try:
+            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                found = list(reader)
+            if "step" not in (reader.fieldnames or ["step"]):
+                raise ValueError("it has no column `step`")
+        except (IsADirectoryError, ValueError, csv.Error) as error:
+            self._put_aside(error)
+            return []
+        whole = [None not in row and None not in row.values() and row["step"].isdecimal() for row in found]
+        if not all(whole[:-1]):
+            self._put_aside("rows of it are torn")
+        return [row for row, is_whole in zip(found, whole, strict=True) if is_whole]
+
+    def _put_aside(self, why: object) -> None:
+        names = (f"{self.metrics_file_path}.damaged{number or ''}" for number in itertools.count())
+        beside = next(name for name in names if not os.path.exists(name))
+        os.rename(self.metrics_file_path, beside)
+        rank_zero_info(
+            f"{self.metrics_file_path} is damaged ({why}); it is kept as {beside}, and what is whole goes on."
+        )
 
     def _write(self, fieldnames: Sequence[str], rows: list[dict[str, str]]) -> None:
         """Beside, then renamed: a run that is killed here keeps its rows."""

@@ -198,6 +198,8 @@ class _Begins(Callback):
         run: which.
     """
 
+    logs = ()
+
     def __init__(self, run: Run) -> None:
         self._run = run
 

@@ -109,8 +109,7 @@ def _blocks(file: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _unsaved(path: Path, failure: OSError) -> SaveError:
-    before = "the file that was there before is whole" if path.exists() else "there was none before"
     return SaveError(
-        f"A checkpoint must be written, but {path} cannot be ({failure.strerror or failure}); {before}. Make room or change "
-        "the folder's permissions, then go on from the last checkpoint (`--resume last`, or `ckpt_path`)."
+        f"A checkpoint must be written, but {path} cannot be ({failure.strerror or failure}). Those that were there before are "
+        "whole: make room, or change the folder's permissions, and go on from the last one (`--resume last`, or `ckpt_path`)."
     )

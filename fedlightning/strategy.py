@@ -30,7 +30,7 @@ from fedlightning.engine.choices import (
 )
 from fedlightning.engine.cohort import rehearse, run_cohort, run_together, start, take_rows
 from fedlightning.engine.compiled import CompiledExecutor, Programs
-from fedlightning.engine.evaluate import ClientSums, Split, evaluate_chunk, splits
+from fedlightning.engine.evaluate import ClientSums, EvaluationGivenUp, Split, evaluate_chunk, splits
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.grid import Padding
@@ -350,18 +350,29 @@ class SlotStrategy:
         block = take_rows(job, plan, job.examples(replica.device), 0, 0, (programs.unroll,), gathered=False)
         programs.add(hooks, job.gradient_pass, local, block, replica)
 
-    def evaluate(self, x: Tensor, buffers: Tensor) -> dict[str, float]:
-        """Metrics of the global model on each of the data module's splits."""
+    def evaluate(self, x: Tensor, buffers: Tensor, given_up: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Metrics of the global model on each of the data module's splits.
+
+        Args:
+            x: the model [P].
+            buffers: its buffers [Q].
+            given_up: asked between batches, whether nobody waits for the metrics any more.
+
+        Raises:
+            EvaluationGivenUp: nobody does.
+        """
         result: dict[str, float] = {}
         for split in self._splits:
-            result.update(self._evaluate_split(split, x, buffers))
+            result.update(self._evaluate_split(split, x, buffers, given_up))
         return result
 
     def map(self, work: Sequence[Callable[[Worker], Any]]) -> Iterator[Any]:
         """Do work on whichever slot is free, for callbacks; yield the results in the order in which it was given."""
         yield from self._pool.map(work)
 
-    def _evaluate_split(self, split: Split, x: Tensor, buffers: Tensor) -> dict[str, float]:
+    def _evaluate_split(
+        self, split: Split, x: Tensor, buffers: Tensor, given_up: Callable[[], bool]
+    ) -> dict[str, float]:
         sums, metrics = ClientSums(split), self._task.metrics.clone()
 
         def score(chunk: tuple[int, int]) -> Callable[[Worker], tuple[dict[str, Tensor], Tensor, Tensor]]:
@@ -371,6 +382,8 @@ class SlotStrategy:
         for chunk, (scores, outputs, targets) in zip(split.chunks(), results, strict=True):
             sums.add(chunk, scores)
             self._task.update_metrics(metrics, outputs, targets)
+            if given_up():
+                raise EvaluationGivenUp
         pooled = {f"{split.prefix}/{name}": float(metric.compute()) for name, metric in metrics.items()}
         return {**sums.metrics(), **pooled}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import mul
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal, Never
 
 import torch
@@ -18,16 +20,20 @@ from torch import Tensor
 from fedlightning.arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
 from fedlightning.callback import Callback, CohortResult
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
+from fedlightning.callbacks.calls import Calls, in_order
+from fedlightning.callbacks.monitor import Monitored
 from fedlightning.checked import COUNT, checked
 from fedlightning.checkpoint import RoundState, check_identity, check_model, load_checkpoint, save_checkpoint
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.data.sampling import ClientSampler, UniformSampling
 from fedlightning.data.stragglers import Rounds, Stragglers, Work
 from fedlightning.engine.choices import Workload
+from fedlightning.engine.evaluate import EvaluationGivenUp
 from fedlightning.engine.job import RoundJob
 from fedlightning.errors import ConfigurationError
 from fedlightning.identity import check_state, identify
-from fedlightning.loggers import check_writable, log_hyperparameters, run_loggers
+from fedlightning.locks import locked
+from fedlightning.loggers import Rows, check_writable, claim_version, log_hyperparameters, run_loggers
 from fedlightning.memory import HOST_BYTES, ClientMemory
 from fedlightning.method import FedMethod, Round, hyperparameters, visible, weights
 from fedlightning.reduce import OrderedMean
@@ -36,6 +42,9 @@ from fedlightning.state import State
 from fedlightning.strategy import SlotStrategy
 from fedlightning.task import FederatedTask
 from fedlightning.vector import Layout, flatten_buffers, identify_model, persistent_buffers
+
+_SECONDS_TO_EVALUATE = 10
+"""What an evaluation gets once the run is to end by a signal."""
 
 
 class FederatedTrainer:
@@ -49,7 +58,8 @@ class FederatedTrainer:
         strategy: where clients are trained.
         callbacks: None for progress, throughput and checkpoints; a sequence is taken as it is.
         logger: Lightning's loggers; True for TensorBoard and CSV in `logs/<method>/version_N`, False for none.
-        evaluate_every: rounds between evaluations, which also come before the first round and after the last; 0 for none.
+        evaluate_every: rounds between evaluations, which also come before the first round and after the last, whatever ends
+            the run; 0 for none.
         sampler: who takes part in a round.
         seed: of everything random in the run.
         stragglers: clients that do less than asked in a round, or nothing; None for nobody.
@@ -59,7 +69,7 @@ class FederatedTrainer:
         round: finished rounds.
         start_round: finished rounds when this fit began.
         state: the `RoundState` of the last finished round.
-        metrics: the latest value of everything logged.
+        metrics: the latest value of everything that this fit logged.
         num_clients, clients_per_round: N and m, resolved in `fit`.
         should_stop, stop_reason: set by a callback to end the run after the round.
 
@@ -87,7 +97,7 @@ class FederatedTrainer:
         self.strategy = strategy or SlotStrategy()
         self.sampler, self.stragglers = sampler or UniformSampling(), stragglers
         chosen = [RoundProgress(), Throughput(), ModelCheckpoint()] if callbacks is None else list(callbacks)
-        self.callbacks: list[Callback] = sorted(chosen, key=lambda callback: isinstance(callback, ModelCheckpoint))
+        self.callbacks: list[Callback] = in_order(chosen)
         self._logger = logger
         self.round = self.start_round = self.num_clients = self.clients_per_round = 0
         self.metrics: dict[str, float] = {}
@@ -122,15 +132,17 @@ class FederatedTrainer:
         """
         refuse_unknown("`fit`", others, FederatedTrainer.fit, LIGHTNING_FIT)
         check_fit(method, task, data, state, ckpt_path)
-        self._setup(method, task, data, state, ckpt_path)
-        self._run_to_the_end()
+        with ExitStack() as opened:
+            self._setup(method, task, data, state, ckpt_path, opened)
+            with stop_on_signal(self._stop_soon):
+                self._run_to_the_end()
         return self.state
 
     @property
     def log_dir(self) -> Path:
-        """The run's folder."""
+        """The run's folder: its loggers', or `logs/<method>/version_N` where they have none and checkpoints are to lie there."""
         folders = [str(logger.log_dir) for logger in self.loggers if logger.log_dir]
-        return Path(folders[0]) if folders else Path("logs")
+        return Path(folders[0]) if folders else self._folder
 
     @property
     def layout(self) -> Layout:
@@ -138,9 +150,14 @@ class FederatedTrainer:
         return self._layout
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Add numbers to what is logged for this round; for callbacks, in `on_round_end`, and before the first round."""
-        self.metrics.update(metrics)
-        self._current.update(metrics)
+        """Add numbers to what is logged for this round; for callbacks, up to `on_round_end`, and in `on_fit_end`.
+
+        Raises:
+            ConfigurationError: one is no number.
+        """
+        numbers = {name: _number(name, value) for name, value in metrics.items()}
+        self.metrics.update(numbers)
+        self._current.update(numbers)
 
     def trial(self, clients: Sequence[int], look: Callable[[CohortResult], None]) -> None:
         """Train any clients in the round that begins, for a callback's `on_round_start`, and throw the results away.
@@ -167,14 +184,34 @@ class FederatedTrainer:
             look(cohort)
 
     def save_checkpoint(self, path: Path) -> None:
-        """Write the state of the last finished round and what the callbacks remember, atomically."""
-        remembered = {callback.state_key: callback.state_dict() for callback in self.callbacks}
-        save_checkpoint(path, self.state, self._identity, remembered)
+        """Write the state of the last finished round and what the callbacks remembered then, atomically.
 
-    def _stop(self, reason: str) -> None:
+        A round is finished when all callbacks have seen it and its row is logged; a callback that saves rounds of its own says
+        `stage = "save"`.
+
+        Raises:
+            SaveError: the disk is full, or the folder cannot be written.
+        """
+        finished = self._finished
+        save_checkpoint(path, finished.state, self._identity, self._calls.remembered, finished.row)
+
+    def _stop_soon(self, reason: str) -> None:
+        """End the run after the round that is being trained; an evaluation gets some seconds."""
         self.should_stop, self.stop_reason = True, reason
+        self._deadline = monotonic() + _SECONDS_TO_EVALUATE
 
     # -- before the first round -----------------------------------------------------------------------------------------
+    def _reset(self) -> None:
+        """Forget the last fit."""
+        self.callbacks = in_order(self.callbacks)
+        self._calls, self.metrics = Calls(self), {}
+        self._current: dict[str, float] = {}
+        self._own: set[str] = set()  # the metrics that are not the callbacks'
+        self._finished = _Finished(RoundState(0, State()), {})
+        self._beginning: tuple[RoundState, Round, Work] | None = None
+        self.should_stop, self.stop_reason = False, ""
+        self._deadline, self._status = math.inf, "failed"
+
     def _setup(
         self,
         method: FedMethod,
@@ -182,7 +219,9 @@ class FederatedTrainer:
         data: FederatedDataModule,
         state: RoundState | None,
         ckpt_path: Any,
+        opened: ExitStack,
     ) -> None:
+        """Check everything, and open what the run needs; `opened` closes it again, whatever happens."""
         data.prepare_data()
         data.setup("fit")
         for examples in (data.train, data.test):
@@ -197,22 +236,43 @@ class FederatedTrainer:
         method.check(self._round(0, self._work(0)))
         _check_gradient_pass(method, data)
         _check_evaluations(method, data, self.evaluate_every)
-        self._current: dict[str, float] = {}
-        self._logged = -1
-        self._beginning: tuple[RoundState, Round, Work] | None = None
-        self.should_stop, self.stop_reason = False, ""
+        self._reset()
         self._identity = self._identify()
-        self.loggers = self._make_loggers()
-        check_writable(self.log_dir)
+        self._open_folder(opened)
         self.strategy.setup(
             method, task, self._layout, data, Workload.of(method, data, self.clients_per_round, self.max_rounds)
         )
-        try:
-            self.state = self._start_state(state, ckpt_path)
-        except BaseException:
-            self.strategy.teardown()
-            raise
+        opened.callback(self.strategy.teardown)
+        self.state = self._start_state(state, ckpt_path)
+        self._finished = replace(self._finished, state=self.state)
         self.round = self.start_round = self.state.round
+
+    def _open_folder(self, opened: ExitStack) -> None:
+        """Make the loggers and the run's folder, and let no other run write there."""
+        self._folder = Path("logs")
+        self.loggers = self._make_loggers()
+        self._rows = Rows(self.loggers)
+        saves = [callback.dirpath for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+        if None in saves and not any(logger.log_dir for logger in self.loggers):
+            self._folder /= type(self.method).__name__.lower()
+            self._folder /= claim_version(self._folder)
+        if None in saves or self.loggers:
+            check_writable(self.log_dir)
+            if self._logger is True or self.log_dir == self._folder:  # else the loggers' maker made it
+                opened.callback(_remove_if_empty, self.log_dir)
+            opened.enter_context(locked(self.log_dir))
+        for folder in {Path(folder) for folder in saves if folder is not None}:
+            with suppress(OSError):  # the callback says so
+                folder.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(locked(folder))
+        opened.push(self._close_loggers)
+
+    def _close_loggers(self, kind: object, error: BaseException | None, trace: object) -> None:
+        failures = self._rows.close(self._status)
+        if error is None:
+            _raise_first(failures)
+        else:
+            _add_notes(error, failures)
 
     def _start_state(self, state: RoundState | None, ckpt_path: str | Path | None) -> RoundState:
         device, folder = self.strategy.root_device, self.strategy.memory_dir
@@ -221,9 +281,8 @@ class FederatedTrainer:
             path = self.log_dir / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
             state, meta = load_checkpoint(path, memory, self.num_clients)
             check_identity(path, meta["identity"], self._identity)
-            for callback in self.callbacks:
-                if callback.state_key in meta["callbacks"]:
-                    callback.load_state_dict(meta["callbacks"][callback.state_key])
+            self._calls.take_up(meta["callbacks"])
+            self._finished = replace(self._finished, row=meta["row"])
         if state is None:
             x = self._layout.read(self._task).to(device)
             buffers = flatten_buffers(persistent_buffers(self._task).values(), device)
@@ -260,47 +319,93 @@ class FederatedTrainer:
             most = each * self.num_clients
             bill = f"{_bytes(each)} a client, at most {_bytes(most)} in {self.state.memory.describe(most)}"
             rank_zero_info(f"{self.strategy.describe()}; client state: {bill if each else 'none'}")
+        # No name is the beginning of another: MLflow keeps each as a file, and folders of that name.
         flat = {f"method/{name}": value for name, value in hyperparameters(self.method).items()}
         trainer = {
             "clients_per_round": self.clients_per_round, "num_clients": self.num_clients, "seed": self.seed,
             "sampler": repr(self.sampler), "stragglers": repr(self.stragglers) if self.stragglers else None,
         }  # fmt: skip
-        log_hyperparameters(self.loggers, {"method": type(self.method).__name__, **flat, **trainer})
+        log_hyperparameters(self.loggers, {"method/class": type(self.method).__name__, **flat, **trainer})
 
     def _run_to_the_end(self) -> None:
-        """Run, and whatever ends it, let callbacks save what is finished and close everything."""
-        with stop_on_signal(self._stop):
-            try:
-                self._run()
-            except BaseException as error:
-                if self.round > max(self.start_round, self._logged):  # a callback failed between the round and its row
-                    self._log(self._current)
-                self._call("on_exception", error)
-                raise
-            finally:
-                self.strategy.teardown()
-                for logger in self.loggers:
-                    logger.finalize("success" if self.round == self.max_rounds else "stopped")
+        """Run; whatever ends it, what is finished is saved."""
+        try:
+            self._run()
+            self._status = "success"
+        except BaseException as error:
+            failures = self._go_back()
+            _add_notes(error, [*failures, *self._calls.call_all("on_exception", error)])
+            raise
 
     def _run(self) -> None:
         self._announce()
-        self._call("on_fit_start")
+        self._calls.call("on_fit_start")
+        self._calls.check()
+        self._calls.remember()
+        try:
+            state = self._begin()
+            while self.round < self.max_rounds and not self.should_stop:
+                self._run_round(state)
+                state = self.state
+        except EvaluationGivenUp:
+            _raise_first(self._go_back())
+            rank_zero_info(
+                f"{self.stop_reason}: the evaluation was given up; round {self.round} is the last finished one."
+            )
+        self._end()
+
+    def _begin(self) -> RoundState:
+        """Evaluate and log what the first round begins at, which it returns; a resumed run logs its last round again."""
         state = self.state  # before the first round it stays that of no evaluation, which a resumed run makes again
-        if self.round == 0 and self.evaluate_every:
-            server, metrics = self._evaluate(state.server, state.buffers, self._round(0, self._work(0)))
-            state = replace(state, server=server)
-            self.log(metrics)
-            self._call("on_evaluation_end", metrics)
-        if self.round == 0:
-            self._log(self._current)
         if self.round >= self.max_rounds:
             rank_zero_info(
                 f"Nothing is left to do: {self.round} rounds are over, and {self.max_rounds} were asked for."
             )
-        while self.round < self.max_rounds and not self.should_stop:
-            self._run_round(state)
-            state = self.state
-        self._call("on_fit_end")
+        if self.round > 0:
+            self._current = {**self._finished.row, **self._current}
+            _raise_first(self._rows.write_again(self._current, self.round) if self._finished.row else [])
+        elif self.evaluate_every:
+            server, metrics = self._evaluate(state.server, state.buffers, self._round(0, self._work(0)))
+            state = replace(state, server=server)
+            self._log(metrics)
+            self._calls.call("on_evaluation_end", metrics)
+        self._check_monitors()
+        if self.round == 0:
+            _raise_first(self._rows.write(self._current, 0))
+        return state
+
+    def _check_monitors(self) -> None:
+        """Refuse a metric that nothing logs, as far as that is known before the first round."""
+        known = [
+            "train/loss",
+            "communication/up_bytes",
+            "communication/down_bytes",
+            *["round/stragglers"] * bool(self.stragglers),
+        ]
+        if self.evaluate_every and self.round > 0:  # what evaluations log is not known yet
+            known += [f"{name}/*" for name in ("val", "val_clients", "train_all", "train_all_clients", "server")]
+        for callback in self.callbacks:
+            if isinstance(callback, Monitored):
+                callback.check_monitor(self, known)
+
+    def _end(self) -> None:
+        """Evaluate where the run ended between evaluations, and log that and what callbacks log at the end.
+
+        No callback decides by it and no checkpoint holds it, since a run that goes on from here would not have it.
+        """
+        before = dict(self._current)
+        evaluated = self.round == 0 or any(name.startswith(("val/", "train_all/")) for name in before)
+        if self.evaluate_every and self.data.evaluate_on and not evaluated:
+            last = self._round(self.round - 1, self._work(self.round - 1))
+            with suppress(EvaluationGivenUp):
+                _, metrics = self._evaluate(self.state.server, self.state.buffers, last)
+                self._log(metrics)
+                self._calls.call("on_evaluation_end", metrics)
+        self._calls.call("on_fit_end")
+        late = {name: value for name, value in self._current.items() if name not in before or before[name] is not value}
+        self.metrics = {**self._current, **self.metrics}
+        if late:
+            _raise_first(self._rows.write(late, self.round))
 
     # -- every round ----------------------------------------------------------------------------------------------------
     def _run_round(self, state: RoundState) -> None:
@@ -308,20 +413,40 @@ class FederatedTrainer:
         work = self._work(t)
         round = self._round(t, work)
         self._beginning = state, round, work
-        self._call("on_round_start", round)
+        self._calls.call("on_round_start", round)
         self._beginning = None
         if self.stragglers:
-            self.log({"round/stragglers": float(work.stragglers)})
+            self._log({"round/stragglers": float(work.stragglers)})
         server, rows, buffers = self._aggregate(state, round, work)
         metrics = None
         if self.evaluate_every and ((t + 1) % self.evaluate_every == 0 or t + 1 == self.max_rounds):
             server, metrics = self._evaluate(server, buffers, round)
         self.state = self._state(t + 1, server, state.memory.updated(rows), buffers)
         self.round = t + 1
-        if metrics is not None:
-            self.log(metrics)
-            self._call("on_evaluation_end", metrics)
-        self._call("on_round_end", self._current)
+        self._end_round(metrics)
+
+    def _end_round(self, evaluation: Mapping[str, float] | None) -> None:
+        """Let callbacks see the round, log its row, and save it; the steps are those of `Callback`'s docstring."""
+        failures: list[Exception] = []
+        if evaluation is not None:
+            self._log(evaluation)
+            failures += self._calls.see_evaluation(evaluation)
+        failures += self._calls.end_round(self._current, self._own)
+        failures += self._rows.write(self._current, self.round)
+        self._calls.remember()
+        self._finished = _Finished(self.state, dict(self._current))
+        failures += self._calls.save(self._current)
+        _raise_first(failures)
+
+    def _go_back(self) -> list[Exception]:
+        """Go back to the end of the last finished round, callbacks included; what they raised."""
+        self.state, self._current = self._finished.state, dict(self._finished.row)
+        self.round, self._beginning = self.state.round, None
+        try:
+            self._calls.take_up(self._calls.remembered)
+        except Exception as error:  # noqa: BLE001 - a note of what ended the run
+            return [error]
+        return []
 
     def _round(self, t: int, work: Work) -> Round:
         return Round(t, self.num_clients, len(work.clients), self.method.client_lr(t))
@@ -350,13 +475,13 @@ class FederatedTrainer:
                 rows.update(_rows(cohort.clients, cohort.state))
                 uploads.update(_rows(cohort.clients, cohort.upload) if returns else {})
             up += cohort.upload.nbytes + cohort.buffers.numel() * cohort.buffers.element_size()
-            self._call("on_cohort_end", cohort)
+            self._calls.call("on_cohort_end", cohort)
         down = sum(tensor.nbytes for name, tensor in job.server.items() if name not in self.method.preshared)
         down += state.buffers.numel() * state.buffers.element_size()
         if returns and len(clients) < self.num_clients:  # else the next round's model, which is in its bill
             down += state.server.x.nbytes
-        self.log({"train/loss": loss / examples})
-        self.log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
+        self._log({"train/loss": loss / examples})
+        self._log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
         server = self.method.on_aggregate(state.server, mean.result(), round)
         if uploads:
             step = server.x - state.server.x
@@ -393,27 +518,64 @@ class FederatedTrainer:
 
     def _evaluate(self, server: State, buffers: Tensor, round: Round) -> tuple[State, dict[str, float]]:
         """The server's state after the method's look at an evaluation, and what is logged of it."""
-        metrics = self.strategy.evaluate(self.method.evaluation_point(server), buffers)
+        metrics = self.strategy.evaluate(
+            self.method.evaluation_point(server), buffers, lambda: monotonic() > self._deadline
+        )
         server = self.method.on_evaluation(server, metrics, round)
         sent = {name: tensor for name, tensor in visible(self.method, server).items() if tensor.ndim == 0}
         return server, metrics | {f"server/{name}": float(sent[name]) for name in sent}
 
     def _log(self, metrics: Mapping[str, float]) -> None:
-        for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=self.round)
-            logger.save()
-        self._logged = self.round
+        """Log what no callback logs."""
+        self._own.update(metrics)
+        self.log(metrics)
 
-    def _call(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of every callback; at the end of a round what was logged is written before checkpoints are."""
-        logged = hook != "on_round_end"
-        for callback in self.callbacks:
-            if not logged and isinstance(callback, ModelCheckpoint):
-                self._log(self._current)
-                logged = True
-            getattr(callback, hook)(self, *arguments)
-        if not logged:
-            self._log(self._current)
+
+@dataclass(frozen=True)
+class _Finished:
+    """The last round that every callback has seen and that is logged.
+
+    Attributes:
+        state: the run after it.
+        row: what was logged for it.
+    """
+
+    state: RoundState
+    row: dict[str, float]
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric as it is logged.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"`log` of the trainer takes numbers, but {name!r} is {value!r:.80}; log a number, or write it elsewhere."
+        ) from error
+
+
+def _raise_first(failures: Sequence[Exception]) -> None:
+    """Raise the first error, if any, with the others as its notes."""
+    if failures:
+        _add_notes(failures[0], failures[1:])
+        raise failures[0]
+
+
+def _add_notes(error: BaseException, others: Sequence[Exception]) -> None:
+    """Tell of other errors in notes of one, but for those that say the same."""
+    for other in others:
+        if other is not error and str(other) != str(error):
+            error.add_note(f"Besides, {type(other).__name__}: {other}")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that was refused."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _check_gradient_pass(method: FedMethod, data: FederatedDataModule) -> None:

@@ -17,6 +17,7 @@ from fedlightning import (
     FedAvg,
     FederatedTrainer,
     FedMethod,
+    FedProx,
     ModelCheckpoint,
     Partition,
     RoundState,
@@ -28,7 +29,7 @@ from fedlightning import (
 from fedlightning.data.sampling import ClientSampler
 from fedlightning.hashing import described, digest
 from fedlightning.memory import ClientMemory
-from fedlightning.methods import FedLESAM
+from fedlightning.methods import FedLESAM, FedNova
 
 SIZE = 3000  # more than the thousand examples that were once looked at
 
@@ -106,7 +107,17 @@ def test_other_parameters_that_are_trained_and_more_rounds_go_on(tmp_path: Path)
 
 # -- from a state ---------------------------------------------------------------------------------------------------------
 class Twin(FedAvg):
+    """The method, and something that is none of its mathematics."""
+
+
+class Rated(FedAvg):
     """Another method, whose states have the same entries."""
+
+    rate: float = 0.5
+
+
+class Other(FedMethod):
+    """The same, without a base."""
 
 
 def widened(state: RoundState) -> RoundState:
@@ -124,7 +135,11 @@ def unknown(state: RoundState) -> RoundState:
         (FedAvg(), {"method": Scaffold()}, "it was made by FedAvg, and the method is Scaffold"),
         (Scaffold(), {"method": FedAvg()}, "it was made by Scaffold, and the method is FedAvg"),
         (FedAvg(), {"method": Twin()}, "it was made by FedAvg, and the method is Twin"),
-        (Twin(), {"method": FedAvg()}, "it was made by Twin, and the method is FedAvg"),
+        (FedProx(), {"method": FedAvg()}, "it was made by FedProx, and the method is FedAvg"),
+        (FedNova(), {"method": FedAvg()}, "it was made by FedNova, and the method is FedAvg"),
+        (FedAvg(), {"method": FedNova()}, "it was made by FedAvg, and the method is FedNova"),
+        (Other(), {"method": FedAvg()}, "it was made by Other, and the method is FedAvg"),
+        (Rated(), {"method": FedAvg()}, "it was made by Rated, and the method is FedAvg"),
         (
             FedLESAM(reference="client"),
             {"method": FedLESAM(reference="server")},
@@ -152,6 +167,7 @@ def test_a_state_goes_on_with_another_rate_seed_or_length() -> None:
     for first, then in ((FedAvg(), FedAvg(lr=0.3)), (Scaffold(), Scaffold(lr=0.3, option="I"))):
         state = fit(first)
         assert fit(then, rounds=4, state=state, seed=5).round == 4
+    assert fit(FedAvg(), rounds=3, state=fit(Twin())).round == 3
     assert fit(FedAvg(), rounds=3, source=data(owners=clients(shift=1)), state=fit(FedAvg())).round == 3
     by_hand = RoundState(0, State(x=torch.zeros(21)))
     assert fit(FedAvg(), state=by_hand).round == 2

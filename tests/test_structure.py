@@ -8,7 +8,19 @@ import fedlightning
 
 PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
-    0: ["checked", "columns", "hashing", "interpreter", "errors", "flags", "sealed", "signals", "state", "streams"],
+    0: [
+        "checked",
+        "columns",
+        "hashing",
+        "interpreter",
+        "errors",
+        "flags",
+        "locks",
+        "sealed",
+        "signals",
+        "state",
+        "streams",
+    ],
     1: ["method", "vector", "callback"],
     2: ["methods", "data", "models", "memory", "reduce", "checkpoint", "task"],
     3: ["engine", "identity", "strategy"],

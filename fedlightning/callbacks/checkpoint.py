@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ class ModelCheckpoint(Monitored):
     However the run ends, `last.ckpt` holds its last finished round.
 
     Args:
-        dirpath: the folder; None for `checkpoints` in the run's folder.
+        dirpath: the folder, in which one run at a time may write; None for `checkpoints` in the run's folder, which is
+            `logs/<method>/version_N` for a run whose loggers have none.
         filename: name of a file, without a folder and with `{round}` in it; the monitored metric is added to it, as in
             `round=12-val_accuracy=0.4312.ckpt`.
         monitor: the metric by which rounds are ranked; None ranks the latest first.
@@ -40,6 +42,8 @@ class ModelCheckpoint(Monitored):
         ConfigurationError: a number is out of range, `filename` lacks `{round}`, the folder cannot be made, or the
             monitored metric does not exist.
     """
+
+    stage = "save"
 
     @checked(save_top_k="[-1, inf)", every_n_rounds=COUNT)
     def __init__(
@@ -60,6 +64,7 @@ class ModelCheckpoint(Monitored):
         self._folder: Path | None = None
         self._scores: dict[str, float] = {}  # by file name, best first
         self._last_round: int | None = None
+        self._due: _Due | None = None
 
     # -- what was kept ------------------------------------------------------------------------------------------------
     @property
@@ -102,54 +107,70 @@ class ModelCheckpoint(Monitored):
                 f"The folder of ModelCheckpoint must be writable, but {folder} cannot be made "
                 f"({error.strerror}); give another `dirpath`."
             ) from error
-        self._folder, self._last_round = folder, None
+        self._folder, self._last_round, self._due = folder, None, None
+        remove_leftovers(folder, ".*.ckpt.*")
+
+    def decide(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
+        """See whether the round is one of the best; its file is written, and others are deleted, by `save`."""
+        self._due = _Due(trainer.round, None, self._scores, self._scores)
+        score = self.score(trainer, metrics) if self.monitor is not None else float(trainer.round)
+        if trainer.round % self.every_n_rounds or score is None or math.isnan(score):
+            return
+        name = self._name(trainer.round, score)
+        before = {path.name: self._scores[path.name] for path in self._present() if path.name != name}
+        scores = before | {name: score}
+        largest_first = self.monitor is None or self.mode == "max"
+        ranked = sorted(scores, key=scores.__getitem__, reverse=largest_first)
+        kept = ranked if self.save_top_k == -1 else ranked[: self.save_top_k]
+        if name in kept:
+            self._due = _Due(trainer.round, name, before, {n: scores[n] for n in kept})
+            self._scores = self._due.after  # every checkpoint of the round says so, whoever writes it
+
+    def save(self, trainer: FederatedTrainer) -> None:
+        """Save the round if it is one of the best."""
+        due = self._due
+        if due is None or due.name is None or self._folder is None or due.round != trainer.round:
+            return
+        self._scores = due.after  # what the file says, too
+        try:
+            trainer.save_checkpoint(self._folder / due.name)
+        except BaseException:
+            self._scores = due.before
+            raise
+        for old in due.before.keys() - due.after.keys():
+            (self._folder / old).unlink(missing_ok=True)
+        self._due = replace(due, name=None, written=self._folder / due.name)
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
-        """Save the round if it is one of the best, and as the last."""
-        score = self.score(trainer, metrics) if self.monitor is not None else float(trainer.round)
-        if self._folder is None or trainer.round % self.every_n_rounds:
-            return
-        written = self._save_if_best(trainer, self._folder, score)
-        if self.save_last:
-            self._write_last(trainer, self._folder, written)
+        """Save the round as the last, and if it is one of the best."""
+        if self._due is None or self._due.round != trainer.round:
+            self.decide(trainer, metrics)
+        self.save(trainer)
+        if self._folder is not None and self._due and self.save_last and trainer.round % self.every_n_rounds == 0:
+            self._write_last(trainer, self._folder, self._due.written)
 
     def on_fit_end(self, trainer: FederatedTrainer) -> None:
-        """See to it that `last.ckpt` holds the last finished round."""
-        if self._folder is None or not self.save_last:
+        """See to it that the last finished round is saved."""
+        if self._folder is None:
+            return
+        self.save(trainer)
+        if not self.save_last:
             return
         unsaved = trainer.round > trainer.start_round and trainer.round != self._last_round
         if unsaved or not (self._folder / "last.ckpt").exists():
             self._write_last(trainer, self._folder, None)
 
     def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
-        """Do the same."""
-        self.on_fit_end(trainer)
+        """Do the same, unless the run was refused before its first round."""
+        refused = isinstance(exception, ConfigurationError) and trainer.round == trainer.start_round
+        if not refused:
+            self.on_fit_end(trainer)
 
     # -- files --------------------------------------------------------------------------------------------------------
     def _present(self) -> list[Path]:
         if self._folder is None:
             return []
         return [path for path in (self._folder / name for name in self._scores) if path.exists()]
-
-    def _save_if_best(self, trainer: FederatedTrainer, folder: Path, score: float | None) -> Path | None:
-        if score is None or math.isnan(score):
-            return None
-        before, name = self._scores, self._name(trainer.round, score)
-        scores = {path.name: before[path.name] for path in self._present() if path.name != name} | {name: score}
-        largest_first = self.monitor is None or self.mode == "max"
-        ranked = sorted(scores, key=scores.__getitem__, reverse=largest_first)
-        kept = ranked if self.save_top_k == -1 else ranked[: self.save_top_k]
-        if name not in kept:
-            return None
-        self._scores = {n: scores[n] for n in kept}  # before saving, since the file holds this callback's state
-        try:
-            trainer.save_checkpoint(folder / name)
-        except BaseException:
-            self._scores = before
-            raise
-        for old in scores.keys() - self._scores.keys():
-            (folder / old).unlink(missing_ok=True)
-        return folder / name
 
     def _name(self, round: int, score: float) -> str:
         metric = "" if self.monitor is None else f"-{self.monitor.replace('/', '_')}={score:.4f}"
@@ -161,6 +182,46 @@ class ModelCheckpoint(Monitored):
         if written is None or not _link(written, last):
             trainer.save_checkpoint(last)
         self.last_model_path, self._last_round = str(last), trainer.round
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What was decided for a round.
+
+    Attributes:
+        round: which.
+        name: of the file that is to be written; None where there is none, or none any more.
+        before: the files that there are, with their scores.
+        after: those that are kept, that one among them.
+        written: the file of the round, once it is there.
+    """
+
+    round: int
+    name: str | None
+    before: dict[str, float]
+    after: dict[str, float]
+    written: Path | None = None
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what processes that were killed had begun to write beside a file: names that end with the number of one."""
+    for path in folder.glob(pattern):
+        number = path.suffix[1:]
+        if number == "link" or (number.isdecimal() and not _lives(int(number))):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is another process of a number."""
+    if process == os.getpid():
+        return False  # an earlier one had our number; what we write ourselves is not there yet
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is someone else's
+    return True
 
 
 def _link(file: Path, name: Path) -> bool:

@@ -54,10 +54,13 @@ class Dissimilarity(Callback):
         ConfigurationError: a number is not positive, or there are fewer clients than `num_clients`.
     """
 
+    logs = ("dissimilarity/*",)
+
     @checked(every=COUNT, num_clients=COUNT, batch_size=COUNT)
     def __init__(self, every: int = 1, num_clients: int | None = None, batch_size: int = 1000) -> None:
         self.every, self.num_clients, self.batch_size = every, num_clients, batch_size
         self._groups: list[list[int]] = []
+        self._measured = 0  # after how many rounds
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Choose the clients, tell the cost, and measure the model before the first round."""
@@ -67,6 +70,7 @@ class Dissimilarity(Callback):
             f"dissimilarity: the gradients of {len(clients):,} of {trainer.num_clients:,} clients, over "
             f"{int(sizes[clients].sum()):,} examples, after every {f'{self.every} rounds' if self.every > 1 else 'round'}"
         )
+        self._measured = trainer.round
         if trainer.round == 0:
             trainer.log(self._measure(trainer))
 
@@ -75,8 +79,13 @@ class Dissimilarity(Callback):
         if trainer.round % self.every == 0 or trainer.round == trainer.max_rounds:
             trainer.log(self._measure(trainer))
 
+    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+        """Measure the last model of a run that was stopped."""
+        if self._measured != trainer.round and trainer.round > trainer.start_round:
+            trainer.log(self._measure(trainer))
+
     def _measure(self, trainer: FederatedTrainer) -> dict[str, float]:
-        began = perf_counter()
+        began, self._measured = perf_counter(), trainer.round
         x = trainer.method.evaluation_point(trainer.state.server)
         sums = GradientSums(len(x), torch.device("cpu"))
 

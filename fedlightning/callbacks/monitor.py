@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedlightning.callback import Callback
 from fedlightning.checked import checked
@@ -26,6 +27,9 @@ class Monitored(Callback):
         ConfigurationError: `mode` is neither.
     """
 
+    stage: ClassVar[Literal["observe", "decide", "save"]] = "decide"
+    logs: ClassVar[tuple[str, ...] | None] = ()
+
     @checked()
     def __init__(self, monitor: str | None, mode: Mode) -> None:
         self.monitor, self.mode = monitor, mode
@@ -46,15 +50,35 @@ class Monitored(Callback):
         """From now on a metric that was never logged is a mistake."""
         self._evaluated = True
 
+    def check_monitor(self, trainer: FederatedTrainer, known: Iterable[str]) -> None:
+        """Check that the metric may be logged, before the first round.
+
+        Args:
+            trainer: the run, with its callbacks.
+            known: what it logs itself, `*` for any part of a name.
+
+        Raises:
+            ConfigurationError: none of these is the metric, and no callback may log it.
+        """
+        patterns, unsaid = [*known, *trainer.metrics], any(each.logs is None for each in trainer.callbacks)
+        if self.monitor is not None and not unsaid and not _is_among(self.monitor, [*patterns, *_said(trainer)]):
+            names = [*patterns, *_said(trainer)]
+            raise ConfigurationError(
+                f"`monitor` of {type(self).__name__} must be a metric that this run logs, but is {self.monitor!r}. "
+                f"{nearest(self.monitor, names)}"
+            )
+
     def score(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> float | None:
         """Return the metric of the round that has just ended, or None where it was not logged in this round.
 
         Raises:
-            ConfigurationError: an evaluation and a round have ended and the metric was not logged in either.
+            ConfigurationError: an evaluation and a round have ended, the metric was not logged in either, and no callback says
+                that it logs it.
         """
         if self.monitor is None:
             return None
-        if self._evaluated and self.monitor not in metrics and self.monitor not in trainer.metrics:
+        logged = self.monitor in metrics or self.monitor in trainer.metrics
+        if self._evaluated and not logged and not _is_among(self.monitor, _said(trainer)):
             raise ConfigurationError(
                 f"`monitor` of {type(self).__name__} must be a logged metric, but {self.monitor!r} was not logged by "
                 f"the end of round {trainer.round}, evaluation included. {nearest(self.monitor, trainer.metrics)}"
@@ -64,3 +88,12 @@ class Monitored(Callback):
     def is_better(self, score: float, than: float) -> bool:
         """Whether a score beats another; a NaN beats nothing."""
         return score < than if self.mode == "min" else score > than
+
+
+def _said(trainer: FederatedTrainer) -> list[str]:
+    """What callbacks say that they log."""
+    return [name for callback in trainer.callbacks for name in callback.logs or ()]
+
+
+def _is_among(name: str, patterns: Iterable[str]) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)

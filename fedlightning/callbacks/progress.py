@@ -37,6 +37,8 @@ class RoundProgress(Callback):
         ConfigurationError: `refresh_rate` is not positive.
     """
 
+    logs = ()
+
     @checked(refresh_rate="(0, inf)")
     def __init__(
         self,
@@ -82,6 +84,8 @@ class RoundProgress(Callback):
         """Close the display, and say why the run was stopped, if it was."""
         if self._display is None:
             return
+        if self._evaluated:  # after the last round, since the run ended between evaluations
+            self._show(trainer)
         self._display.close(trainer, self._text(trainer))
         if trainer.should_stop and trainer.stop_reason:
             _print(self._display.console, f"stopped after round {trainer.round}: {trainer.stop_reason}")

@@ -20,6 +20,8 @@ class Throughput(Callback):
     in which steps were compiled logs the time of that as `throughput/compile_seconds`, and its rates are without it.
     """
 
+    logs = ("throughput/*",)
+
     def __init__(self) -> None:
         self._start = self._compiled = 0.0
         self._clients = self._steps = 0

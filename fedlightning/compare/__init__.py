@@ -16,7 +16,6 @@ from fedlightning.compare.diary import (
     Checked,
     Diary,
     Probe,
-    Saved,
     check_folder,
     check_identity,
     identify_problem,
@@ -218,7 +217,7 @@ class Comparison:
             checkpoint.unlink(missing_ok=True)
         loggers = run_loggers(folder.parent, folder.name)
         log_hyperparameters(loggers, {"name": name})
-        saved = Saved(save_top_k=0, every_n_rounds=self.checkpoint_every)
+        saved = ModelCheckpoint(save_top_k=0, every_n_rounds=self.checkpoint_every)
         callbacks = [diary, Throughput(), *self._extra_callbacks(name, problem.seed), saved]
         trainer = self._make(seed=problem.seed, logger=loggers, callbacks=callbacks)
         try:

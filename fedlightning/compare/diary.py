@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import Any
 
 from fedlightning.callback import Callback
-from fedlightning.callbacks import ModelCheckpoint
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, nearest
 from fedlightning.hashing import digest
@@ -22,6 +21,8 @@ from fedlightning.trainer import FederatedTrainer
 
 class Diary(Callback):
     """Keeps `run.json`: what the run is, how far it came, and how long each piece of it took."""
+
+    logs = ()
 
     def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], metric: str) -> None:
         self.path, self.name, self.metric = folder / "run.json", name, metric
@@ -74,22 +75,6 @@ class Diary(Callback):
         content = {"name": self.name, "finished": finished, "failure": self.failure, "pieces": self._pieces}
         write(self.path, json.dumps({**content, "run": self._identity}, indent=1))
         self._written = perf_counter()
-
-
-class Saved(ModelCheckpoint):
-    """Saves no round whose metrics are not logged: a run that goes on after it would lack them."""
-
-    _logged = -1
-
-    def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
-        """Save the round, which is logged now."""
-        self._logged = trainer.round
-        super().on_round_end(trainer, metrics)
-
-    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
-        """Save the last finished round, if it is logged."""
-        if self._logged == trainer.round:
-            super().on_exception(trainer, exception)
 
 
 class Checked(Exception):

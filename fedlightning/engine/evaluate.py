@@ -53,6 +53,10 @@ class Split:
         return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
+class EvaluationGivenUp(Exception):
+    """The run was to end, and an evaluation would have taken too long."""
+
+
 _COPYING = Lock()
 
 

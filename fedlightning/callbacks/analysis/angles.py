@@ -66,6 +66,7 @@ class UpdateAngles(Callback):
     """
 
     figure: Figure | None = None
+    logs = ("angles/*", "angles_layers/*")
 
     @checked(every=COUNT)
     def __init__(self, every: int = 10, layers: bool = True) -> None:

@@ -78,6 +78,7 @@ class LossLandscape(Callback):
 
     landscape: Landscape | None = None
     figure: Figure | None = None
+    logs = ()
 
     @checked(
         every="[1, inf)", clients="[0, inf)", resolution="[2, inf)", num_examples="[1, inf)", batch_size="[1, inf)"

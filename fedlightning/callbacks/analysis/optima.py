@@ -52,8 +52,7 @@ class ClientOptima(Callback):
     number of slots.
 
     Args:
-        every: rounds between measurements; None for one, after the last round. (The round at which `EarlyStopping` ends the
-            run is the last, if that callback comes before this one.)
+        every: rounds between measurements; None for one, after the last round, whatever ends the run.
         num_clients: measure a sample of so many clients as if there were no others, the same ones all through the run;
             None for all of them.
         tolerance: of the norm of ∇f_i, where a client stops.
@@ -65,6 +64,7 @@ class ClientOptima(Callback):
     """
 
     figure: Figure | None = None
+    logs = ("optima/*",)
 
     @checked(every=COUNT, num_clients=COUNT, tolerance="(0, inf)", passes=COUNT, batch_size=COUNT)
     def __init__(
@@ -78,11 +78,12 @@ class ClientOptima(Callback):
         self.every, self.num_clients, self.tolerance = every, num_clients, tolerance
         self.passes, self.batch_size = passes, batch_size
         self._clients: list[int] = []
+        self._measured = 0  # after how many rounds
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Choose the clients and tell the cost."""
         require_matplotlib("ClientOptima")
-        self.figure = None
+        self.figure, self._measured = None, trainer.round
         self._clients = choose_clients(trainer, self.num_clients, "ClientOptima")
         count = int(trainer.data.clients.sizes[self._clients].sum())
         often = "every round" if self.every == 1 else f"every {self.every} rounds and after the last"
@@ -94,17 +95,18 @@ class ClientOptima(Callback):
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Find the optima, if it is the round's turn."""
-        last = trainer.round == trainer.max_rounds or trainer.should_stop
-        if last or (self.every and trainer.round % self.every == 0):
+        if trainer.round == trainer.max_rounds or (self.every and trainer.round % self.every == 0):
             self._measure(trainer)
 
     def on_fit_end(self, trainer: FederatedTrainer) -> None:
-        """Show the last measurement in the loggers."""
+        """Measure the last model of a run that was stopped, and show the last measurement in the loggers."""
+        if self._measured != trainer.round and trainer.round > trainer.start_round:
+            self._measure(trainer)
         if self.figure is not None:
             log_figure(trainer, "optima", self.figure)
 
     def _measure(self, trainer: FederatedTrainer) -> None:
-        began = perf_counter()
+        began, self._measured = perf_counter(), trainer.round
         x = trainer.method.evaluation_point(trainer.state.server)
 
         def find(client: int) -> Callable[[Worker], Minimum]:

@@ -43,6 +43,7 @@ class PartitionReport(Callback):
     """
 
     figure: Figure | None = None
+    logs = ("partition/*",)
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Count, draw, and log at round 0."""
