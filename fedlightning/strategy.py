@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,15 @@ from fedlightning.engine.job import RoundJob, draw_cohort, plan_cohort
 from fedlightning.engine.planning import Ahead, Plans
 from fedlightning.engine.precision import Numerics, Precision, check_precision
 from fedlightning.engine.replica import Replica
-from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
+from fedlightning.engine.slots import (
+    Slot,
+    Worker,
+    WorkerPool,
+    check_threads,
+    cpu_count,
+    first_line,
+    out_of_memory,
+)
 from fedlightning.engine.traces import Traces
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import FedMethod
@@ -134,22 +143,42 @@ class SlotStrategy:
             )
         if wish is None and interpreter.gil_enabled() and self.root_device.type == "cpu":
             self.slots = choose_slots(min(self._slots_under_lock(), work.participants), work.participants)
+        check_threads(len(self.slots), self._threads)
         devices = {slot.device for slot in self.slots}
         self._examples = {device: data.train.contiguous().to(device) for device in devices}
         self._splits = splits(data, self._examples)
         self._together = steps_together(data) if self.programs else 0
-        workers = [
-            Worker(slot, Replica(task, layout, slot.device, self.precision, found.buffer is not None), self._threads)
-            for slot in self.slots
-        ]
+        workers = [self._worker(slot, task, layout, found.buffer is not None) for slot in self.slots]
         self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
         self._billed, self._tried, self._in_vain = False, set[bool](), 0.0
         self._ahead: Ahead | None = None
         on_cpu = all(slot.kind == "cpu" for slot in self.slots)
         self._traces = Traces() if self._compile_wish == "auto" and on_cpu else None
-        self._numerics = Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots))
-        self._numerics.__enter__()
-        self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
+        with ExitStack() as undo:
+            undo.callback(self._forget_all)
+            undo.enter_context(Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots)))
+            self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
+            undo.callback(self._pool.close)
+            self._undo = undo.pop_all()
+
+    def _worker(self, slot: Slot, task: FederatedTask, layout: Layout, moves: bool) -> Worker:
+        """A slot's worker, with its own copy of the model.
+
+        Raises:
+            ConfigurationError: there is no memory for it, or CUDA fails.
+        """
+        try:
+            return Worker(slot, Replica(task, layout, slot.device, self.precision, moves), self._threads)
+        except (RuntimeError, MemoryError) as error:
+            if slot.kind == "cpu" and not out_of_memory(error):
+                raise
+            remedy = "use fewer `slots`" + (
+                "" if slot.kind == "cpu" else " on this GPU, or those of a CPU, `slots='cpu/0'`"
+            )
+            raise ConfigurationError(
+                f"Slot {slot} must have a copy of the model, and a stream if it is on a GPU, but {self.slots.index(slot)} slots "
+                f"have theirs when it fails: {first_line(error)}; {remedy}."
+            ) from error
 
     def _slots_under_lock(self) -> int:
         """Slots that pay on a CPU under the GIL; compiled steps run without it."""
@@ -184,9 +213,10 @@ class SlotStrategy:
         self.graphs = Graphs(self.cohort_size, data.batch_size, wish is True) if captured and data.batch_size else None
 
     def teardown(self) -> None:
-        """Stop the slots; the cohorts that still run are cancelled."""
-        self._pool.close()
-        self._numerics.__exit__()
+        """Stop the slots, whose cohorts are cancelled if they still run, and put the process's switches back."""
+        self._undo.close()
+
+    def _forget_all(self) -> None:
         for slot in self.slots:
             self._forget(str(slot))
 

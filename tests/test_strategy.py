@@ -1,5 +1,7 @@
 """Slots: names, rules, order, retirement and errors."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from fedlightning import (
 from fedlightning import strategy as strategy_module
 from fedlightning.engine import choices, slots
 from fedlightning.engine.choices import slots_under_lock, step_flops
+from fedlightning.engine.precision import Numerics
+from fedlightning.engine.replica import Replica
 from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
 from fedlightning.interpreter import gil_enabled
 from fedlightning.testing import Quadratics
@@ -33,8 +37,6 @@ EYE = torch.eye(2)
 
 def worker(number: int) -> Worker:
     task = Quadratics.task([0.0, 0.0])
-    from fedlightning.engine.replica import Replica
-
     return Worker(Slot("cpu", 0, number), Replica(task, Layout.of(task), torch.device("cpu")), 1)
 
 
@@ -246,4 +248,216 @@ def test_an_error_in_a_slot_reaches_the_caller_and_the_others_stop() -> None:
         list(pool.map([job(i) for i in range(200)]))
     pool.close()
     assert len(began) < 100
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("slot ")]
+    assert no_slot_is_left()
+
+
+# -- a slot that dies -------------------------------------------------------------------------------------------------
+class Odd(BaseException):
+    """Nothing that `except Exception` takes."""
+
+
+def no_slot_is_left() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("slot ")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError("broken"), Odd("broken"), SystemExit("broken")])
+@pytest.mark.parametrize("where", ["prepare", "enter", "forget", "release"])
+def test_a_slot_that_dies_ends_the_run_with_its_error(where: str, error: BaseException) -> None:
+    """Set up, on its way to its stream, or while it gives back what it holds; another slot is still there."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    class Enters:
+        __enter__, __exit__ = fails, fails
+
+    dying = [worker(0), worker(1)]
+    for own in dying:
+        if where in ("prepare", "release"):
+            setattr(own, where, fails)
+        elif where == "enter":
+            own.prepare = Enters  # type: ignore[assignment, method-assign]
+
+    def work(_: Worker) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    pool: WorkerPool[None] = WorkerPool(dying, fails if where == "forget" else lambda slot: None)
+    with pytest.raises(ClientError, match=rf"Slot cpu/[01] must work .*\({type(error).__name__}: broken\)") as caught:
+        list(pool.map([work] * 3))
+    assert caught.value.__cause__ is error
+    pool.close()
+    assert no_slot_is_left()
+
+
+def test_whoever_waits_for_a_slot_while_it_dies_gets_its_error_too() -> None:
+    """The error comes while the calling thread waits; the work that was begun elsewhere does not hold it up."""
+    own, other = worker(0), worker(1)
+    release, begun = threading.Event(), threading.Event()
+
+    def forget(slot: str) -> None:
+        raise KeyError(slot)
+
+    def work(at: Worker) -> str:
+        if at.slot.number == 1:
+            begun.set()
+            release.wait(10)
+            return "late"
+        begun.wait(10)
+        raise torch.OutOfMemoryError("out of memory")
+
+    pool: WorkerPool[str] = WorkerPool([own, other], forget)
+    with pytest.raises(ClientError, match=r"Slot cpu/0 must work .*\(KeyError: 'cpu/0'\)"):
+        list(pool.map([work] * 2))
+    release.set()
+    pool.close()
+
+
+def test_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose error cannot even be handed over, for want of memory."""
+    monkeypatch.setattr(slots, "_PATIENCE", 0.01)
+    monkeypatch.setattr(WorkerPool, "_fail", lambda *_: None)
+    own = worker(0)
+    own.prepare = lambda: 1 / 0  # type: ignore[assignment, return-value, method-assign]
+    pool: WorkerPool[int] = WorkerPool([own, worker(1)])
+
+    def waits(at: Worker) -> int:
+        time.sleep(0.2)
+        return 1
+
+    with pytest.raises(ClientError, match="Slot cpu/0 must work until the run ends, but its thread has stopped"):
+        list(pool.map([waits] * 8))
+    pool.close()
+
+
+def test_slots_that_were_all_retired_in_their_idle_time_are_an_error_and_no_wait_without_end() -> None:
+    pool: WorkerPool[int] = WorkerPool([worker(0)])
+
+    def idle(_: Worker) -> None:
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    assert list(pool.map([lambda _: 1], idle)) == [1]
+    with pytest.raises(ClientError, match=r"all ran out of it \(cpu/0\)"):
+        list(pool.map([lambda _: 2]))
+    pool.close()
+
+
+def test_work_behind_a_window_is_not_begun() -> None:
+    pool: WorkerPool[int] = WorkerPool([worker(0), worker(1)])
+    begun: list[int] = []
+
+    def job(i: int) -> Callable[[Worker], int]:
+        return lambda _: begun.append(i) or i  # type: ignore[func-returns-value]
+
+    results = pool.map([job(i) for i in range(20)], window=3)
+    for i in range(20):
+        assert next(results) == i
+        time.sleep(0.005)
+        assert max(begun) <= i + 2
+    assert list(results) == []
+    pool.close()
+
+
+# -- threads that cannot be started -----------------------------------------------------------------------------------
+class Starts:
+    """Lets so many threads start, and no more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.left, self._start = count, threading.Thread.start
+        starts = self
+
+        def start(thread: threading.Thread) -> None:
+            starts.left -= 1
+            if starts.left < 0:
+                raise RuntimeError("can't start new thread")
+            starts._start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+
+
+@pytest.mark.parametrize(("count", "match"), [(2, r"a thread for each of the 3 slots, but after 2 it says"), (8, r"14 threads beside those of the slots, but after 5 it says")])  # fmt: skip
+def test_threads_that_cannot_be_started_are_said_in_one_line_and_none_is_left(
+    count: int, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third slot's own thread; or the last of those that torch would start for three slots of three threads."""
+    Starts(monkeypatch, count)
+    before, cudnn = threading.active_count(), torch.backends.cudnn
+    switches = cudnn.deterministic, cudnn.benchmark
+    monkeypatch.setattr(strategy_module, "Numerics", lambda precision, on_gpu: Numerics(precision, True))
+    data = Quadratics([EYE, EYE], [EYE[0], EYE[1]], [2, 2])
+    trainer = FederatedTrainer(1, strategy=SlotStrategy(3, threads_per_slot=3), callbacks=[], logger=False)
+    with pytest.raises(
+        ConfigurationError, match=f"^This machine must start {match}: can't start new thread; use [^\n]*$"
+    ):
+        trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data)
+    assert threading.active_count() == before
+    assert (cudnn.deterministic, cudnn.benchmark) == switches
+    monkeypatch.undo()
+    assert trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data).round == 1
+
+
+def test_more_threads_than_any_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Quadratics([EYE, EYE], [EYE[0], EYE[1]], [2, 2])
+    for cores, count, threads in ((2, 8, 64), (64, 16, 65)):
+        monkeypatch.setattr(slots, "cpu_count", lambda cores=cores: cores)
+        trainer = FederatedTrainer(
+            1, strategy=SlotStrategy(count, threads_per_slot=threads), callbacks=[], logger=False
+        )
+        with pytest.raises(
+            ConfigurationError,
+            match=rf"at most \S+ threads together on {cores} cores, but {count} slots of `threads_per_slot={threads}` have",
+        ):
+            trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data)
+
+
+def test_switches_that_are_set_by_half_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic
+
+    def fails(self: Numerics, owner: object, name: str, value: object) -> None:
+        if name == "benchmark":
+            raise RuntimeError("no such switch")
+        usual(self, owner, name, value)
+
+    usual = Numerics._set
+    monkeypatch.setattr(Numerics, "_set", fails)
+    with pytest.raises(RuntimeError, match="no such switch"), Numerics("32-true", True):
+        pass
+    assert cudnn.deterministic == before
+
+
+def test_a_slot_without_room_for_its_copy_of_the_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    class Full(Replica):
+        def __init__(self, *arguments: object) -> None:
+            if len(made) == 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes\nmore")
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            made.append(self)
+
+    monkeypatch.setattr(strategy_module, "Replica", Full)
+    trainer = FederatedTrainer(1, strategy=SlotStrategy(3), callbacks=[], logger=False)
+    with pytest.raises(
+        ConfigurationError, match=r"^Slot cpu/2 must have a copy .* 2 slots have theirs .*; use fewer `slots`\.$"
+    ):
+        trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), Quadratics([EYE, EYE], [EYE[0], EYE[1]], [2, 2]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_whoever_waits_for_a_slot(number: signal.Signals) -> None:
+    """While the trainer's thread waits for a result, its handler runs at once."""
+    pool: WorkerPool[None] = WorkerPool([worker(0)])
+
+    def handle(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(number, handle)
+    try:
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        began = time.perf_counter()
+        with pytest.raises(InterruptedError):
+            list(pool.map([lambda _: time.sleep(0.5)]))
+        assert time.perf_counter() - began < 0.4
+    finally:
+        signal.signal(number, before)
+    pool.close()

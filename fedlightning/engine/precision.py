@@ -103,6 +103,14 @@ class Numerics(AbstractContextManager["Numerics"]):
         self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> Numerics:
+        try:
+            self._switch()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _switch(self) -> None:
         if self._on_gpu:
             self._set(_cudnn, "deterministic", True)
             self._set(_cudnn, "benchmark", False)
@@ -112,7 +120,6 @@ class Numerics(AbstractContextManager["Numerics"]):
             torch.set_float32_matmul_precision("high")
             for part in (_cudnn.conv, _cudnn.rnn):
                 self._set(part, "fp32_precision", "tf32")
-        return self
 
     def __exit__(self, *_: object) -> None:
         while self._undo:

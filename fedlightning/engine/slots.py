@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import queue
 import re
@@ -120,8 +121,18 @@ class Worker:
 _IDLE = -1
 """The position of work that nobody waits for."""
 
+_PATIENCE = 1.0
+"""Seconds after which whoever waits for a result looks whether there is still someone to give it."""
 
-@dataclass
+_THREADS, _THREADS_PER_CORE = 256, 16
+"""The most threads of all slots together, or of a core if that is more: beyond them nothing can become faster."""
+
+
+_SPARE = 8
+"""Threads that torch starts for itself, about, e.g. for backward passes; without room for them it ends the process."""
+
+
+@dataclass(eq=False)
 class _Call:
     """One call of `map`.
 
@@ -147,11 +158,14 @@ class WorkerPool(Generic[Result]):
     """Runs work on whichever slot is free, and gives the results in the order in which the work was given.
 
     A slot that runs out of memory is retired: it gives back what it holds, and then its work is done again, whole, on
-    another. The first other error stops what has not begun and is raised.
+    another. The first other error stops what has not begun and is raised; so is whatever ends a slot's thread.
 
     Args:
         workers: the slots.
         forget: is given a slot that retires, in its thread, to drop what was kept for it.
+
+    Raises:
+        ConfigurationError: this machine cannot start their threads; none is left behind.
     """
 
     def __init__(self, workers: Sequence[Worker], forget: Callable[[str], None] = lambda slot: None) -> None:
@@ -161,14 +175,24 @@ class WorkerPool(Generic[Result]):
         self._lock = threading.Lock()
         self.cancelled = threading.Event()
         self.retired: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._serve, args=(worker,), name=f"slot {worker.slot}", daemon=True)
-            for worker in workers
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._calls: set[_Call] = set()
+        self._failure: BaseException | None = None
+        self._threads: dict[str, threading.Thread] = {}
+        try:
+            for worker in workers:
+                thread = threading.Thread(target=self._serve, args=(worker,), name=f"slot {worker.slot}", daemon=True)
+                _start(
+                    thread, f"a thread for each of the {len(workers)} slots", len(self._threads), "use fewer `slots`"
+                )
+                self._threads[str(worker.slot)] = thread
+            _check_room(_SPARE + sum(worker.threads - 1 for worker in workers))
+        except BaseException:
+            self.close()
+            raise
 
-    def map(self, work: Sequence[Work[Result]], idle: Work[None] | None = None) -> Iterator[Result]:
+    def map(
+        self, work: Sequence[Work[Result]], idle: Work[None] | None = None, window: int | None = None
+    ) -> Iterator[Result]:
         """Do the work; yield each result as soon as it and all before it are there. Several calls may be under way.
 
         Args:
@@ -176,36 +200,76 @@ class WorkerPool(Generic[Result]):
             idle: what slots do for which nothing is left, but for the first of them if the calling thread has no core beside
                 theirs: it would have to wait, whatever urgent it has to do. Nobody waits for what slots do so, which must end
                 by itself once there is work again.
+            window: begin nothing so many positions behind the result that is yielded next, lest results that nobody has
+                looked at fill the memory; None begins all.
+
+        Raises:
+            ClientError: a slot's thread has ended, or all slots have run out of memory.
         """
         call = _Call(idle, len(work), max(self._count - len(work), 0))
-        for position, each in enumerate(work):
-            self._todo.put((position, each, call))
+        with self._lock:
+            if self._failure:
+                raise self._failure
+            self._calls.add(call)
+        todo = iter([(position, each, call) for position, each in enumerate(work)])
+        for item in itertools.islice(todo, window):
+            self._todo.put(item)
         ready: dict[int, Result] = {}
         try:
             for position in range(len(work)):
                 while position not in ready:
-                    index, result, error = call.done.get()
-                    if error is not None:
-                        raise error
+                    index, result = self._wait(call)
                     ready[index] = result
                 yield ready.pop(position)
+                for item in itertools.islice(todo, 1):
+                    self._todo.put(item)
         except BaseException:
             call.given_up.set()
             raise
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def _wait(self, call: _Call) -> tuple[int, Result]:
+        """The next result of a call, or the error that there is in its place."""
+        while True:
+            try:
+                index, result, error = call.done.get(timeout=_PATIENCE)
+            except queue.Empty:
+                index, result, error = _IDLE, None, self._lost()
+            if error is not None:
+                raise error
+            if index != _IDLE:
+                return index, result
+
+    def _lost(self) -> ClientError | None:
+        """The error that a slot's thread is gone, if one is that could not even say so."""
+        gone = [slot for slot, thread in self._threads.items() if not thread.is_alive() and slot not in self.retired]
+        return _stopped(", ".join(gone), None) if gone else None
 
     def close(self) -> None:
         """Cancel what runs and wait for the threads to end."""
         self.cancelled.set()
         for _ in self._threads:
             self._todo.put(None)
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.join()
 
     def _serve(self, worker: Worker) -> None:
-        with worker.prepare():
-            while (item := self._todo.get()) is not None:
-                if not self.cancelled.is_set() and not self._do(worker, item):
-                    return
+        try:
+            with worker.prepare():
+                while (item := self._todo.get()) is not None:
+                    if not self.cancelled.is_set() and not self._do(worker, item):
+                        return
+        except BaseException as error:  # noqa: BLE001 - raised again in the trainer's thread
+            self._fail(_stopped(str(worker.slot), error))
+
+    def _fail(self, error: BaseException) -> None:
+        """Let everyone who waits for a slot have this error, now and later."""
+        with self._lock:
+            self._failure = self._failure or error
+            for call in self._calls:
+                call.done.put((_IDLE, None, error))
 
     def _do(self, worker: Worker, item: _Item) -> bool:
         """Do work and hand over what comes of it; False if the slot is retired."""
@@ -253,14 +317,79 @@ class WorkerPool(Generic[Result]):
             self._todo.put(item)
             return
         failure = ClientError(
-            f"At least one slot must have memory for a cohort, but all ran out of it ({', '.join(self.retired)}): {error} "
-            "Use fewer slots on a device, a smaller `cohort_size` or a smaller batch; the batch is never shrunk by itself."
+            f"At least one slot must have memory for its work, but all ran out of it ({', '.join(self.retired)}): "
+            f"{first_line(error)} Use fewer slots on a device, a smaller `cohort_size` or a smaller batch; the batch is never "
+            "shrunk by itself."
         )
         failure.__cause__ = error
-        item[2].done.put((item[0], None, failure))
+        self._fail(failure)
 
 
-_NO_MEMORY = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+def _stopped(slot: str, error: BaseException | None) -> ClientError:
+    """The error for a slot whose thread has ended before its time."""
+    why = f"{type(error).__name__}: {first_line(error)}" if error else "of what, it could not say"
+    failure = ClientError(
+        f"Slot {slot} must work until the run ends, but its thread has stopped ({why}); see the cause."
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def check_threads(slots: int, threads: int) -> None:
+    """Check that so many slots of so many threads are not so many that it must be a mistake.
+
+    Raises:
+        ConfigurationError: they are.
+    """
+    most = max(_THREADS, _THREADS_PER_CORE * cpu_count())
+    if slots * threads > most:
+        raise ConfigurationError(
+            f"The slots must have at most {most:,} threads together on {cpu_count()} cores, but {slots:,} slots of "
+            f"`threads_per_slot={threads}` have {slots * threads:,}; use fewer `slots` or a smaller `threads_per_slot`."
+        )
+
+
+def _check_room(count: int) -> None:
+    """Check that there is room for so many more threads, by starting them: where a library of torch's cannot start its own,
+    it ends the process.
+
+    Raises:
+        ConfigurationError: this machine cannot start them.
+    """
+    enough = threading.Event()
+    threads = [threading.Thread(target=enough.wait, daemon=True) for _ in range(count)]
+    started, remedy = list[threading.Thread](), "use fewer `slots` or a smaller `threads_per_slot`"
+    try:
+        for thread in threads:
+            _start(thread, f"{count:,} threads beside those of the slots", len(started), remedy)
+            started.append(thread)
+    finally:
+        enough.set()
+        for thread in started:
+            thread.join()
+
+
+def _start(thread: threading.Thread, what: str, started: int, remedy: str) -> None:
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigurationError(
+            f"This machine must start {what}, but after {started:,} it says: {first_line(error)}; {remedy}, or let this "
+            "process have more (`ulimit -u`, `ulimit -v`)."
+        ) from error
+
+
+_NO_MEMORY = (
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "std::bad_alloc",
+)
 """How memory runs out elsewhere than in torch's own allocator for a GPU."""
 
 
