@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from fedlightning import interpreter
 from fedlightning.callback import CohortResult
@@ -53,7 +54,7 @@ from fedlightning.engine.slots import (
 from fedlightning.engine.traces import Traces
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import FedMethod
-from fedlightning.task import FederatedTask
+from fedlightning.task import FederatedTask, computed
 from fedlightning.vector import Layout
 
 
@@ -411,11 +412,22 @@ class SlotStrategy:
         results = self._pool.map([score(chunk) for chunk in split.chunks()])
         for chunk, (scores, outputs, targets) in zip(split.chunks(), results, strict=True):
             sums.add(chunk, scores)
-            self._task.update_metrics(metrics, outputs, targets)
+            self._update(metrics, outputs, targets)
             if given_up():
                 raise EvaluationGivenUp
-        pooled = {f"{split.prefix}/{name}": float(metric.compute()) for name, metric in metrics.items()}
+        pooled = {f"{split.prefix}/{name}": value for name, value in computed(metrics).items()}
         return {**sums.metrics(), **pooled}
+
+    def _update(self, metrics: MetricCollection, outputs: Any, targets: Tensor) -> None:
+        try:
+            self._task.update_metrics(metrics, outputs, targets)
+        except Exception as error:
+            name = type(self._task).__name__
+            raise ConfigurationError(
+                f"The metrics of {name} ({', '.join(map(str, metrics))}) must take the model's outputs and the targets of an "
+                f"evaluation, but one does not: {type(error).__name__}: {' '.join(str(error).split())[:300]}; see how it was "
+                f"made, or `update_metrics` of {name}."
+            ) from error
 
 
 def _handed_over(result: CohortResult) -> CohortResult:

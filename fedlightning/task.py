@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from os import PathLike
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.utils import _pytree
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
@@ -31,7 +34,8 @@ class FederatedTask(LightningModule):
 
     Args:
         model: any `nn.Module`; its trainable parameters are the vector w that methods see.
-        metrics: torchmetrics by name, updated with (outputs, targets) over the pooled test set.
+        metrics: torchmetrics by name, updated with (outputs, targets) over the pooled test set; one of several numbers, such as
+            the accuracy of each class, is logged by entry, `val/accuracies_0` and so on.
         lr: learning rate of centralised training alone; a federated run takes the method's.
     """
 
@@ -146,16 +150,62 @@ class FederatedTask(LightningModule):
         return loss
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Log the mean loss and the metrics."""
+        """Log the mean loss, and feed the metrics."""
         inputs, targets = batch
         outputs = self(inputs)
         self.log("val/loss", self.criterion(outputs, targets).mean(), batch_size=len(targets))
         self.update_metrics(self.metrics, outputs, targets)
-        self.log_dict({f"val/{name}": metric for name, metric in self.metrics.items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self.log_dict({f"val/{name}": value for name, value in computed(self.metrics).items()})
+        self.metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD, which is what the clients run."""
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+_MOST_ENTRIES = 256
+
+
+def computed(metrics: MetricCollection) -> dict[str, float]:
+    """The values of metrics by name, one of several numbers by entry: `f1_0`, `confusion_0_1`, `rouge_fmeasure`.
+
+    One of more than 256 numbers is left out, with a line: each would be a curve of its own.
+    """
+    found: dict[str, float] = {}
+    for name, metric in metrics.items():
+        value = metric.compute()
+        leaves = _pytree.tree_leaves(value)
+        count = sum(leaf.numel() if isinstance(leaf, Tensor) else 1 for leaf in leaves)
+        if count > _MOST_ENTRIES:
+            _tell_left_out(name, count)
+        else:
+            found.update(_entries(str(name), value))
+    return found
+
+
+def _entries(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The numbers in a tree of tensors."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    elif isinstance(value, Tensor) and value.numel() != 1:
+        items = enumerate(value.unbind()) if value.dim() else ()
+    else:
+        yield name, float(value)
+        return
+    for key, each in items:
+        yield from _entries(f"{name}_{key}", each)
+
+
+@cache
+def _tell_left_out(name: str, count: int) -> None:
+    rank_zero_info(
+        f"The metric {name!r} has {count:,} numbers, more than {_MOST_ENTRIES}, and is left out of what is logged."
+    )
 
 
 def _check_labels(targets: Tensor, classes: int, owner: str) -> None:
