@@ -7,6 +7,7 @@ client at a time, as a cohort of clients under `torch.func.vmap`, and traced.
 One round:
 
     FedMethod.check, once, before the first round                        trainer's thread
+    [all hooks, once, before the first round, on a stand-in for the gradient; what they give is looked at and thrown away]
     Callback.on_round_start
     [FedMethod.gradient_pass: ∇f_i(x) of each client, over all its data; no hook is called]
     for each cohort, on whichever slot is free:                          slot's thread; pure; may be vmapped and traced
@@ -20,7 +21,11 @@ One round:
     Callback.on_round_end
 
 Pure means: no tensor's value in Python control flow (use `torch.where`), nothing in place on an argument, nothing on
-`self`, no random numbers but those of `client.key`.
+`self` or in a global, no random numbers but those of `client.key`.
+
+States are of one kind: what `configure_server`, `configure_client` and `on_client_start` give says which entries the server's,
+a client's and the local state have, and all of them go on, those of clients in the same shapes and dtypes. (A compiled graph
+would read another dtype's bytes as its own.)
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
+from inspect import isfunction
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, dataclass_transform
 
@@ -36,7 +42,8 @@ import torch
 from torch import Tensor
 
 from fedlightning.checked import check_fields, checked
-from fedlightning.errors import check_interval
+from fedlightning.declarations import as_python, fault_in, plain
+from fedlightning.errors import ConfigurationError, check_interval, shown
 from fedlightning.state import State
 from fedlightning.vector import Layout
 
@@ -160,7 +167,7 @@ class FedMethod:
         clip_norm: largest L2 norm of the local direction d over the whole vector, or none.
 
     Raises:
-        ConfigurationError: a hyperparameter is outside its interval.
+        ConfigurationError: a hyperparameter is outside its interval, or is nothing that JSON holds.
     """
 
     lr: float = hyper(0.1, "(0, inf)")
@@ -181,8 +188,12 @@ class FedMethod:
     preshared: ClassVar[tuple[str, ...]] = ()
     """Entries of the server's state that never change, which every client has from the beginning: not in the bill."""
 
+    _fault: ClassVar[str] = ""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        inherited = (vars(base).get("_fault") for base in cls.__mro__[1:])
+        cls._fault = fault_in(cls, HOOKS, ("downlink", "preshared")) or next(filter(None, inherited), "")
         cls.downlink, cls.preshared = _declared(cls, "downlink"), _declared(cls, "preshared")
         dataclass(frozen=True, kw_only=True)(cls)
         _inherit_defaults(cls)
@@ -190,6 +201,15 @@ class FedMethod:
     def __post_init__(self) -> None:
         within = {f.name: f.metadata["within"] for f in dataclasses.fields(self) if f.metadata.get("within")}
         check_fields(self, **within)
+        for field in dataclasses.fields(self):
+            value = as_python(getattr(self, field.name))
+            if field.name not in HOOKS and not plain(value):  # a class is told that such a field is a hook
+                raise ConfigurationError(
+                    f"`{field.name}` of {type(self).__name__} must be a number, a word, or a list or dictionary of them, which "
+                    f"checkpoints and loggers hold as JSON, but is {shown(value)}; name it by a word that a hook looks up, or "
+                    "write a function as a hook."
+                )
+            object.__setattr__(self, field.name, value)
 
     # -- the server, before the first round ---------------------------------------------------------------------------
     def check(self, round: Round) -> None:
@@ -291,14 +311,26 @@ class FedMethod:
         return server
 
 
+HOOKS: dict[str, Callable[..., Any]] = {
+    name: value for name, value in vars(FedMethod).items() if isfunction(value) and not name.startswith("_")
+}
+"""The hooks by name, as `FedMethod` has them."""
+
+
 def clip(d: Tensor, norm: float | None) -> Tensor:
     """The vector d, scaled down to an L2 norm if it is longer; None leaves it."""
     return d if norm is None else d * (norm / (d.norm() + 1e-6)).clamp(max=1.0)
 
 
+def declared_fault(method: FedMethod) -> str:
+    """What is wrong with what the method's class, or a base of it, declares, in words; "" if nothing is."""
+    return method._fault
+
+
 def _declared(cls: type[FedMethod], attribute: str) -> tuple[str, ...]:
     """The names in a tuple that each class of the MRO declares for itself, the bases' first."""
-    return tuple(dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base).get(attribute, ())))
+    declared = (vars(base).get(attribute) for base in reversed(cls.__mro__))
+    return tuple(dict.fromkeys(name for names in declared if isinstance(names, list | tuple) for name in names))
 
 
 def _inherit_defaults(cls: type[FedMethod]) -> None:
@@ -309,7 +341,8 @@ def _inherit_defaults(cls: type[FedMethod]) -> None:
     """
     fields, defaults = cls.__dataclass_fields__, cls.__init__.__kwdefaults__ or {}
     for name in fields:
-        own = [base.__dataclass_fields__[name] for base in cls.__mro__ if name in vars(base)]  # type: ignore[attr-defined]
+        bases = [base for base in cls.__mro__ if name in vars(base)]
+        own = [known[name] for base in bases if name in (known := getattr(base, "__dataclass_fields__", {}))]
         if own:
             within = next((f.metadata["within"] for f in own if f.metadata.get("within")), None)
             fields[name] = copy(own[0])

@@ -12,6 +12,10 @@ from torch.utils import _pytree
 from fedlightning.errors import MethodError
 
 
+class StateError(MethodError):
+    """A `State` was misused; the engine adds by whom."""
+
+
 class State(Mapping[str, Tensor]):
     """Named tensors that cannot be changed, only replaced: `state.replace(w=state.w - client.lr * g)`.
 
@@ -22,21 +26,21 @@ class State(Mapping[str, Tensor]):
         **tensors: the entries. Names of `State`'s own attributes are refused.
 
     Raises:
-        MethodError: an entry is no tensor, is assigned to, or does not exist.
+        MethodError: an entry is no tensor, has a name of `State`'s own, or is assigned to.
+        AttributeError, KeyError: an entry that does not exist is read.
     """
 
     __slots__ = ("_tensors",)
     _tensors: dict[str, Tensor]
 
     def __init__(self, **tensors: Tensor) -> None:
-        for name in tensors:
-            if hasattr(type(self), name):
-                raise MethodError(f"A State entry must not be called {name!r}: it is an attribute of State. Rename it.")
+        _check(tensors)
         object.__setattr__(self, "_tensors", tensors)
 
     def replace(self, **tensors: Tensor) -> State:
         """A new `State` with these entries added or exchanged; the others are shared, not copied."""
-        return State(**{**self._tensors, **tensors})
+        _check(tensors)
+        return _rebuild({**self._tensors, **tensors})
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> State:
         """A new `State` with `function` applied to each entry."""
@@ -59,10 +63,10 @@ class State(Mapping[str, Tensor]):
             return self._tensors[name]
         except KeyError:
             held = ", ".join(self._tensors) or "nothing"
-            raise AttributeError(f"This State has no entry {name!r}; it holds {held}.") from None
+            raise AttributeError(f"This State has no entry {name!r}; it holds {held}.", name=name, obj=self) from None
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise MethodError(
+        raise StateError(
             f"A State cannot be changed, but {name!r} was assigned to; return `state.replace({name}=…)` instead."
         )
 
@@ -83,6 +87,20 @@ class State(Mapping[str, Tensor]):
 def stack(states: list[State]) -> State:
     """States of single clients as one `State` of a cohort, entries [C, …]."""
     return State(**{name: torch.stack([state[name] for state in states]) for name in states[0]})
+
+
+_TAKEN = frozenset(dir(State))
+
+
+def _check(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if name in _TAKEN:
+            raise StateError(f"A State entry must not be called {name!r}: it is an attribute of State. Rename it.")
+        if not isinstance(tensor, Tensor):
+            raise StateError(
+                f"A State holds tensors, but {name!r} is {tensor!r:.80}, a {type(tensor).__name__}; make it one, e.g. by "
+                "`client.x.new_tensor(…)`."
+            )
 
 
 def _rebuild(tensors: dict[str, Tensor]) -> State:

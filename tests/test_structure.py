@@ -11,6 +11,7 @@ LAYERS = {
     0: [
         "checked",
         "columns",
+        "declarations",
         "hashing",
         "interpreter",
         "errors",
