@@ -18,6 +18,7 @@ from fedlightning import interpreter
 from fedlightning.callback import CohortResult
 from fedlightning.checked import COUNT, checked, require
 from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.engine.audit import Audit
 from fedlightning.engine.bill import CudaMeter, measure
 from fedlightning.engine.choices import (
     Workload,
@@ -53,7 +54,7 @@ from fedlightning.engine.slots import (
 )
 from fedlightning.engine.traces import Traces
 from fedlightning.errors import ConfigurationError
-from fedlightning.method import FedMethod
+from fedlightning.method import FedMethod, Round
 from fedlightning.task import FederatedTask, computed
 from fedlightning.vector import Layout
 
@@ -130,6 +131,7 @@ class SlotStrategy:
         wish = self._wish
         self.slots = wish if isinstance(wish, list) else choose_slots(wish, work.participants)
         check_precision(self.precision, layout.dtype)
+        self._audit(method, layout.read(task).to(self.root_device), layout, data, work)
         found = inspect(method, task, layout, data, on_cpu=all(slot.kind == "cpu" for slot in self.slots))
         trial = Trial(method, task, layout, data, self.root_device)
         if type(method).objective is not FedMethod.objective:
@@ -180,6 +182,11 @@ class SlotStrategy:
                 f"Slot {slot} must have a copy of the model, and a stream if it is on a GPU, but {self.slots.index(slot)} slots "
                 f"have theirs when it fails: {first_line(error)}; {remedy}."
             ) from error
+
+    def _audit(self, method: FedMethod, x: Tensor, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
+        """Call the method's hooks once, of which nothing is kept."""
+        round = Round(0, data.clients.num_clients, work.participants, method.client_lr(0))
+        Audit(method, x, layout, round, data.num_steps(0, method.local_steps(0)), data.clients.size(0)).run()
 
     def _slots_under_lock(self) -> int:
         """Slots that pay on a CPU under the GIL; compiled steps run without it."""

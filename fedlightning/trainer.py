@@ -30,6 +30,7 @@ from fedlightning.data.stragglers import Rounds, Stragglers, Work
 from fedlightning.engine.choices import Workload
 from fedlightning.engine.evaluate import EvaluationGivenUp
 from fedlightning.engine.job import RoundJob
+from fedlightning.engine.server import ServerHooks
 from fedlightning.errors import ConfigurationError
 from fedlightning.identity import check_state, identify
 from fedlightning.locks import locked
@@ -99,6 +100,7 @@ class FederatedTrainer:
         chosen = [RoundProgress(), Throughput(), ModelCheckpoint()] if callbacks is None else list(callbacks)
         self.callbacks: list[Callback] = in_order(chosen)
         self._logger = logger
+        self.loggers: list[Logger] = []
         self.round = self.start_round = self.num_clients = self.clients_per_round = 0
         self.metrics: dict[str, float] = {}
         self.should_stop, self.stop_reason = False, ""
@@ -231,9 +233,10 @@ class FederatedTrainer:
         sampler = self.sampler.bind(data.clients)
         sampler.check(self.num_clients, self.clients_per_round)
         self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
-        rounds = Rounds(data, sampler, self.clients_per_round, self.seed, method.local_steps)
+        self._hooks = ServerHooks(method, self._layout, self.max_rounds)
+        rounds = Rounds(data, sampler, self.clients_per_round, self.seed, self._hooks.steps)
         self._work = lru_cache(2)(rounds.works(self.stragglers or Stragglers(0.0)))
-        method.check(self._round(0, self._work(0)))
+        self._hooks.check(self._round(0, self._work(0)))
         _check_gradient_pass(method, data)
         _check_evaluations(method, data, self.evaluate_every)
         self._reset()
@@ -286,18 +289,18 @@ class FederatedTrainer:
         if state is None:
             x = self._layout.read(self._task).to(device)
             buffers = flatten_buffers(persistent_buffers(self._task).values(), device)
-            return self._state(0, self.method.configure_server(x), memory, buffers)
+            return self._state(0, self._hooks.configure(x), memory, buffers)
         check_model(state, identify_model(self._task), f"`{type(self._task).__name__}`")
         if ckpt_path is None:
             x = self._layout.read(self._task)
-            server, row = self.method.configure_server(x), self.method.configure_client(x)
+            server, row = self._hooks.configure(x), self.method.configure_client(x)
             check_state(state, self._identity, server, row, self.num_clients)
         server = state.server.apply(lambda tensor: tensor.to(device))
         return self._state(state.round, server, state.memory, state.buffers.to(device))
 
     def _state(self, round: int, server: State, memory: ClientMemory, buffers: Tensor) -> RoundState:
         """The state of this run after so many rounds."""
-        point = self.method.evaluation_point(server)
+        point = self._hooks.evaluation_point(server)
         return RoundState(round, server, memory, buffers, None if point is server.x else point.detach(), self._identity)
 
     def _identify(self) -> dict[str, Any]:
@@ -449,7 +452,8 @@ class FederatedTrainer:
         return []
 
     def _round(self, t: int, work: Work) -> Round:
-        return Round(t, self.num_clients, len(work.clients), self.method.client_lr(t))
+        self._hooks.steps(t)
+        return Round(t, self.num_clients, len(work.clients), self._hooks.lr(t))
 
     def _job(self, state: RoundState, round: Round, work: Work) -> RoundJob:
         return RoundJob(
@@ -482,12 +486,9 @@ class FederatedTrainer:
             down += state.server.x.nbytes
         self._log({"train/loss": loss / examples})
         self._log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
-        server = self.method.on_aggregate(state.server, mean.result(), round)
+        server = self._hooks.aggregate(state.server, mean.result(), round)
         if uploads:
-            step = server.x - state.server.x
-            for client, upload in uploads.items():
-                there = next(iter(upload.values())).device
-                rows[client] = self.method.on_return(rows[client], upload, step.to(there), round)
+            rows = self._hooks.returned(rows, uploads, server, server.x - state.server.x, round)
         return server, rows, buffers.result().all
 
     def _following(self, round: Round) -> Callable[[], RoundJob] | None:
@@ -519,9 +520,9 @@ class FederatedTrainer:
     def _evaluate(self, server: State, buffers: Tensor, round: Round) -> tuple[State, dict[str, float]]:
         """The server's state after the method's look at an evaluation, and what is logged of it."""
         metrics = self.strategy.evaluate(
-            self.method.evaluation_point(server), buffers, lambda: monotonic() > self._deadline
+            self._hooks.evaluation_point(server), buffers, lambda: monotonic() > self._deadline
         )
-        server = self.method.on_evaluation(server, metrics, round)
+        server = self._hooks.evaluated(server, metrics, round)
         sent = {name: tensor for name, tensor in visible(self.method, server).items() if tensor.ndim == 0}
         return server, metrics | {f"server/{name}": float(sent[name]) for name in sent}
 

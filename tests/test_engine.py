@@ -194,6 +194,19 @@ class Writes(FedAvg):
         return grad(local.w)
 
 
+class WritesLater(FedAvg):
+    """In the second round, of which no trial before the first one knows."""
+
+    def client_lr(self, round: int) -> float:
+        vars(self)["now"] = round
+        return self.lr
+
+    def on_local_step(self, local, grad, client):  # type: ignore[no-untyped-def]
+        if self.now == 1:
+            client.server.x.mul_(0.9)
+        return super().on_local_step(local, grad, client)
+
+
 class Draws(FedAvg):
     def direction(self, local, grad, client):  # type: ignore[no-untyped-def]
         return grad(local.w) + torch.randn_like(local.w)
@@ -217,9 +230,10 @@ class Peeks(FedAvg):
             3,
             r"`Branches.direction` \(.*test_engine.py:\d+\) lets the program's path depend .* `torch.where`",
         ),
-        (Writes(), 1, r"`Writes.on_local_step` writes in place to the server's tensors"),
-        (Writes(), 3, r"`Writes.on_local_step` writes in place to the server's tensors"),
-        (Draws(), 3, r"`Draws.direction` \(.*\) draws global random numbers; use `keyed_uniform"),
+        (Writes(), 1, r"`Writes.direction` \(.*\) changed `local.w` in place, which others share; .* `state.replace"),
+        (WritesLater(), 1, r"`WritesLater.on_local_step` \(.*\) writes in place to the server's tensors"),
+        (WritesLater(), 3, r"`WritesLater.on_local_step` \(.*\) writes in place to the server's tensors"),
+        (Draws(), 3, r"`Draws.direction` \(.*\) drew global random numbers, .*; use `keyed_uniform"),
         (Peeks(), 1, r"`Peeks.direction` \(.*\) failed: AttributeError: This State has no entry 'secret'; it holds x"),
     ],
 )

@@ -166,7 +166,7 @@ def test_the_trainer_binds_the_sampler_to_its_data():
 
     trainer = FederatedTrainer(5, 1, sampler=sampler, callbacks=[], logger=False, evaluate_every=0)
     trainer.fit(Draws(weighting="uniform"), Classification(MLP(1, 2, (2,))), data)
-    assert seen == [10**6] * 5
+    assert seen[1:] == [10**6] * 5  # the first is the trial's before the first round
     assert trainer.sampler is sampler
     assert sampler.sizes is None
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import FrozenInstanceError
+from types import CodeType
 from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
 
+from fedlightning.declarations import code_of, place_of
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import mean_loss
 from fedlightning.errors import FedLightningError, MethodError
 from fedlightning.method import Batch, ClientContext, FedMethod, FlatModel, Grad
-from fedlightning.state import State
+from fedlightning.state import State, StateError
 from fedlightning.vector import Layout
 
 _REMEDIES = (
@@ -101,29 +104,13 @@ class Hooks:
     @contextmanager
     def calling(self, hook: str) -> Iterator[None]:
         """Reword what a hook raises, and detect a write to what the clients share."""
-        try:
+        with naming(self.method):
             yield
-        except FedLightningError:
-            raise
-        except (RuntimeError, TypeError, AttributeError, NameError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._explain(error)
         if [tensor._version for tensor in self.server.values()] != self._versions:
             raise MethodError(
-                f"`{type(self.method).__name__}.{hook}` writes in place to the server's tensors, which every client shares; "
-                "return `state.replace(…)` with a new tensor."
+                f"{where(self.method, hook)} writes in place to the server's tensors, which every client shares; return "
+                "`state.replace(…)` with a new tensor."
             )
-
-    def _explain(self, error: Exception) -> NoReturn:
-        found = _place_in(error, self.method)
-        if found is None:
-            raise error
-        where, text = f"`{type(self.method).__name__}.{found[0]}` ({found[1]})", str(error)
-        for signs, remedy in _REMEDIES:
-            if any(sign in text for sign in signs):
-                raise MethodError(f"{where} {remedy}. ({text.splitlines()[0][:200]})") from error
-        raise MethodError(f"{where} failed: {type(error).__name__}: {text}") from error
 
 
 class GradientPass(Hooks):
@@ -143,18 +130,68 @@ class GradientPass(Hooks):
         return local, State()
 
 
-def _place_in(error: Exception, method: FedMethod) -> tuple[str, str] | None:
+def where(method: FedMethod, hook: str) -> str:
+    """A hook's name, with file and line where it is defined unless `FedMethod` does."""
+    owner = next(cls for cls in type(method).__mro__ if hook in vars(cls))
+    place = "" if owner in FedMethod.__mro__ else place_of(vars(owner)[hook])
+    return f"`{type(method).__name__}.{hook}`{f' ({place})' if place else ''}"
+
+
+@contextmanager
+def naming(method: FedMethod, hook: str | None = None) -> Iterator[None]:
+    """Add the method, the hook and the line to what a hook raises, and the remedy where one is known.
+
+    Args:
+        method: whose hooks are called.
+        hook: which one, where nothing else runs; None where a model runs, too, whose errors are not the method's.
+    """
+    try:
+        yield
+    except StateError as error:
+        _explain(error, method, hook)
+    except (FedLightningError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - raised again, with what is known of it
+        _explain(error, method, hook)
+
+
+def _explain(error: Exception, method: FedMethod, hook: str | None) -> NoReturn:
+    place, text = _place_in(error, method) or (hook and where(method, hook)), str(error)
+    if place is None:
+        raise error
+    if isinstance(error, StateError):
+        raise MethodError(f"{place}: {text}") from error
+    if isinstance(error, FrozenInstanceError):
+        raise MethodError(
+            f"{place} must keep nothing on itself, but assigns to it ({text}); return it in a State."
+        ) from error
+    for signs, remedy in _REMEDIES:
+        if any(sign in text for sign in signs):
+            raise MethodError(f"{place} {remedy}. ({text.splitlines()[0][:200]})") from error
+    missing = isinstance(error, AttributeError) and isinstance(error.obj, State)
+    raise MethodError(f"{place} failed: {type(error).__name__}: {text}{_ENTRIES if missing else ''}") from error
+
+
+_ENTRIES = (
+    " (`configure_server` sets the server's entries, of which clients see those in `downlink`; `configure_client` those of "
+    "`client.state`, `on_client_start` those of `local`, and the uploads of `on_client_end` those of `mean`.)"
+)
+
+
+def _place_in(error: Exception, method: FedMethod) -> str | None:
     """The innermost of the method's own functions in the traceback, and its line; None if the model or data raised it."""
-    codes = {
-        value.__code__
-        for cls in type(method).__mro__
-        if cls not in FedMethod.__mro__
-        for value in vars(cls).values()
-        if hasattr(value, "__code__")
-    }
     frames = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__)]
-    own = [i for i, (code, _) in enumerate(frames) if code in codes]
-    if not own or any(code.co_name == "grad" for code, _ in frames[own[-1] + 1 :]):
+    own = innermost(frames, method)
+    if own is None or any(code.co_name == "grad" for code, _ in frames[own[0] + 1 :]):
         return None
-    code, number = frames[own[-1]]
-    return code.co_name, f"{code.co_filename}:{number}"
+    return own[1]
+
+
+def innermost(frames: Sequence[tuple[CodeType, int]], method: FedMethod) -> tuple[int, str] | None:
+    """Which of these frames is the last that runs a function of the method's own classes, and that function with its line."""
+    own = [cls for cls in type(method).__mro__ if cls not in FedMethod.__mro__]
+    names = {code_of(value): name for cls in own for name, value in vars(cls).items() if not name.startswith("__")}
+    for i, (code, line) in reversed(list(enumerate(frames))):
+        if code in names:
+            return i, f"`{type(method).__name__}.{names[code]}` ({code.co_filename}:{line})"
+    return None

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import random
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.engine.hooks import Hooks
+from fedlightning.engine.generators import Generators, no_draws
+from fedlightning.engine.hooks import Hooks, where
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica, mean_loss
 from fedlightning.errors import ConfigurationError, FedLightningError
-from fedlightning.method import Batch, FedMethod, visible
+from fedlightning.method import Batch, FedMethod, FlatModel, visible
 from fedlightning.models.dropout import KeyedDropout, key_dropout
 from fedlightning.state import State
 from fedlightning.task import FederatedTask
@@ -116,7 +116,7 @@ def _tried(probe: FederatedTask, batch: Batch) -> tuple[Exception | None, bool]:
     Raises:
         MethodError: the loss is not one number for each example.
     """
-    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    generators = Generators()
     try:
         with torch.no_grad():
             mean_loss(probe.loss(batch), batch.mask, False, f"The loss of {type(probe).__name__}")
@@ -216,10 +216,11 @@ class Trial:
         """Compute the objective once.
 
         Raises:
-            MethodError: it fails, or is not one number for each example.
+            MethodError: it fails, is not one number for each example, or draws global random numbers.
         """
         if len(self._batch.inputs):
-            self._look(self._batch, padded=False)
+            with no_draws(where(self._hooks.method, "objective"), self._x.device):
+                self._look(self._batch, padded=False)
 
     def looks_across(self) -> bool:
         """Whether the mean over some places depends on what stands in those that are empty.
@@ -240,7 +241,8 @@ class Trial:
         w = self._x.clone().requires_grad_()
         try:
             with self._hooks.calling("objective"), torch.enable_grad():
-                loss = self._hooks.mean_objective(self._replica.at(self._client.key), w, batch, self._client, padded)
+                model = _Quiet(self._replica.at(self._client.key), w.device)
+                loss = self._hooks.mean_objective(model, w, batch, self._client, padded)
                 (gradient,) = torch.autograd.grad(loss, w)
         except Exception as error:
             error.add_note(f"Before the first round, on the first batch of client {self._owner}.")
@@ -248,16 +250,34 @@ class Trial:
         return torch.cat([gradient, loss.detach()[None]])
 
 
+class _Quiet:
+    """A model that leaves the global random generators as they were: what it draws itself is not what `objective` draws."""
+
+    def __init__(self, model: FlatModel, device: torch.device) -> None:
+        self._model, self._device = model, device
+
+    def __call__(self, w: Tensor, inputs: Tensor) -> Tensor:
+        """The outputs."""
+        return self._run(self._model, w, inputs)
+
+    def loss(self, w: Tensor, batch: Batch) -> Tensor:
+        """The losses."""
+        return self._run(self._model.loss, w, batch)
+
+    def _run(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        generators = Generators(self._device)
+        result = function(*arguments)
+        generators.restore()
+        return result
+
+
 def _looks_around(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm | nn.RNNBase) or bool(getattr(module, "track_running_stats", False))
 
 
-def _drawn(before: tuple[Any, ...]) -> bool:
+def _drawn(generators: Generators) -> bool:
     """Whether the process's generators have moved; they are put back."""
-    states, legacy, python = before
-    drawn = not torch.equal(states, torch.get_rng_state()) or repr(legacy) != repr(np.random.get_state())
-    drawn = drawn or python != random.getstate()
-    torch.set_rng_state(states)
-    np.random.set_state(legacy)
-    random.setstate(python)
+    drawn = generators.moved()
+    if drawn:
+        generators.restore()
     return drawn
