@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedlightning.checked import COUNT, checked
+from fedlightning.checkpoint import RoundState
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.errors import FedLightningError, MethodError
-from fedlightning.method import ClientContext, FedMethod, visible
-from fedlightning.state import State
+from fedlightning.engine.audit import Audit
+from fedlightning.engine.generators import no_draws
+from fedlightning.engine.server import ServerHooks
+from fedlightning.engine.surroundings import Surroundings
+from fedlightning.errors import MethodError
+from fedlightning.method import FedMethod, Round
 from fedlightning.strategy import SlotStrategy
 from fedlightning.task import FederatedTask, Regression
 from fedlightning.trainer import FederatedTrainer
@@ -72,8 +73,9 @@ class Quadratics(FederatedDataModule):
 def check_method(method: FedMethod, *, cohort: bool = True) -> None:
     """Prove that a method keeps the contract drawn in `fedlightning.method`.
 
-    Its hooks change no argument and draw no global random numbers; it gives the same numbers looped and, with `cohort`,
-    vmapped and traced; the same bits for one slot and three, run in one go and resumed from a checkpoint.
+    Its hooks, the server's among them, give what they must, change no argument and nothing else that they can reach, and draw
+    no global random numbers. It gives the same numbers looped and, with `cohort`, vmapped and traced; the same bits when it is
+    run again, for one slot and three, and in one go and resumed from a checkpoint.
 
     Args:
         method: an instance of any `FedMethod`.
@@ -83,27 +85,49 @@ def check_method(method: FedMethod, *, cohort: bool = True) -> None:
     Raises:
         MethodError: it does not; the message names the hook and the remedy.
     """
-    _check_purity(method)
-    looped = _run(method, slots=1, cohort_size=1)
-    if not torch.equal(looped, _run(method, slots=3, cohort_size=1)):
+    around, task = Surroundings(method), Quadratics.task(_START)
+    _audit(method, Layout.of(task))
+    with no_draws(f"`{type(method).__name__}`, in one of its hooks,", torch.device("cpu")):
+        looped = _run(method, task)
+    if changed := around.changed():
         raise MethodError(
-            f"`{type(method).__name__}` must give the same bits for any number of slots, but does not: something in it is "
-            "shared between clients; keep it in the client's or the server's State."
+            f"`{type(method).__name__}` must remember nothing outside of the States that its hooks return, but {changed} has "
+            "another value after a run; keep it in the client's or the server's State, and look at a run by a `Callback`."
         )
-    if not torch.equal(looped, _run(method, slots=1, cohort_size=1, resume=True)):
-        raise MethodError(
-            f"`{type(method).__name__}` must give the same bits after a resume, but does not: it remembers something outside "
-            "of the State that `configure_server` and `configure_client` return; keep it there."
-        )
-    if not cohort:
-        return
-    lifts: tuple[tuple[bool | Literal["trace"], str], ...] = ((False, "vmapped"), ("trace", "traced"))
-    for compile, how in lifts:
-        lifted = _run(method, slots=1, cohort_size=4, compile=compile)
-        if not torch.allclose(looped, lifted, rtol=1e-9, atol=1e-12):
+    for options, when, why in _SAME_BITS:
+        if not all(map(torch.equal, looped, _run(method, task, **options))):
+            raise MethodError(f"`{type(method).__name__}` must give the same bits {when}, but does not: {why}.")
+    if cohort:
+        _check_close(method, looped, _run(method, task, cohort_size=4), "vmapped")
+        _check_close(method, looped, _run(method, task, cohort_size=4, compile="trace"), "traced")
+
+
+_SAME_BITS: tuple[tuple[dict[str, Any], str, str], ...] = (
+    (
+        {},
+        "when it is run again",
+        "a hook draws numbers that no seed reaches, or remembers something outside of the State; use "
+        "`keyed_uniform(client.key, shape)`, and keep what is remembered in the State",
+    ),
+    (
+        {"slots": 3},
+        "for any number of slots",
+        "something in it is shared between clients; keep it in the client's or the server's State",
+    ),
+    (
+        {"resume": True},
+        "after a resume",
+        "it remembers something outside of the State that `configure_server` and `configure_client` return; keep it there",
+    ),
+)
+
+
+def _check_close(method: FedMethod, looped: list[Tensor], lifted: list[Tensor], how: str) -> None:
+    for one, other in zip(looped, lifted, strict=True):
+        if not torch.allclose(one, other, rtol=1e-9, atol=1e-12):
             raise MethodError(
                 f"`{type(method).__name__}` must give the same numbers looped and {how}, but they differ by "
-                f"{float((looped - lifted).abs().max()):.1e}; use tensor operations on one client's tensors alone."
+                f"{float((one - other).abs().max()):.1e}; use tensor operations on one client's tensors alone."
             )
 
 
@@ -116,89 +140,44 @@ def _problem() -> Quadratics:
 
 
 def _run(
-    method: FedMethod, slots: int, cohort_size: int, resume: bool = False, compile: bool | Literal["trace"] = False
-) -> Tensor:
-    """The global model after four rounds."""
+    method: FedMethod,
+    task: FederatedTask,
+    slots: int = 1,
+    cohort_size: int = 1,
+    resume: bool = False,
+    compile: bool | Literal["trace"] = False,
+) -> list[Tensor]:
+    """All that the server and the clients remember after four rounds."""
 
     def trainer(rounds: int) -> FederatedTrainer:
         strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], cohort_size=cohort_size, compile=compile)
         return FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=1)
 
-    start = [1.0, -1.0, 0.5]
     if not resume:
-        return trainer(4).fit(method, Quadratics.task(start), _problem()).server.x
+        return _remembered(trainer(4).fit(method, task, _problem()))
     with tempfile.TemporaryDirectory() as folder:
         first = trainer(2)
-        first.fit(method, Quadratics.task(start), _problem())
+        first.fit(method, task, _problem())
         first.save_checkpoint(Path(folder) / "half.ckpt")
-        return trainer(4).fit(method, Quadratics.task(start), _problem(), ckpt_path=Path(folder) / "half.ckpt").server.x
+        return _remembered(trainer(4).fit(method, task, _problem(), ckpt_path=Path(folder) / "half.ckpt"))
 
 
-def _check_purity(method: FedMethod) -> None:
-    """Call each hook of a client once, on the loop's plain tensors, and look at what it did to them."""
-    x = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
-    layout = Layout.of(Quadratics.task([0.0] * 3))
-    server = visible(method, method.configure_server(x)).replace(gradient=-x)
-    number = torch.tensor(2.0, dtype=torch.float64)
-    client = ClientContext(
-        server.x, server, method.configure_client(x), number / 20, number, number, number, torch.tensor(7), True, layout,
-        gradient=x / 2,
-    )  # fmt: skip
-
-    def grad(w: Tensor) -> Tensor:
-        return 0.5 * w + 1
-
-    def call(hook: str, local: State, *arguments: object) -> object:
-        with _untouched(
-            f"{type(method).__name__}.{hook}", {"local": local, "client.server": server, "client.state": client.state}
-        ):
-            return getattr(method, hook)(*arguments)
-
-    try:
-        local = call("on_client_start", State(), client)
-        if not isinstance(local, State) or "w" not in local:
-            raise MethodError(
-                f"`{type(method).__name__}.on_client_start` must return a State with `w`, but gave {local!r}."
-            )
-        call("direction", local, local, grad, client)
-        after = call("on_local_step", local, local, grad, client)
-        if not isinstance(after, State) or tuple(after) != tuple(local):
-            raise MethodError(
-                f"`{type(method).__name__}.on_local_step` must return a State with {', '.join(local)}, but gave {after!r}."
-            )
-        call("on_client_end", after, after, client)
-    except FedLightningError:
-        raise
-    except AttributeError as error:
-        raise MethodError(
-            f"`{type(method).__name__}` must keep nothing on itself and read only what it was sent: {error}"
-        ) from error
+_START = [1.0, -1.0, 0.5]
 
 
-@contextmanager
-def _untouched(hook: str, states: dict[str, State]) -> Iterator[None]:
-    """Check that a hook leaves its arguments and the global random generators alone."""
-    before = {(owner, name): t.clone() for owner, state in states.items() for name, t in state.items()}
-    generators = _generators()
-    yield
-    for (owner, name), value in before.items():
-        if not torch.equal(states[owner][name], value):
-            raise MethodError(
-                f"`{hook}` changed `{owner}.{name}` in place, which other clients share; compute a new tensor and return "
-                f"`state.replace({name}=…)`."
-            )
-    for read, saved in generators:
-        if read() != saved:
-            raise MethodError(
-                f"`{hook}` drew global random numbers, which depend on what ran before; use `keyed_uniform(client.key, shape)` "
-                "of fedlightning.streams, which is the client's own."
-            )
-
-
-def _generators() -> list[tuple[Callable[[], object], object]]:
-    readers: list[Callable[[], object]] = [
-        lambda: torch.get_rng_state().tolist(),
-        lambda: repr(np.random.get_state()),
-        random.getstate,
+def _remembered(state: RoundState) -> list[Tensor]:
+    rows = state.memory.rows()
+    return [
+        *map(torch.nan_to_num, (*state.server.values(), *(tensor for c in sorted(rows) for tensor in rows[c].values())))
     ]
-    return [(read, read()) for read in readers]
+
+
+def _audit(method: FedMethod, layout: Layout) -> None:
+    """Call each hook once, on the loop's plain tensors, and look at what it gives and did to them."""
+    hooks = ServerHooks(method, layout)
+    x, round = torch.tensor(_START, dtype=torch.float64), Round(0, 4, 4, hooks.lr(0))
+    metrics = {f"train_all{name}": 0.5 for name in ("/loss", *(f"_clients/loss_{each}" for each in _OVER_CLIENTS))}
+    Audit(method, x, layout, round, hooks.steps(0) or 3, 5, thorough=True).run(metrics)
+
+
+_OVER_CLIENTS = ("mean", "std", "worst_decile")
