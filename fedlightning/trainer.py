@@ -101,6 +101,7 @@ class FederatedTrainer:
         self.callbacks: list[Callback] = in_order(chosen)
         self._logger = logger
         self.loggers: list[Logger] = []
+        self._folder = Path("logs")
         self.round = self.start_round = self.num_clients = self.clients_per_round = 0
         self.metrics: dict[str, float] = {}
         self.should_stop, self.stop_reason = False, ""

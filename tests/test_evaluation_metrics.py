@@ -106,3 +106,52 @@ def test_the_central_baseline_logs_the_same_names(tmp_path: Path) -> None:
     }
     counts = sum(float(value) for name, value in trainer.callback_metrics.items() if "confusion" in name)
     assert counts == len(LABELS)
+
+
+# -- a model of several outputs -----------------------------------------------------------------------------------------
+class Heads(nn.Module):
+    """Logits, and something else in whatever form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.logits = form, nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Any:
+        logits = self.logits(inputs)
+        return {"tuple": (logits, logits.sum(1)), "dict": {"logits": logits, "none": None}, "list": [logits]}[self.form]
+
+
+class FirstHead(Classification):
+    """Looks at the logits."""
+
+    def criterion(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().criterion(_logits(outputs), targets)
+
+    def scores(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        return super().scores(_logits(outputs), targets)
+
+    def update_metrics(self, metrics: Any, outputs: Any, targets: Tensor) -> None:
+        super().update_metrics(metrics, _logits(outputs), targets)
+
+
+def _logits(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    found: Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    return found
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "list"])
+def test_a_model_may_give_several_outputs(form: str) -> None:
+    def evaluated(model: nn.Module, kind: type[Classification]) -> dict[str, float]:
+        trainer = FederatedTrainer(2, callbacks=[], logger=False)
+        torch.manual_seed(0)
+        model.load_state_dict({name: torch.randn_like(p) for name, p in model.state_dict().items()})
+        trainer.fit(FedAvg(), kind(model, 3), data())
+        return {name: value for name, value in trainer.metrics.items() if not name.startswith("throughput")}
+
+    class Plain(Heads):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.logits(inputs)
+
+    assert evaluated(Heads(form), FirstHead) == evaluated(Plain(form), Classification)

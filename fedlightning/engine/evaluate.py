@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
@@ -72,8 +74,8 @@ def splits(data: FederatedDataModule, training: Mapping[torch.device, Examples] 
 @torch.no_grad()
 def evaluate_chunk(
     replica: Replica, data: FederatedDataModule, split: Split, chunk: tuple[int, int], x: Tensor, buffers: Tensor
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Per-example scores [B] by name, outputs and targets of a range of examples, on the host."""
+) -> tuple[dict[str, Tensor], Any, Tensor]:
+    """Per-example scores [B] by name, outputs (one tensor [B, …] or several) and targets of some examples, on the host."""
     replica.load(x.to(replica.device), buffers.to(replica.device))
     replica.task.eval()
     index = split.clients.indices[slice(*chunk)].to(replica.device)
@@ -81,7 +83,8 @@ def evaluate_chunk(
     outputs = replica.outputs(inputs)
     scores = replica.task.scores(outputs, targets)
     replica.task.train()
-    return {name: values.cpu() for name, values in scores.items()}, outputs.cpu(), targets.cpu()
+    host = _pytree.tree_map(lambda each: each.cpu() if isinstance(each, Tensor) else each, outputs)
+    return {name: values.cpu() for name, values in scores.items()}, host, targets.cpu()
 
 
 class ClientSums:
