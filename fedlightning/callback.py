@@ -91,6 +91,9 @@ class Callback:
     def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
         """A cohort has finished; called in packing order."""
 
+    def on_evaluation_progress(self, trainer: FederatedTrainer, done: int, total: int) -> None:
+        """A batch of an evaluation is done, and with it `done` of `total` examples; for showing."""
+
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """The global model was evaluated; before the first round too, when `trainer.round` is 0."""
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from fedlightning.task import FederatedTask
 from fedlightning.trainer import FederatedTrainer
 from fedlightning.trainer import _resolve_participation as resolve_participation
 from fedlightning.vector import Layout
+
+_SECONDS_OF_SILENCE = 15.0
 
 
 def fit_centralised(
@@ -59,8 +63,7 @@ def fit_centralised(
     rank_zero_info(f"centralised: {rounds * a_round} steps, {a_round} a round, {epochs:.4g} epochs")
     curve = _Rounds(method, a_round, loggers)
     trainer = _trainer(curve, like, method.clip_norm, folder)
-    with warnings.catch_warnings(), torch.random.fork_rng(gpus), Numerics(precision, on_gpu=len(gpus) > 0):
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    with _quiet(), torch.random.fork_rng(gpus), Numerics(precision, on_gpu=len(gpus) > 0):
         torch.manual_seed(torch_stream(like.seed, "centralised").initial_seed())
         trainer.validate(task, data, verbose=False)
         trainer.fit(task, data)
@@ -68,6 +71,15 @@ def fit_centralised(
             trainer.validate(task, data, verbose=False)
     curve.close()
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what does not concern a run's user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # under newer releases of torch
+        yield
 
 
 def _trainer(curve: _Rounds, like: FederatedTrainer, clip_norm: float | None, folder: Path) -> Trainer:
@@ -102,7 +114,7 @@ class _Rounds(Callback):
     def __init__(self, method: FedMethod, a_round: int, loggers: Sequence[Logger]) -> None:
         self.method, self.a_round, self.loggers = method, a_round, loggers
         self.losses: list[torch.Tensor] = []
-        self.evaluated = 0
+        self.evaluated, self._spoken = 0, perf_counter()
         self._row: tuple[int, dict[str, float]] = (0, {})
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -116,6 +128,8 @@ class _Rounds(Callback):
     ) -> None:
         """Log the mean loss of a round at its end."""
         self.losses.append(outputs["loss"].detach())
+        if perf_counter() - self._spoken >= _SECONDS_OF_SILENCE:
+            self._say(f"step {trainer.global_step:,} of {trainer.max_steps:,}")
         if trainer.global_step % self.a_round == 0:
             self._log(trainer, {"train/loss": float(torch.stack(self.losses).mean())})
             self.losses.clear()
@@ -126,13 +140,17 @@ class _Rounds(Callback):
         self.evaluated = trainer.global_step // self.a_round
         self._log(trainer, found)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-        rank_zero_info(f"round {self.evaluated}/{trainer.max_steps // self.a_round}  {shown}")
+        self._say(f"round {self.evaluated}/{trainer.max_steps // self.a_round}  {shown}")
 
     def close(self) -> None:
         """Write the last row and close the files."""
         self._flush()
         for logger in self.loggers:
             logger.finalize("success")
+
+    def _say(self, line: str) -> None:
+        rank_zero_info(line)
+        self._spoken = perf_counter()
 
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Add to the round's row; write the row before, if it is another's."""

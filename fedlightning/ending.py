@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedlightning.callback import Callback
 from fedlightning.callbacks.monitor import Mode, Monitored
+from fedlightning.callbacks.progress import clock
 
 
 def ending(folder: Path, callbacks: Sequence[Callback], seconds: float, goes_on: str | None) -> str:
@@ -33,13 +34,6 @@ def again(recipe: Path, folder: Path, rounds: int) -> str:
     near = os.path.relpath(recipe)
     words = ["python", str(recipe) if near.startswith("..") else near, "--config", str(folder / "config.yaml")]
     return shlex.join([*words, "--rounds", str(rounds), "--resume", "last", "--name", folder.name])
-
-
-def clock(seconds: float) -> str:
-    """E.g. "1:02:03", or "2:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def _metric(folder: Path, callbacks: Sequence[Callback]) -> list[str]:

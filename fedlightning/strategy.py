@@ -388,20 +388,28 @@ class SlotStrategy:
         block = take_rows(job, plan, job.examples(replica.device), 0, 0, (programs.unroll,), gathered=False)
         programs.add(hooks, job.gradient_pass, local, block, replica)
 
-    def evaluate(self, x: Tensor, buffers: Tensor, given_up: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    def evaluate(
+        self, x: Tensor, buffers: Tensor, goes_on: Callable[[int, int], bool] = lambda done, total: True
+    ) -> dict[str, float]:
         """Metrics of the global model on each of the data module's splits.
 
         Args:
             x: the model [P].
             buffers: its buffers [Q].
-            given_up: asked between batches, whether nobody waits for the metrics any more.
+            goes_on: told between batches how many examples of how many are done; whether anybody waits for the metrics still.
 
         Raises:
             EvaluationGivenUp: nobody does.
         """
         result: dict[str, float] = {}
+        done, total = 0, sum(len(split.clients.indices) for split in self._splits)
         for split in self._splits:
-            result.update(self._evaluate_split(split, x, buffers, given_up))
+
+            def after(count: int, before: int = done) -> bool:
+                return goes_on(before + count, total)
+
+            result.update(self._evaluate_split(split, x, buffers, after))
+            done += len(split.clients.indices)
         return result
 
     def map(self, work: Sequence[Callable[[Worker], Any]]) -> Iterator[Any]:
@@ -409,7 +417,7 @@ class SlotStrategy:
         yield from self._pool.map(work)
 
     def _evaluate_split(
-        self, split: Split, x: Tensor, buffers: Tensor, given_up: Callable[[], bool]
+        self, split: Split, x: Tensor, buffers: Tensor, goes_on: Callable[[int], bool]
     ) -> dict[str, float]:
         sums, metrics = ClientSums(split), self._task.metrics.clone()
 
@@ -420,7 +428,7 @@ class SlotStrategy:
         for chunk, (scores, outputs, targets) in zip(split.chunks(), results, strict=True):
             sums.add(chunk, scores)
             self._update(metrics, outputs, targets)
-            if given_up():
+            if not goes_on(chunk[1]):
                 raise EvaluationGivenUp
         pooled = {f"{split.prefix}/{name}": value for name, value in computed(metrics).items()}
         return {**sums.metrics(), **pooled}

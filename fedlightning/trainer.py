@@ -520,12 +520,15 @@ class FederatedTrainer:
 
     def _evaluate(self, server: State, buffers: Tensor, round: Round) -> tuple[State, dict[str, float]]:
         """The server's state after the method's look at an evaluation, and what is logged of it."""
-        metrics = self.strategy.evaluate(
-            self._hooks.evaluation_point(server), buffers, lambda: monotonic() > self._deadline
-        )
+        metrics = self.strategy.evaluate(self._hooks.evaluation_point(server), buffers, self._evaluating)
         server = self._hooks.evaluated(server, metrics, round)
         sent = {name: tensor for name, tensor in visible(self.method, server).items() if tensor.ndim == 0}
         return server, metrics | {f"server/{name}": float(sent[name]) for name in sent}
+
+    def _evaluating(self, done: int, total: int) -> bool:
+        """Show how far an evaluation is; whether it goes on."""
+        self._calls.call("on_evaluation_progress", done, total)
+        return monotonic() <= self._deadline
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         """Log what no callback logs."""

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from fedlightning.callback import Callback
 from fedlightning.callbacks import EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
+from fedlightning.callbacks.progress import _Text
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Round
 
@@ -475,6 +476,39 @@ def test_the_time_left_does_not_count_compiling(
         assert capsys.readouterr().out.splitlines()[-1].endswith(f"8 clients/s  ETA {left}")
 
 
+def test_a_long_evaluation_and_a_long_round_say_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch, "progress")
+    trainer = StandIn(tmp_path, [RoundProgress()], max_rounds=2).start()
+    for done in range(1000, 8001, 1000):
+        clock.now += 10.0
+        trainer.call("on_evaluation_progress", done, 8000)
+    trainer.call("on_round_start", Round(0, 10, 6, 0.1))
+    for _ in range(3):
+        clock.now += 20.0
+        trainer.call("on_cohort_end", SimpleNamespace(clients=(0, 1), num_steps=torch.tensor([3, 4])))
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"round 0/2  {done},000 of 8,000 examples are evaluated" for done in (2, 4, 6, 8)),
+        *(f"round 0/2  {done} of 6 clients have trained" for done in (2, 4, 6)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (80, "ETA 10:37:29  train/loss 1.234  val/accuracy 0.4313"),
+        (100, "ETA 10:37:29  train/loss 1.234  val/accuracy 0.4313  83 clients/s"),
+        (120, "ETA 10:37:29  train/loss 1.234  val/accuracy 0.4313  83 clients/s  val/loss 2.345"),
+        (40, "ETA 10:37:29"),
+    ],
+)
+def test_what_there_is_room_for_is_whole(width: int, shown: str) -> None:
+    text = _Text(["train/loss 1.234", "val/loss 2.345", "val/accuracy 0.4313"], "83 clients/s", "ETA 10:37:29")
+    bar = 8 if width < 100 else 16
+    assert text.within(width - len("round 1999/5000") - bar - 2) == shown
+
+
 def test_says_why_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = StandIn(tmp_path, [RoundProgress()]).start()
     trainer.step()
@@ -487,7 +521,7 @@ def test_says_why_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("ends", [("on_fit_end",), ("on_exception", KeyboardInterrupt())])
-@pytest.mark.parametrize("width", [40, 120])
+@pytest.mark.parametrize("width", [30, 80, 120])
 def test_bar_in_a_terminal(tmp_path: Path, ends: tuple[Any, ...], width: int) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, force_interactive=True, width=width)
@@ -499,7 +533,8 @@ def test_bar_in_a_terminal(tmp_path: Path, ends: tuple[Any, ...], width: int) ->
     shown = screen.getvalue()
     assert "round 5/7" in shown
     assert "ETA 0:00" in shown
-    assert ("val/accuracy 0.5" in shown) == (width == 120)
+    assert ("train/loss 1" in shown) == ("val/accuracy 0.5" in shown) == (width > 30)
+    assert "…" not in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor was hidden, and shown again
 
 

@@ -17,8 +17,10 @@ import torch
 import yaml
 from recipe_runner import RECIPES, load
 
+from fedlightning import FedAvg, FederatedTrainer, centralised
 from fedlightning.checkpoint import load_checkpoint
 from fedlightning.cli import Run, run_recipe
+from fedlightning.data import Synthetic
 from fedlightning.method import FedMethod
 from fedlightning.methods import method_names
 from fedlightning.signals import stop_on_signal
@@ -605,6 +607,29 @@ def test_the_centralised_baseline_is_a_run_beside_the_others() -> None:
     assert float(rows(folder())[0]["val/loss"]) == pytest.approx(float(found[0]["val/loss"]), rel=1e-5)
     synthetic("--config", str(run / "config.yaml"))
     assert rows(folder("centralised", "version_1"))[5]["val/loss"] == found[5]["val/loss"]
+
+
+def test_the_baseline_takes_as_many_steps_as_all_clients_on_average(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one epoch, of clients whose sizes follow a power law; and it says how far it is."""
+    monkeypatch.setattr(centralised, "_SECONDS_OF_SILENCE", 0.0)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        synthetic("--centralised", "--rounds", "2", "--local-epochs", "1", "--clients-per-round", "2")
+    data = Synthetic(1, 1, batch_size=10, epochs=1)
+    data.setup("fit")
+    steps = round(2 * sum(-(-data.clients.size(client) // 10) for client in range(30)) / 30)
+    state = torch.load(folder("centralised") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 2 * steps
+    assert f"step {steps + 1:,} of {2 * steps:,}" in caplog.text
+    assert f"centralised: {2 * steps} steps, {steps} a round" in caplog.text
+
+
+def test_the_number_of_steps_in_the_readme_is_that_of_the_recipe() -> None:
+    data = Synthetic(1, 1, batch_size=10, epochs=20)
+    data.setup("fit")
+    found = centralised._steps_of_a_round(FederatedTrainer(2, 10), FedAvg(), data)
+    assert f"which are {found:,} with the 20 epochs of `synthetic.py`" in (RECIPES.parent / "README.md").read_text()
 
 
 def test_the_baseline_takes_the_methods_rate_decay_and_clipping() -> None:

@@ -3,6 +3,7 @@
 import csv
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -67,9 +68,26 @@ def test_hooks_come_in_the_order_drawn_in_the_contract() -> None:
     strategy = SlotStrategy(1, cohort_size=2)
     FederatedTrainer(2, 4, strategy, [recorder], logger=False, evaluate_every=2).fit(FedAvg(), task(), clients())
     round_ = ["on_round_start", "on_cohort_end", "on_cohort_end"]
+    evaluation = ["on_evaluation_progress", "on_evaluation_end"]
     assert recorder.calls == [
-        "on_fit_start", "on_evaluation_end", *round_, "on_round_end", *round_, "on_evaluation_end", "on_round_end", "on_fit_end",
+        "on_fit_start", *evaluation, *round_, "on_round_end", *round_, *evaluation, "on_round_end", "on_fit_end",
     ]  # fmt: skip
+
+
+def test_an_evaluation_says_how_far_it_is_over_all_that_is_evaluated() -> None:
+    class Far(Callback):
+        seen: ClassVar[list[tuple[int, int]]] = []
+
+        def on_evaluation_progress(self, trainer: FederatedTrainer, done: int, total: int) -> None:
+            self.seen.append((done, total))
+
+    data = clients(120)
+    data.evaluate_on = ("test", "train")
+    FederatedTrainer(1, 4, SlotStrategy(1), [Far()], logger=False, evaluate_every=1).fit(FedAvg(), task(), data)
+    assert {total for _, total in Far.seen} == {2400}
+    done = [done for done, _ in Far.seen]
+    assert done == sorted(set(done)) * 2
+    assert {1200, 2400} < set(done)
 
 
 def test_what_is_logged_is_what_happened() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_OF_SILENCE = 15.0
 
 
 class RoundProgress(Callback):
     """Rounds, time left, clients per second and the latest metrics.
 
-    A bar in a terminal. Elsewhere plain lines: one for each evaluation and for the last round, and otherwise one each
-    five seconds at most, e.g. `round 12/50  train/loss 1.234  val/accuracy 0.4312  83 clients/s  ETA 0:42`.
+    A bar in a terminal, with as much beside it as there is room for. Elsewhere plain lines: one for each evaluation and for the
+    last round, and otherwise one each five seconds at most, e.g.
+    `round 12/50  train/loss 1.234  val/accuracy 0.4312  83 clients/s  ETA 0:42`. Where a round or an evaluation takes longer, a
+    line each fifteen seconds says how far it is.
 
     Args:
         refresh_rate: how often the bar is drawn, in 1/s.
@@ -66,8 +70,14 @@ class RoundProgress(Callback):
     def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
         """Advance by the cohort's clients."""
         self._pace.clients += len(cohort.clients)
-        if isinstance(self._display, _Bar):
-            self._display.advance(len(cohort.clients) / self._participants)
+        if self._display is not None:
+            self._display.advance(trainer, len(cohort.clients) / self._participants)
+            self._display.stay(trainer, f"{self._pace.clients} of {self._participants} clients have trained")
+
+    def on_evaluation_progress(self, trainer: FederatedTrainer, done: int, total: int) -> None:
+        """Show how far the evaluation is."""
+        if self._display is not None:
+            self._display.stay(trainer, f"{done:,} of {total:,} examples are evaluated")
 
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Show an evaluation before the first round now, any other with its round."""
@@ -102,14 +112,41 @@ class RoundProgress(Callback):
             self._display.show(trainer, self._text(trainer), self._evaluated)
         self._evaluated = False
 
-    def _text(self, trainer: FederatedTrainer) -> list[str]:
+    def _text(self, trainer: FederatedTrainer) -> _Text:
         """Latest metrics, clients per second and time left, as far as they are known."""
         values = trainer.metrics
-        shown = [f"{name} {values[name]:.4g}" for name in self.metrics if name in values]
+        text = _Text([f"{name} {values[name]:.4g}" for name in self.metrics if name in values])
         if self._pace.rounds:
             rate = self._pace.clients_per_second
-            shown.append(f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.2g} clients/s")
-            shown.append(f"ETA {_clock((trainer.max_rounds - trainer.round) * self._pace.seconds_per_round)}")
+            text.rate = f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.2g} clients/s"
+            text.left = f"ETA {clock((trainer.max_rounds - trainer.round) * self._pace.seconds_per_round)}"
+        return text
+
+
+@dataclass
+class _Text:
+    """What is shown beside the round.
+
+    Attributes:
+        metrics: each with its name.
+        rate: clients per second.
+        left: the time left.
+    """
+
+    metrics: list[str]
+    rate: str = ""
+    left: str = ""
+
+    def line(self) -> str:
+        """All of it."""
+        return "  ".join(filter(None, (*self.metrics, self.rate, self.left)))
+
+    def within(self, width: int) -> str:
+        """As much as there is room for: the time left, then the first and the last metric, the rate and the other metrics."""
+        shown = ""
+        for part in dict.fromkeys((self.left, *self.metrics[:1], *self.metrics[-1:], self.rate, *self.metrics)):
+            longer = f"{shown}  {part}" if shown else part
+            shown = longer if len(longer) <= width else shown
         return shown
 
 
@@ -149,10 +186,10 @@ class _Bar:
     """A bar in a terminal, advanced within a round too."""
 
     def __init__(self, console: Console, trainer: FederatedTrainer, refresh_rate: float) -> None:
-        self.console = console
+        self.console, self._width = console, 16 if console.width >= 100 else 8
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=self._width),
             TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
             console=console,
             refresh_per_second=refresh_rate,
@@ -162,15 +199,19 @@ class _Bar:
         self._task: TaskID = self._bar.add_task(label, total=trainer.max_rounds, completed=trainer.round, text="")
         self._bar.start()
 
-    def advance(self, rounds: float) -> None:
+    def advance(self, trainer: FederatedTrainer, rounds: float) -> None:
         self._bar.advance(self._task, rounds)
 
-    def show(self, trainer: FederatedTrainer, text: list[str], evaluated: bool = False) -> None:
-        # The time left comes first, so that a narrow terminal cuts the metrics and not it.
-        line = "  ".join(reversed(text))
-        self._bar.update(self._task, completed=trainer.round, description=_label(trainer), text=line)
+    def stay(self, trainer: FederatedTrainer, how_far: str) -> None:
+        if trainer.round == trainer.start_round:  # later the metrics are there
+            self._bar.update(self._task, text=how_far)
 
-    def close(self, trainer: FederatedTrainer, text: list[str]) -> None:
+    def show(self, trainer: FederatedTrainer, text: _Text, evaluated: bool = False) -> None:
+        label = _label(trainer)
+        line = text.within(self.console.width - len(label) - self._width - 2)
+        self._bar.update(self._task, completed=trainer.round, description=label, text=line)
+
+    def close(self, trainer: FederatedTrainer, text: _Text) -> None:
         self.show(trainer, text)
         self._bar.stop()
 
@@ -181,18 +222,27 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._round, self._time = -1, perf_counter()
+        self._spoken = self._time
 
-    def show(self, trainer: FederatedTrainer, text: list[str], evaluated: bool = False) -> None:
+    def advance(self, trainer: FederatedTrainer, rounds: float) -> None:
+        pass
+
+    def stay(self, trainer: FederatedTrainer, how_far: str) -> None:
+        if perf_counter() - max(self._time, self._spoken) >= _SECONDS_OF_SILENCE:
+            _print(self.console, f"{_label(trainer)}  {how_far}")
+            self._spoken = perf_counter()
+
+    def show(self, trainer: FederatedTrainer, text: _Text, evaluated: bool = False) -> None:
         last = trainer.round >= trainer.max_rounds or trainer.should_stop
         if last or evaluated or perf_counter() - self._time >= _SECONDS_BETWEEN_LINES:
             self._write(trainer, text)
 
-    def close(self, trainer: FederatedTrainer, text: list[str]) -> None:
+    def close(self, trainer: FederatedTrainer, text: _Text) -> None:
         if self._round != trainer.round and trainer.round > trainer.start_round:
             self._write(trainer, text)
 
-    def _write(self, trainer: FederatedTrainer, text: list[str]) -> None:
-        _print(self.console, "  ".join([_label(trainer), *text]))
+    def _write(self, trainer: FederatedTrainer, text: _Text) -> None:
+        _print(self.console, f"{_label(trainer)}  {text.line()}".rstrip())
         self._round, self._time = trainer.round, perf_counter()
 
 
@@ -204,7 +254,8 @@ def _print(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """E.g. "1:02:03", or "2:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
