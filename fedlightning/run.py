@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +19,7 @@ from fedlightning.data.module import FederatedDataModule
 from fedlightning.ending import again, ending
 from fedlightning.errors import ConfigurationError
 from fedlightning.flags import shortened
+from fedlightning.locks import locked
 from fedlightning.loggers import check_writable, latest_run, run_loggers
 from fedlightning.method import FedMethod
 from fedlightning.task import FederatedTask
@@ -54,12 +55,14 @@ class Run:
     _missing: list[Path] = field(default_factory=list)
     _trained: bool = False
     _loggers: list[Logger] = field(default_factory=list)
+    _opened: ExitStack = field(default_factory=ExitStack)
 
     def open(self, partition: str) -> tuple[list[Logger], Path | None]:
         """The loggers of this run, and the checkpoint that it goes on from, if any.
 
         Raises:
-            ConfigurationError: the folder cannot be written or named so, or there is nothing to resume.
+            ConfigurationError: the folder cannot be written or named so, another run writes to it, or there is nothing to
+                resume.
         """
         for flag, name in (("--name", self.name), ("--label", self.label)):
             _check_name(flag, name)
@@ -71,6 +74,9 @@ class Run:
         checkpoint, name = self._checkpoint(parent)
         new = name is None or not (parent / name).exists()
         self._loggers = run_loggers(parent, name)
+        self._opened.enter_context(locked(self.folder))
+        if self.resume is None:
+            self._checkpoint(parent)  # another run of this name may have begun since, and ended
         if new:
             self._made = self.folder
             self._write_config()
@@ -146,6 +152,19 @@ class Run:
         That is `trainer.fit(method, task, data, ckpt_path=checkpoint)`, or the baseline.
         """
         self._trained, began = True, perf_counter()
+        with self._opened:
+            self._train(trainer, method, task, data, checkpoint)
+        goes_on = None if self.centralised else again(self.recipe, self.folder, 2 * trainer.max_rounds)
+        print(ending(self.folder, trainer.callbacks, perf_counter() - began, goes_on))  # noqa: T201
+
+    def _train(
+        self,
+        trainer: FederatedTrainer,
+        method: FedMethod,
+        task: FederatedTask,
+        data: FederatedDataModule,
+        checkpoint: Path | None,
+    ) -> None:
         if self.centralised:
             if Detach.wanted():
                 detach(self.folder)
@@ -156,11 +175,10 @@ class Run:
             if Detach.wanted():
                 trainer.callbacks.insert(0, Detach())
             trainer.fit(method, task, data, ckpt_path=checkpoint)
-        goes_on = None if self.centralised else again(self.recipe, self.folder, 2 * trainer.max_rounds)
-        print(ending(self.folder, trainer.callbacks, perf_counter() - began, goes_on))  # noqa: T201
 
     def discard(self) -> None:
         """Remove the folders that a run made which was refused before its first round."""
+        self._opened.close()
         if self._made:
             shutil.rmtree(self._made)
         for folder in self._missing:
