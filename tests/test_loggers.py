@@ -5,15 +5,29 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 
-from fedlightning.errors import ConfigurationError
-from fedlightning.loggers import check_writable, latest_run, log_hyperparameters, next_version, run_loggers
+from fedlightning import Callback, FederatedTrainer, Scaffold
+from fedlightning.errors import ConfigurationError, SaveError
+from fedlightning.loggers import (
+    Rows,
+    RunCSVLogger,
+    check_writable,
+    latest_run,
+    log_hyperparameters,
+    next_version,
+    run_loggers,
+)
+from fedlightning.testing import Quadratics
 
 HYPERPARAMETERS = {"method": "FedProx", "method/mu": 0.1, "method/clip_norm": None, "seed": 3}
 needs_tensorboard = pytest.mark.skipif(
@@ -215,3 +229,146 @@ def test_tensorboard_shows_the_hyperparameters_of_all_methods(tmp_path: Path) ->
         metadata = reader.SummaryMetadata("_hparams_/session_start_info")
         names[index] = set(parse_session_start_info_plugin_data(metadata.plugin_data.content).hparams)
     assert names == {0: {"method"}, 1: {"method", "method/mu"}}
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+def binary(path: Path) -> None:
+    path.write_bytes(bytes(range(128, 256)) * 9)
+
+
+def headless(path: Path) -> None:
+    path.write_text(path.read_text().replace("step", "stop"))
+
+
+def long_row(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], f"{lines[2]},7,7", *lines[3:], ""]))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "kept").touch()
+
+
+def huge_field(path: Path) -> None:
+    path.write_text(path.read_text() + "7," + "x" * 200_000)
+
+
+def empty(path: Path) -> None:
+    path.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [(binary, []), (headless, []), (long_row, [0, 2, 3, 4]), (folder, []), (huge_field, []), (empty, [])],
+)
+def test_a_damaged_file_is_put_aside_with_a_line_and_the_run_goes_on(
+    damage: Callable[[Path], None], kept: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = run(tmp_path, "a", range(7)) / "metrics.csv"
+    damage(path)
+    before = None if path.is_dir() else path.read_bytes()
+    run(tmp_path, "a", range(5, 9))
+    with path.open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [*kept, *range(5, 9)]
+    if damage is empty:
+        return
+    aside = path.with_name("metrics.csv.damaged")
+    assert (aside / "kept").exists() if before is None else aside.read_bytes() == before
+    (line,) = [line for line in caplog.messages if "damaged" in line]
+    assert f"{path} is damaged (" in line
+    assert f"is kept as {aside}" in line
+    assert "\n" not in line
+    damage(path)
+    run(tmp_path, "a", range(5, 9))
+    assert path.with_name("metrics.csv.damaged1").exists()
+
+
+def test_what_is_logged_for_a_round_again_joins_its_row(tmp_path: Path) -> None:
+    loggers = run_loggers(tmp_path, "a")
+    log(loggers, range(4))
+    for logger in loggers:
+        logger.log_metrics({"val/accuracy": 0.75, "late": 1.0}, step=3)
+    finish(loggers)
+    with (tmp_path / "a" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert rows[-1] == {"step": "3", "train/loss": "0.25", "val/accuracy": "0.75", "late": "1.0"}
+    assert rows[-2]["late"] == ""
+
+
+def test_all_loggers_get_a_row_whichever_of_them_fails(tmp_path: Path) -> None:
+    class Full(RunCSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            raise OSError(28, "No space left on device")
+
+    class Broken(RunCSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            raise KeyError("what is this")
+
+    rows = Rows([Full(tmp_path, "a"), Broken(tmp_path, "b"), RunCSVLogger(tmp_path, "c")])
+    full, broken = rows.write({"train/loss": 1.0}, 3)
+    assert isinstance(full, SaveError)
+    assert "must be written, but Full could not log round 3 ([Errno 28] No space left on device); make room" in str(
+        full
+    )
+    assert isinstance(broken, KeyError)
+    assert broken.__notes__ == ["(Broken could not log round 3)"]
+    assert (tmp_path / "c" / "metrics.csv").read_text().split() == ["step,train/loss", "3,1.0"]
+
+
+class AsFiles(RunCSVLogger):
+    """Keeps hyperparameters as MLflow's file store does, and takes the ends that it takes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "run")
+        self.ends: list[str] = []
+
+    def log_hyperparams(self, params: Any = None, *_: Any, **__: Any) -> None:
+        for name, value in params.items():
+            path = Path(self.log_dir) / "params" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(str(value))
+
+    def finalize(self, status: str) -> None:
+        assert status in ("success", "failed", "finished")
+        self.ends.append(status)
+
+
+@pytest.mark.parametrize("ended", ["all", "early", "failed"])
+def test_hyperparameters_may_be_files_and_an_end_is_one_that_lightning_has(ended: str, tmp_path: Path) -> None:
+    class Ends(Callback):
+        def on_round_end(self, trainer: Any, metrics: object) -> None:
+            trainer.should_stop = ended == "early"
+            if ended == "failed":
+                raise RuntimeError("on purpose")
+
+    logger = AsFiles(tmp_path)
+    trainer = FederatedTrainer(3, callbacks=[Ends()], logger=logger)
+    problem = Quadratics([torch.eye(2)] * 3, [torch.ones(2)] * 3, [2] * 3)
+    with pytest.raises(RuntimeError) if ended == "failed" else nullcontext():
+        trainer.fit(Scaffold(), Quadratics.task([0.0, 0.0]), problem)
+    assert logger.ends == ["failed" if ended == "failed" else "success"]
+    assert (tmp_path / "run" / "params" / "method" / "class").read_text() == "Scaffold"
+    assert (tmp_path / "run" / "params" / "method" / "lr").read_text() == "0.1"
+
+
+@needs_tensorboard
+def test_curves_are_whole_where_the_clock_was_put_back_between_two_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps, now = [range(30), range(20, 40), range(35, 50), range(50, 60)], time.time()
+    for late, some in zip(
+        (7200.0, 3600.0, 3600.0, 0.0), steps, strict=True
+    ):  # an hour back, twice, and twice in one second
+        monkeypatch.setattr("time.time", lambda late=late: now + late)
+        run(tmp_path, "a", some, offset=late / 1e6)
+    reader = EventAccumulator(str(tmp_path / "a")).Reload()
+    assert [point.step for point in reader.Scalars("train/loss")] == list(range(60))
+    found = {point.step: round(point.value, 4) for point in reader.Scalars("val/accuracy")}
+    assert (found[18], found[34], found[36], found[52]) == (1.8072, 3.4036, 3.6036, 5.2)
+    names = sorted(path.name for path in (tmp_path / "a").glob("events*"))
+    assert len({name.split(".")[3] for name in names}) == 4
