@@ -73,7 +73,7 @@ def main(
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the partition, the start model, the stragglers and the batches.
-        data_dir: the folder that holds by_class, or omniglot-small or omniglot-py.
+        data_dir: the folder that holds by_class, or omniglot-small or omniglot-py; what is read of it is kept in its prepared/.
     """
     slow = Stragglers(stragglers, partial=not drop_stragglers)
     options = {"root": data_dir, "seed": seed, "batch_size": batch_size, "epochs": local_epochs, "steps": local_steps}

@@ -71,7 +71,8 @@ def main(
         evaluate_every: rounds between evaluations.
         evaluate_train: evaluate on all clients' training data, too, as the paper's training loss needs.
         seed: of the choice of accounts, the split, the start model, the stragglers and the batches.
-        data_dir: the folder whose folders sent140 and glove hold the tweets and the word vectors.
+        data_dir: the folder whose folders sent140 and glove hold the tweets and the word vectors; what is read of them is kept in
+            their prepared/.
     """
     data = Sent140(
         fraction,

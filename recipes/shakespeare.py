@@ -71,7 +71,7 @@ def main(
         evaluate_every: rounds between evaluations.
         evaluate_train: evaluate on all clients' training data, too, as the paper's training loss needs.
         seed: of the choice of roles, the split, the start model, the stragglers and the batches.
-        data_dir: the folder whose folder shakespeare holds the text.
+        data_dir: the folder whose folder shakespeare holds the text; what is read of it is kept in shakespeare/prepared/.
     """
     data = Shakespeare(
         fraction,

@@ -60,7 +60,7 @@ def main(
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the start model, the clients and the batches.
-        data_dir: the folder whose folder stackoverflow holds the sentences.
+        data_dir: the folder whose folder stackoverflow holds the sentences; what is read of them is kept in its prepared/.
     """
     data = StackOverflow(
         vocabulary=vocabulary,

@@ -103,17 +103,21 @@ def check(found):
         assert torch.equal(found[name], tensor)
 
 
-def test_what_is_prepared_is_made_once_for_each_key(tmp_path, capsys):
+def test_what_is_prepared_is_made_once_for_each_key_and_it_is_said_where(tmp_path, capsys, caplog):
     build = Build()
+    caplog.set_level("INFO", "lightning.pytorch")
     for _ in range(2):
         check(prepared(tmp_path, "thing", {"seed": 1, "size": [2, 3]}, build))
     check(prepared(tmp_path, "thing", {"size": [2, 3], "seed": 1}, build))
     assert build.calls == 1
-    assert capsys.readouterr().err == "counting: 3, once\n"
+    assert "counting: 3, once\n" in capsys.readouterr().err
     prepared(tmp_path, "thing", {"seed": 2, "size": [2, 3]}, build)
     prepared(tmp_path, "other", {"seed": 1, "size": [2, 3]}, build)
     assert build.calls == 3
     names = files(tmp_path)
+    said = [line for line in caplog.text.splitlines() if "What was prepared is kept in " in line]
+    assert [next(name for name in names if f"{tmp_path / 'prepared' / name}, 0.0 MiB." in line) for line in said]
+    assert len(said) == 3
     assert [name.split("-")[0] for name in names] == ["other", "thing", "thing"]
     assert all(name.endswith(".pt") for name in names)
 

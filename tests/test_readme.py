@@ -14,6 +14,7 @@ import pytest
 from recipe_runner import load
 
 from fedlightning.cli import run_recipe
+from fedlightning.early import read_program
 from fedlightning.methods import method_names
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +145,13 @@ def test_every_row_of_the_table_of_methods_runs(row: str, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     few = ["--rounds", "2", "--seed", "87", "--compile", "off"]
     run_recipe(load("synthetic").main, argv=[*shlex.split(row), *few], lr=0.01, fedprox={"mu": 1.0})
+
+
+def test_the_word_vectors_are_those_of_the_recipe() -> None:
+    program = read_program(ROOT / "recipes" / "sent140.py")
+    assert program
+    (default,) = (flag.default for flag in program.flags if flag.name == "glove")
+    assert f"`glove/{default}`, or other vectors by `--glove`" in (ROOT / "README.md").read_text()
 
 
 def test_no_other_command_is_shown() -> None:

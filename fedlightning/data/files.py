@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -129,6 +130,7 @@ def prepared(
     tensors = build(_Bars())
     try:
         _write(path, tensors)
+        rank_zero_info(f"What was prepared is kept in {path}, {path.stat().st_size / 2**20:,.1f} MiB.")
     except (OSError, RuntimeError) as error:  # torch wraps a full disk
         warnings.warn(f"{path} cannot be written ({error}), so {name} is prepared in every run.", stacklevel=2)
     return tensors
