@@ -700,7 +700,6 @@ class Holds(FedMethod):
         lambda round: 0.1, torch.tensor(1.0), torch.zeros(3), np.zeros(3), {1, 2}, b"x", 1j, {1: 2},
         [torch.zeros(1)], {"a": {"b": print}}, torch.float32, SimpleNamespace(a=1), FedAvg, FedAvg(),
     ],
-    ids=str,
 )  # fmt: skip
 def test_a_hyperparameter_that_json_does_not_hold_is_refused_where_it_is_given(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"`value` of Holds must be a number, a word, or .* name it by a word"):

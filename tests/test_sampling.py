@@ -228,7 +228,6 @@ def rounds_of(sampler, count=3):
         ({0, 1}, "no list of whole numbers"),
         ((client for client in range(2)), "no list of whole numbers"),
     ],
-    ids=repr,
 )
 def test_an_answer_that_names_clients_wrongly_is_refused(answer, fault):
     with pytest.raises(
