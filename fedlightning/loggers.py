@@ -99,8 +99,12 @@ def log_hyperparameters(loggers: Iterable[Logger], hyperparameters: Mapping[str,
         logger.log_hyperparams(flat)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, what: str = "The log folder") -> None:
     """Make a folder and check that files can be written there.
+
+    Args:
+        folder: which.
+        what: it is, for the message.
 
     Raises:
         ConfigurationError: they cannot.
@@ -111,7 +115,7 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigurationError(
-            f"The log folder must be writable, but {folder} is not ({error.strerror}); choose another one, or change "
+            f"{what} must be writable, but {folder} is not ({error.strerror}); choose another one, or change "
             "its permissions."
         ) from error
 

@@ -256,6 +256,8 @@ class FederatedTrainer:
         self._folder = Path("logs")
         self.loggers = self._make_loggers()
         self._rows = Rows(self.loggers)
+        if self.strategy.memory_dir:
+            check_writable(self.strategy.memory_dir, "`memory_dir` of SlotStrategy")
         saves = [callback.dirpath for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
         if None in saves and not any(logger.log_dir for logger in self.loggers):
             self._folder /= type(self.method).__name__.lower()
@@ -282,7 +284,7 @@ class FederatedTrainer:
         device, folder = self.strategy.root_device, self.strategy.memory_dir
         memory = ClientMemory(None, folder or self.log_dir, self.num_clients, 0 if folder else HOST_BYTES)
         if ckpt_path is not None:
-            path = self.log_dir / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+            path = self._last_checkpoint() if ckpt_path == "last" else Path(ckpt_path)
             state, meta = load_checkpoint(path, memory, self.num_clients)
             check_identity(path, meta["identity"], self._identity)
             self._calls.take_up(meta["callbacks"])
@@ -298,6 +300,15 @@ class FederatedTrainer:
             check_state(state, self._identity, server, row, self.num_clients)
         server = state.server.apply(lambda tensor: tensor.to(device))
         return self._state(state.round, server, state.memory, state.buffers.to(device))
+
+    def _last_checkpoint(self) -> Path:
+        path = self.log_dir / "checkpoints" / "last.ckpt"
+        if not path.is_file():
+            raise ConfigurationError(
+                f'`ckpt_path="last"` must be that of a run\'s own folder, but there is no file {path}; name the folder by '
+                '`logger=run_loggers("logs", "name")` of fedlightning.loggers, or give the checkpoint\'s path.'
+            )
+        return path
 
     def _state(self, round: int, server: State, memory: ClientMemory, buffers: Tensor) -> RoundState:
         """The state of this run after so many rounds."""

@@ -115,13 +115,14 @@ def main(root: Path, kills: int, seed: int) -> None:
     assert status == 0
     expected, done, runs, unequal = left(root / "whole"), 0, 0, []
     while done < kills:
-        folder = root / f"run{runs}"
+        folder, again = root / f"run{runs}", True
         runs += 1
         while True:
             child = start(folder)
-            if done < kills:
+            if again:  # one kill, and now and then another one while it goes on
                 time.sleep(draw.uniform(0, seconds))
                 os.kill(child, signal.SIGKILL)
+                again = draw.random() < 0.3
             _, status = os.waitpid(child, 0)
             if not os.WIFSIGNALED(status):
                 break

@@ -179,6 +179,26 @@ class Kill(Callback):
             raise Killed
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("run.json", b"{"), ("run.json", b"\xff\xfe"), ("metrics.csv", b"\xff\xfe"), ("metrics.csv", b"a,b\n1,2\n"), ("metrics.csv", b"step\nx\n")],
+)  # fmt: skip
+def test_a_damaged_file_of_a_finished_run_is_one_line(name: str, damage: bytes, tmp_path: Path) -> None:
+    run(tmp_path, {"fedavg": METHODS["fedavg"]}, seeds=(0,))
+    (tmp_path / "fedavg" / "seed_0" / name).write_bytes(damage)
+    with pytest.raises(ConfigurationError, match=rf"{name} must .*, but cannot be read .*; move .* away") as found:
+        run(tmp_path, {"fedavg": METHODS["fedavg"]}, seeds=(0,))
+    assert "\n" not in str(found.value)
+
+
+def test_what_a_killed_comparison_had_begun_to_write_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "fedavg" / "seed_0"
+    folder.mkdir(parents=True)
+    (folder / ".run.json.999999999").touch()
+    run(tmp_path, {"fedavg": METHODS["fedavg"]}, seeds=(0,))
+    assert not list(folder.glob(".*"))
+
+
 def diary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
 

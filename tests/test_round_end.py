@@ -316,6 +316,39 @@ def test_what_a_callback_remembers_must_be_plain_and_is_asked_for_before_the_fir
     assert trainer.round == 0
 
 
+def test_a_callback_that_does_not_take_up_what_is_saved_is_one_line(tmp_path: Path) -> None:
+    class Changed(Counts):
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.counts = state["numbers"]
+
+    def run(callback: Callback, **how: Any) -> None:
+        Changed.__name__ = "Counts"
+        trainer = FederatedTrainer(2, 2, callbacks=[callback, ModelCheckpoint(tmp_path)], logger=False)
+        trainer.fit(Scaffold(), task(), data(), **how)
+
+    run(Counts())
+    with pytest.raises(ConfigurationError, match=r"`load_state_dict` of Counts must take up what .* cannot .KeyError"):
+        run(Changed(), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_run_without_a_folder_of_its_own_has_no_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for logger in (True, False):
+        with pytest.raises(ConfigurationError, match=r"there is no file .*last\.ckpt; name the folder by `logger="):
+            FederatedTrainer(2, 2, logger=logger).fit(Scaffold(), task(), data(), ckpt_path="last")
+    assert not list(tmp_path.rglob("version*"))
+
+
+def test_a_folder_for_the_memory_that_cannot_be_made_is_refused_before_the_first_round(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    strategy = SlotStrategy(1, memory_dir=tmp_path / "file" / "below")
+    trainer = FederatedTrainer(2, 2, strategy, [], logger=False)
+    with pytest.raises(ConfigurationError, match=r"`memory_dir` of SlotStrategy must be writable, but .*below is not"):
+        trainer.fit(Scaffold(), task(), data())
+
+
 def test_callbacks_of_one_key_remember_each_their_own(tmp_path: Path) -> None:
     def run(rounds: int, ckpt: Path | None = None) -> list[int]:
         patient = [EarlyStopping("val/loss", patience=9), EarlyStopping("val/loss", patience=8, min_delta=10.0)]

@@ -100,10 +100,21 @@ class Calls:
         return remembered
 
     def take_up(self, remembered: Mapping[str, Any]) -> None:
-        """Give each back what it remembered."""
+        """Give each back what it remembered.
+
+        Raises:
+            ConfigurationError: it does not take it.
+        """
         for key, callback in self._by_key():
-            if key in remembered:
+            if key not in remembered:
+                continue
+            try:
                 callback.load_state_dict(remembered[key])
+            except Exception as error:
+                raise ConfigurationError(
+                    f"`load_state_dict` of {key} must take up what `state_dict` returned, but cannot "
+                    f"({type(error).__name__}: {error}); use the callback as it was, or leave it out."
+                ) from error
 
     def _by_key(self) -> Iterator[tuple[str, Callback]]:
         """Each with its key; those of equal keys are numbered."""

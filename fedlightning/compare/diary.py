@@ -11,8 +11,9 @@ from time import perf_counter
 from typing import Any
 
 from fedlightning.callback import Callback
+from fedlightning.callbacks.checkpoint import remove_leftovers
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.errors import ConfigurationError, nearest
+from fedlightning.errors import ConfigurationError, SaveError, nearest
 from fedlightning.hashing import digest
 from fedlightning.method import FedMethod, hyperparameters
 from fedlightning.task import FederatedTask
@@ -33,6 +34,7 @@ class Diary(Callback):
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Begin a piece."""
+        remove_leftovers(self.path.parent, f".{self.path.name}.*")
         self._pieces.append({"from": trainer.start_round, "to": trainer.start_round, "seconds": 0.0})
         self._write()
 
@@ -90,9 +92,18 @@ class Probe(Callback):
 
 
 def read_diary(folder: Path) -> dict[str, Any]:
-    """The content of a run's `run.json`; empty where there is none."""
+    """The content of a run's `run.json`; empty where there is none.
+
+    Raises:
+        ConfigurationError: it is damaged.
+    """
     path = folder / "run.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if os.path.isfile(path) else {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if os.path.isfile(path) else {}
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{path} must say what run it is, but cannot be read ({error}); move {folder} away and run it again."
+        ) from error
     return content
 
 
@@ -160,8 +171,18 @@ def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all.
+
+    Raises:
+        SaveError: the disk is full, or the folder cannot be written; what was there before is whole.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise SaveError(
+            f"What a comparison leaves must be written, but {path} cannot be ({error.strerror or error}); make room and run it "
+            "again, which goes on where it was."
+        ) from error

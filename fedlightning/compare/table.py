@@ -176,12 +176,18 @@ def read_run(folder: Path, name: str, seed: int, metric: str = "val/accuracy") -
     """A finished run from its folder.
 
     Raises:
-        ConfigurationError: a round is missing from its metrics.csv, or it has no such metric.
+        ConfigurationError: its metrics.csv cannot be read, a round is missing from it, or it has no such metric.
     """
     path, diary = folder / "metrics.csv", read_diary(folder)
     rounds: int = diary["pieces"][-1]["to"]
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise ConfigurationError(
+            f"{path} must hold each of {rounds} rounds, but cannot be read ({type(error).__name__}: {error}); move {folder} away "
+            "and run it again."
+        ) from error
     missing = sorted(set(range(rounds + 1)) - set(rows))
     curve = {t: float(rows[t][metric]) for t in sorted(rows) if rows[t].get(metric)}
     if missing or not curve:
