@@ -87,7 +87,7 @@ def check_method(method: FedMethod, *, cohort: bool = True) -> None:
     """
     around, task = Surroundings(method), Quadratics.task(_START)
     _audit(method, Layout.of(task))
-    with no_draws(f"`{type(method).__name__}`, in one of its hooks,", torch.device("cpu")):
+    with no_draws(f"`{type(method).__name__}`, in one of its hooks,", torch.device("cpu"), models=True):
         looped = _run(method, task)
     if changed := around.changed():
         raise MethodError(

@@ -171,6 +171,20 @@ class ReachesThroughAHelper(FedAvg):
         return super().on_aggregate(server, mean.apply(lambda tensor: LOG.append(tensor) or tensor), round)
 
 
+def _count(value: float) -> float:
+    return _log(value)
+
+
+def _log(value: float) -> float:
+    LOG.append(torch.tensor(value))
+    return value
+
+
+class CallsAFunctionThatCounts(FedAvg):
+    def client_lr(self, round):  # type: ignore[no-untyped-def]
+        return _count(0.1)
+
+
 def closes_over() -> FedMethod:
     rounds: list[int] = []
 
@@ -247,6 +261,7 @@ class CarriesAnotherDtype(FedAvg):
         (HasADefault(), "the default of `seen` of `HasADefault.direction` has another value"),
         (HasAGeneratorOfItsOwn(), "the global `GENERATOR` has another value"),
         (ReachesThroughAHelper(), "the global `LOG` has another value"),
+        (CallsAFunctionThatCounts(), "the global `LOG` has another value"),
         (closes_over(), "`rounds`, which `ClosesOver.on_aggregate` closes over, has another value"),
         (DrawsUnseeded(), "must give the same bits when it is run again, .* no seed reaches"),
         (LooksAtTheClock(), "must give the same bits when it is run again"),

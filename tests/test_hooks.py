@@ -217,6 +217,18 @@ RETURNS: list[tuple[str, Callable[..., Any], type[FedMethod], str]] = [
         FedMethod,
         "must upload `delta`, which FedMethod's `on_aggregate` adds to x, but uploads d; upload it, or override `on_aggregate`",
     ),
+    (
+        "on_client_end",
+        lambda self, local, client: (State(delta=local.w, z=local.w * 1j), client.state),
+        FedMethod,
+        r"`z` as a dense tensor of real numbers, but gave 'strided complex128\[83\]'; use `torch.view_as_real`",
+    ),
+    (
+        "on_client_end",
+        lambda self, local, client: (State(delta=local.w.to_sparse()), client.state),
+        FedMethod,
+        r"`delta` as a dense tensor of real numbers, but gave 'sparse_coo float64\[83\]'",
+    ),
     ("on_aggregate", lambda self, server, mean, round: None, FedMethod, "a State with `x`, but gave None"),
     (
         "on_aggregate",
@@ -290,6 +302,41 @@ def test_a_hook_that_gives_something_else_is_told_before_the_first_round(
     line = body.__code__.co_firstlineno
     found = refusal(made(base=base, **{hook: body}))
     assert re.search(rf"`Mine.{hook}` \(.*test_hooks.py:{line}\) .*{message}", found)
+
+
+class Shares(FedMethod):
+    """Says that every client has an entry from the beginning, and another that it never sets."""
+
+    preshared = ("first",)
+    downlink = ("later",)
+
+    def configure_server(self, x):
+        return State(x=x, first=x)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            lambda self, server, mean, round: server.replace(first=server.x + 1),
+            "must leave `first` as it is, since `preshared`",
+        ),
+        (
+            lambda self, server, mean, round: server.replace(later=server.x),
+            "a State with x, first, but gave .* later: ",
+        ),
+    ],
+)
+def test_what_clients_see_of_the_server_stays_what_it_was(body: Callable[..., Any], message: str) -> None:
+    assert re.search(
+        rf"`Mine.on_aggregate` \(.*test_hooks.py:\d+\) .*{message}", refusal(made(base=Shares, on_aggregate=body))
+    )
+    fit(
+        made(
+            base=Shares,
+            on_aggregate=lambda self, server, mean, round: server.replace(other=server.x, first=server.first + 0),
+        )
+    )
 
 
 @pytest.mark.parametrize("given", [None, State(m=ONE), State(x=ONE), State(x=ONE).x], ids=repr)
@@ -529,6 +576,19 @@ def test_a_hook_that_draws_global_random_numbers_is_told_before_the_first_round(
 @pytest.mark.parametrize("draw", ["torch.rand", "dropout", "bernoulli"])
 def test_other_ways_to_draw_are_found_too(draw: str) -> None:
     assert "`Mine.direction`" in refusal(made(direction=DRAWING["direction"](DRAWS[draw])))
+
+
+def test_numbers_that_are_drawn_with_the_generator_put_back_are_found_and_those_of_ones_own_pass() -> None:
+    def forked(self, local, grad, client):
+        with torch.random.fork_rng():
+            return grad(local.w) + torch.randn_like(local.w)
+
+    def own(self, server, mean, round):
+        noise = torch.randn(P, dtype=torch.float64, generator=torch.Generator().manual_seed(round.index))
+        return server.replace(x=server.x + 0.01 * noise)
+
+    assert "`Mine.direction`" in refusal(made(direction=forked))
+    fit(made(on_aggregate=own))
 
 
 def test_on_return_and_on_evaluation_that_draw_are_told() -> None:

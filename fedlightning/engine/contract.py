@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from fedlightning.engine.hooks import where
 from fedlightning.errors import MethodError
-from fedlightning.method import FedMethod
+from fedlightning.method import FedMethod, visible
 from fedlightning.state import State
 from fedlightning.vector import Layout
 
@@ -83,9 +84,18 @@ class Contract:
             if not set(before) <= set(after):
                 remedy = "return `server.replace(…)`, which keeps the entries that it does not name"
                 self._wrong(hook, f"a State with {', '.join(before)}", after, remedy)
-            sent = [name for name in (*self.method.downlink, *self.method.preshared) if name in before]
-            self._same_kinds(hook, after.select(*sent), before.select(*sent), "configure_server")
+            self._same_kinds(hook, visible(self.method, after), visible(self.method, before), "configure_server")
+            self._unchanged(hook, after, before)
         return after
+
+    def _unchanged(self, hook: str, after: State, before: State) -> None:
+        """Check the entries that every client has from the beginning."""
+        for name in self.method.preshared:
+            if name in before and after[name] is not before[name] and not torch.equal(after[name], before[name]):
+                raise MethodError(
+                    f"{where(self.method, hook)} must leave `{name}` as it is, since `preshared` says that every client has it "
+                    "from the beginning, but changes it; name it in `downlink` instead."
+                )
 
     def local(self, hook: str, value: Any, before: State | None = None) -> State:
         """A local state: `w`, and the entries with which it began."""
@@ -105,6 +115,12 @@ class Contract:
         upload, state = value
         if not len(upload):
             self._wrong(hook, "an upload of one entry at least", upload, "return `State(delta=…), client.state`")
+        for name, tensor in upload.items():
+            if tensor.is_complex() or tensor.layout is not torch.strided:
+                kind = f"{str(tensor.layout).removeprefix('torch.')} {shown(tensor)}"
+                self._wrong(
+                    hook, f"`{name}` as a dense tensor of real numbers", kind, "use `torch.view_as_real` or `to_dense`"
+                )
         return upload, self.remembered(hook, state, new)
 
     def _same_kinds(self, hook: str, after: State, before: State, began: str) -> State:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedlightning.engine.tracing import draws
 from fedlightning.errors import MethodError
 
 
@@ -47,21 +49,48 @@ class Generators:
 
 
 @contextmanager
-def no_draws(hook: str, device: torch.device) -> Iterator[None]:
+def no_draws(hook: str, device: torch.device, models: bool = False) -> Iterator[None]:
     """Check that a hook, named for the message, draws no global random numbers; where it does, they are put back.
+
+    Args:
+        hook: its name.
+        device: where it computes.
+        models: whether a model may run inside, whose own random numbers are left alone; else operations that draw are found
+            even where the generator is put back afterwards.
 
     Raises:
         MethodError: it does.
     """
     generators = Generators(device)
     try:
-        yield
+        with nullcontext() if models else _NoDraws(hook):
+            yield
     finally:
         moved = generators.moved()
         if moved:
             generators.restore()
     if moved:
-        raise MethodError(
-            f"{hook} drew global random numbers, which depend on what ran before; use `keyed_uniform(client.key, shape)` of "
-            "fedlightning.streams, which is the client's own, or `stream(seed, purpose, round)` on the server."
-        )
+        raise _drew(hook)
+
+
+class _NoDraws(TorchDispatchMode):
+    """Raises where an operation draws from torch's own generator."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._hook = hook
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, or refuse it."""
+        if (kwargs or {}).get("generator") is None and draws(func, args, kwargs or {}):
+            raise _drew(self._hook)
+        return func(*args, **(kwargs or {}))
+
+
+def _drew(hook: str) -> MethodError:
+    return MethodError(
+        f"{hook} drew global random numbers, which depend on what ran before; use `keyed_uniform(client.key, shape)` of "
+        "fedlightning.streams, which is the client's own, or `stream(seed, purpose, round)` on the server."
+    )

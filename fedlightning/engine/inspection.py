@@ -219,7 +219,7 @@ class Trial:
             MethodError: it fails, is not one number for each example, or draws global random numbers.
         """
         if len(self._batch.inputs):
-            with no_draws(where(self._hooks.method, "objective"), self._x.device):
+            with no_draws(where(self._hooks.method, "objective"), self._x.device, models=True):
                 self._look(self._batch, padded=False)
 
     def looks_across(self) -> bool:

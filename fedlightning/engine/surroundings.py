@@ -42,19 +42,30 @@ class Surroundings:
         homes = {cls.__module__ for cls in own}
         for name, value in hyperparameters(self._method).items():
             yield f"the hyperparameter `{name}`", _content(value, homes)
-        for cls in own:
-            for name, value in vars(cls).items():
-                function = function_of(value)
-                if function is not None:
-                    yield from (
-                        (what, _content(each, homes)) for what, each in _reached(function, f"{cls.__name__}.{name}")
-                    )
-                elif not name.startswith("__"):
-                    yield f"the class attribute `{cls.__name__}.{name}`", _content(value, homes)
+        held = [(f"{cls.__name__}.{name}", value) for cls in own for name, value in vars(cls).items()]
+        for name, value in held:
+            if function_of(value) is None and not name.partition(".")[2].startswith("__"):
+                yield f"the class attribute `{name}`", _content(value, homes)
+        for name, value in _reached([(name, function_of(value)) for name, value in held], homes):
+            yield name, _content(value, homes)
 
 
-def _reached(function: FunctionType, name: str) -> Iterator[tuple[str, Any]]:
-    """The globals, the closure and the defaults of a function, by name."""
+def _reached(functions: list[tuple[str, FunctionType | None]], homes: set[str]) -> Iterator[tuple[str, Any]]:
+    """The globals, the closures and the defaults of functions, by name, and of those functions of these modules among them."""
+    seen: set[FunctionType] = set()
+    while functions:
+        name, function = functions.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        for what, value in _reached_by(function, name):
+            inner = function_of(value)
+            if inner is not None and inner.__module__ in homes:
+                functions.append((inner.__qualname__, inner))
+            yield what, value
+
+
+def _reached_by(function: FunctionType, name: str) -> Iterator[tuple[str, Any]]:
     for word in _names(function.__code__):
         if word in function.__globals__:
             yield f"the global `{word}`", function.__globals__[word]

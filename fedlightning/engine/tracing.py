@@ -45,13 +45,15 @@ class NoGlobalNumbers(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation, or refuse it."""
-        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs or {}):
+        if draws(func, args, kwargs or {}):
             raise RuntimeError(f"{func} is a random operation")
         return func(*args, **(kwargs or {}))
 
 
-def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a random operation draws: attention does so only for its own dropout."""
+def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation draws random numbers; attention does so only for its own dropout."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
     for i, argument in enumerate(func._schema.arguments):
         if argument.name == "dropout_p":
             rate: float = kwargs.get("dropout_p", args[i] if i < len(args) else argument.default_value)
