@@ -740,6 +740,21 @@ def test_hooks_may_be_wrapped_static_or_take_anything() -> None:
     assert torch.equal(fit(Mine())[1].server.x, fit(FedMethod())[1].server.x)
 
 
+def test_a_hook_that_others_call_may_take_and_give_more_where_ones_own_hook_calls_it() -> None:
+    class Mine(FedMethod):
+        def direction(self, local, grad, client, scale=1.0, *, both=False):
+            d = scale * grad(local.w)
+            return (d, d.norm()) if both else d
+
+        def on_local_step(self, local, grad, client):
+            d, _ = self.direction(local, grad=grad, client=client, scale=2.0, both=True)
+            return local.replace(
+                w=local.w - 0.5 * client.lr * self.direction(local, grad, client, 1.0) - 0.25 * client.lr * d
+            )
+
+    assert torch.allclose(fit(Mine())[1].server.x, fit(FedMethod())[1].server.x, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_of_the_library_keeps_it(name: str) -> None:
     method = method_named(name)

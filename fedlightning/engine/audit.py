@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from functools import partial
 from typing import Any
@@ -142,19 +142,21 @@ class Audit:
             object.__setattr__(observed, hook, partial(self._inner, hook, getattr(observed, hook)))
         return observed
 
-    def _inner(self, hook: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        result = self._watch(hook, function, *arguments)
+    def _inner(self, hook: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        result = self._watch(hook, function, *arguments, **options)
         if sys._getframe(1).f_code is _INNER[hook].__code__:  # another caller may ask for something else
             self._contract.vector(hook, result, "give each entry of w its own")
         return result
 
-    def _watch(self, hook: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _watch(self, hook: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a hook, and check that it leaves its arguments and the global random generators alone."""
         names = [name for name in inspect.signature(HOOKS[hook]).parameters if name != "self"]
-        given = dict(_tensors(zip(names, arguments, strict=True)))
+        given = dict(
+            _tensors([*zip(names, arguments, strict=False), *options.items()])
+        )  # a hook may take more than ours
         before = {name: (tensor._version, tensor.clone() if self._thorough else None) for name, tensor in given.items()}
         with naming(self._method, hook), no_draws(where(self._method, hook), self._x.device):
-            result = function(*arguments)
+            result = function(*arguments, **options)
         for name, (version, copied) in before.items():
             if given[name]._version != version or (copied is not None and not _same(copied, given[name])):
                 raise MethodError(
@@ -164,14 +166,14 @@ class Audit:
         return result
 
 
-def _tensors(arguments: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(arguments: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
     """The tensors that a hook is given, by name."""
     for name, value in arguments:
         if isinstance(value, State):
             yield from ((f"{name}.{entry}", tensor) for entry, tensor in value.items())
         elif isinstance(value, ClientContext):
             inner = {"server": value.server, "state": value.state, "gradient": value.gradient}
-            yield from _tensors((f"{name}.{entry}", each) for entry, each in inner.items())
+            yield from _tensors([(f"{name}.{entry}", each) for entry, each in inner.items()])
         elif isinstance(value, Tensor):
             yield name, value
 
