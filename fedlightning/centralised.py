@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning.data.module import FederatedDataModule
+from fedlightning.engine.footprint import examples_at_once
 from fedlightning.engine.precision import Numerics, check_precision
 from fedlightning.method import FedMethod
 from fedlightning.streams import torch_stream
@@ -57,6 +58,7 @@ def fit_centralised(
     check_precision(precision, Layout.of(task).dtype)
     data.prepare_data()
     data.setup("fit")
+    data.evaluated_at_once = min(data.evaluated_at_once, _evaluated_at_once(task, data))
     a_round = _steps_of_a_round(like, method, data)
     rounds, gpus = like.max_rounds, range(torch.cuda.device_count())
     epochs = rounds * a_round / len(data.train_dataloader())
@@ -80,6 +82,22 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # under newer releases of torch
         yield
+
+
+@torch.no_grad()
+def _evaluated_at_once(task: FederatedTask, data: FederatedDataModule) -> int:
+    """The examples of a batch of the test set, as many as a federated run evaluates at once."""
+
+    def evaluate(count: int) -> object:
+        inputs, targets = data.batch(data.test, torch.arange(min(count, len(data.test.targets))))
+        outputs = task(inputs)
+        task.update_metrics(task.metrics.clone(), outputs, targets)
+        return outputs, task.scores(outputs, targets)
+
+    task.eval()
+    size = examples_at_once(evaluate)
+    task.train()
+    return size
 
 
 def _trainer(curve: _Rounds, like: FederatedTrainer, clip_norm: float | None, folder: Path) -> Trainer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +33,9 @@ from fedlightning.engine.choices import (
 )
 from fedlightning.engine.cohort import rehearse, run_cohort, run_together, start, take_rows
 from fedlightning.engine.compiled import CompiledExecutor, Programs
-from fedlightning.engine.evaluate import ClientSums, EvaluationGivenUp, Split, evaluate_chunk, splits
+from fedlightning.engine.evaluate import ClientSums, EvaluationGivenUp, Scored, Split, evaluate_chunk, splits
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
+from fedlightning.engine.footprint import examples_at_once
 from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import GradientPass, Hooks
@@ -127,8 +128,29 @@ class SlotStrategy:
         self, method: FedMethod, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload
     ) -> None:
         """Resolve "auto" for this run and start the slots."""
-        self._task, self._data = task, data
-        wish = self._wish
+        self._task, self._data, self._layout = task, data, layout
+        moves = self._resolve(method, work)
+        check_threads(len(self.slots), self._threads)
+        devices = {slot.device for slot in self.slots}
+        self._examples = {device: data.train.contiguous().to(device) for device in devices}
+        self._splits, self._at_once = splits(data, self._examples), dict[str, int]()
+        self._together = steps_together(data) if self.programs else 0
+        workers = [self._worker(slot, moves) for slot in self.slots]
+        self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
+        self._billed, self._tried, self._in_vain = False, set[bool](), 0.0
+        self._ahead: Ahead | None = None
+        on_cpu = all(slot.kind == "cpu" for slot in self.slots)
+        self._traces = Traces() if self._compile_wish == "auto" and on_cpu else None
+        with ExitStack() as undo:
+            undo.callback(self._forget_all)
+            undo.enter_context(Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots)))
+            self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
+            undo.callback(self._pool.close)
+            self._undo = undo.pop_all()
+
+    def _resolve(self, method: FedMethod, work: Workload) -> bool:
+        """Resolve "auto"; whether the model changes buffers of its own in training."""
+        task, data, layout, wish = self._task, self._data, self._layout, self._wish
         self.slots = wish if isinstance(wish, list) else choose_slots(wish, work.participants)
         check_precision(self.precision, layout.dtype)
         self._audit(method, layout.read(task).to(self.root_device), layout, data, work)
@@ -146,32 +168,17 @@ class SlotStrategy:
             )
         if wish is None and interpreter.gil_enabled() and self.root_device.type == "cpu":
             self.slots = choose_slots(min(self._slots_under_lock(), work.participants), work.participants)
-        check_threads(len(self.slots), self._threads)
-        devices = {slot.device for slot in self.slots}
-        self._examples = {device: data.train.contiguous().to(device) for device in devices}
-        self._splits = splits(data, self._examples)
-        self._together = steps_together(data) if self.programs else 0
-        workers = [self._worker(slot, task, layout, found.buffer is not None) for slot in self.slots]
-        self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
-        self._billed, self._tried, self._in_vain = False, set[bool](), 0.0
-        self._ahead: Ahead | None = None
-        on_cpu = all(slot.kind == "cpu" for slot in self.slots)
-        self._traces = Traces() if self._compile_wish == "auto" and on_cpu else None
-        with ExitStack() as undo:
-            undo.callback(self._forget_all)
-            undo.enter_context(Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots)))
-            self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
-            undo.callback(self._pool.close)
-            self._undo = undo.pop_all()
+        return found.buffer is not None
 
-    def _worker(self, slot: Slot, task: FederatedTask, layout: Layout, moves: bool) -> Worker:
+    def _worker(self, slot: Slot, moves: bool) -> Worker:
         """A slot's worker, with its own copy of the model.
 
         Raises:
             ConfigurationError: there is no memory for it, or CUDA fails.
         """
         try:
-            return Worker(slot, Replica(task, layout, slot.device, self.precision, moves), self._threads)
+            replica = Replica(self._task, self._layout, slot.device, self.precision, moves)
+            return Worker(slot, replica, self._threads)
         except (RuntimeError, MemoryError) as error:
             if slot.kind == "cpu" and not out_of_memory(error):
                 raise
@@ -420,18 +427,33 @@ class SlotStrategy:
         self, split: Split, x: Tensor, buffers: Tensor, goes_on: Callable[[int], bool]
     ) -> dict[str, float]:
         sums, metrics = ClientSums(split), self._task.metrics.clone()
+        chunks = split.chunks(self._examples_at_once(split, x, buffers))
 
-        def score(chunk: tuple[int, int]) -> Callable[[Worker], tuple[dict[str, Tensor], Tensor, Tensor]]:
+        def score(chunk: tuple[int, int]) -> Callable[[Worker], Scored]:
             return lambda worker: evaluate_chunk(worker.replica, self._data, split, chunk, x, buffers)
 
-        results = self._pool.map([score(chunk) for chunk in split.chunks()])
-        for chunk, (scores, outputs, targets) in zip(split.chunks(), results, strict=True):
-            sums.add(chunk, scores)
-            self._update(metrics, outputs, targets)
-            if not goes_on(chunk[1]):
-                raise EvaluationGivenUp
+        with closing(self._pool.map([score(chunk) for chunk in chunks], window=2 * len(self.slots))) as results:
+            for chunk, (scores, outputs, targets) in zip(chunks, results, strict=True):
+                sums.add(chunk, scores)
+                self._update(metrics, outputs, targets)
+                if not goes_on(chunk[1]):
+                    raise EvaluationGivenUp
         pooled = {f"{split.prefix}/{name}": value for name, value in computed(metrics).items()}
         return {**sums.metrics(), **pooled}
+
+    def _examples_at_once(self, split: Split, x: Tensor, buffers: Tensor) -> int:
+        """How many of a split are evaluated at once; measured where it is evaluated for the first time."""
+        if split.prefix not in self._at_once:
+            cpu, model = torch.device("cpu"), (x.cpu(), buffers.cpu())
+            replica = self._replicas.get(cpu) or Replica(self._task, self._layout, cpu, self.precision)
+
+            def evaluate(count: int) -> object:
+                scored = evaluate_chunk(replica, self._data, split, (0, count), *model)
+                self._update(self._task.metrics.clone(), *scored[1:])
+                return scored
+
+            self._at_once[split.prefix] = examples_at_once(evaluate)
+        return self._at_once[split.prefix]
 
     def _update(self, metrics: MetricCollection, outputs: Any, targets: Tensor) -> None:
         try:

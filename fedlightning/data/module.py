@@ -74,6 +74,7 @@ class FederatedDataModule(LightningDataModule):
     Attributes:
         train, test: the examples, after `setup()`.
         clients, test_clients: who owns them, after `setup()`. Training examples may belong to nobody, test examples may not.
+        evaluated_at_once: examples of a batch of `val_dataloader()`; less where they or their outputs are large.
         shared_examples: whether a training example may belong to several clients, and count for each; a subclass says so.
         other_test_clients: whether the test set belongs to other clients than those that train; a subclass says so.
 
@@ -85,6 +86,7 @@ class FederatedDataModule(LightningDataModule):
     test: Examples
     clients: Partition
     test_clients: Partition
+    evaluated_at_once: int = 1024
     shared_examples: bool = False
     other_test_clients: bool = False
 
@@ -214,7 +216,7 @@ class FederatedDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """The test set, in large batches."""
         pooled = _Pooled(self, self.test, torch.arange(len(self.test.targets)), augment=False)
-        return _loader(pooled, BatchSampler(SequentialSampler(pooled), 1024, drop_last=False))
+        return _loader(pooled, BatchSampler(SequentialSampler(pooled), self.evaluated_at_once, drop_last=False))
 
 
 class _Pooled(Dataset[Examples]):

@@ -17,9 +17,6 @@ from fedlightning.data.partition import Partition
 from fedlightning.engine.replica import Replica
 from fedlightning.errors import ConfigurationError
 
-CHUNK = 1000
-"""Examples of one forward pass; fixed, so that the numbers do not depend on the machine."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -49,10 +46,10 @@ class Split:
         """Where in `clients.indices` the examples of each client end that has any [M]; M is at most their number."""
         return self.clients.offsets[1:][self.clients.sizes > 0]
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """The ranges of `clients.indices` that are evaluated together."""
+    def chunks(self, size: int) -> list[tuple[int, int]]:
+        """The ranges of `clients.indices` that are evaluated together, so many at once."""
         count = len(self.clients.indices)
-        return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class EvaluationGivenUp(Exception):
@@ -71,18 +68,24 @@ def splits(data: FederatedDataModule, training: Mapping[torch.device, Examples] 
     return [every[name] for name in data.evaluate_on]
 
 
+Scored = tuple[dict[str, Tensor], Any, Tensor]
+"""Per-example scores [B] by name, outputs (one tensor [B, …] or several) and targets of some examples, on the host."""
+
+
 @torch.no_grad()
 def evaluate_chunk(
     replica: Replica, data: FederatedDataModule, split: Split, chunk: tuple[int, int], x: Tensor, buffers: Tensor
-) -> tuple[dict[str, Tensor], Any, Tensor]:
-    """Per-example scores [B] by name, outputs (one tensor [B, …] or several) and targets of some examples, on the host."""
+) -> Scored:
+    """Score a range of examples."""
     replica.load(x.to(replica.device), buffers.to(replica.device))
-    replica.task.eval()
     index = split.clients.indices[slice(*chunk)].to(replica.device)
     inputs, targets = data.batch(split.on(replica.device), index)
-    outputs = replica.outputs(inputs)
-    scores = replica.task.scores(outputs, targets)
-    replica.task.train()
+    replica.task.eval()
+    try:
+        outputs = replica.outputs(inputs)
+        scores = replica.task.scores(outputs, targets)
+    finally:
+        replica.task.train()
     host = _pytree.tree_map(lambda each: each.cpu() if isinstance(each, Tensor) else each, outputs)
     return {name: values.cpu() for name, values in scores.items()}, host, targets.cpu()
 

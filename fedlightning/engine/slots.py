@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -192,7 +192,7 @@ class WorkerPool(Generic[Result]):
 
     def map(
         self, work: Sequence[Work[Result]], idle: Work[None] | None = None, window: int | None = None
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Do the work; yield each result as soon as it and all before it are there. Several calls may be under way.
 
         Args:
