@@ -4,6 +4,7 @@
     ├── ConfigurationError   what was asked for cannot be; raised before the first round (also a ValueError)
     ├── MethodError          a hook of a method broke the contract: it mutates, draws global random numbers, branches
     ├── ClientError          a client failed during a round: its id, the round, the slot and the hook are named
+    │   └── DivergedError    a loss or an upload is not finite
     └── SaveError            what a run leaves could not be written; what was there before is whole (also an OSError)
 
 Each message says what must hold, what was given, who gave it and what to do.
@@ -32,6 +33,10 @@ class MethodError(FedLightningError):
 
 class ClientError(FedLightningError):
     """A client failed during a round."""
+
+
+class DivergedError(ClientError):
+    """A number of a client is not finite."""
 
 
 class SaveError(FedLightningError, OSError):

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from fedlightning.atomic import written
 from fedlightning.checked import checked
 from fedlightning.errors import ConfigurationError, SaveError
 
@@ -305,10 +306,8 @@ class _ResumableWriter(ExperimentWriter):
         )
 
     def _write(self, fieldnames: Sequence[str], rows: list[dict[str, str]]) -> None:
-        """Beside, then renamed: a run that is killed here keeps its rows."""
-        beside = f"{self.metrics_file_path}.new"
-        with open(beside, "w", newline="") as file:
+        """Whole or not at all: a run that is killed here keeps its rows."""
+        with written(Path(self.metrics_file_path), "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(beside, self.metrics_file_path)

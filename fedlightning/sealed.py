@@ -6,12 +6,12 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+from fedlightning.atomic import written
 from fedlightning.errors import SaveError
 
 _MARK = b"fedlightning blake2b "
@@ -29,20 +29,13 @@ def save_sealed(path: Path, content: Any) -> None:
     Raises:
         SaveError: the disk is full, or the folder cannot be written; the old file is as it was.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     file: _Hashed | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as plain:
+        with written(path) as plain:
             file = _Hashed(plain)
             torch.save(content, cast(Any, file))
             file.seal()
-            plain.flush()
-            os.fsync(plain.fileno())
-        os.replace(beside, path)
     except BaseException as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         failure = error if isinstance(error, OSError) else file and file.error
         if failure:
             raise _unsaved(path, failure) from None  # torch words the disk's error as one of its own
@@ -79,7 +72,7 @@ class _Hashed:
         error: what the disk said when it took no more.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash = file, hashlib.blake2b(digest_size=_DIGEST)
         self.error: OSError | None = None
 

@@ -35,7 +35,7 @@ from fedlightning import (
     SlotStrategy,
 )
 from fedlightning.cli import Repeated, run_program
-from fedlightning.compare.diary import check_folder
+from fedlightning.compare.diary import check_folder, write
 from fedlightning.data import FashionMNIST, Synthetic
 from fedlightning.errors import nearest
 from fedlightning.flags import as_words, of_function
@@ -293,14 +293,6 @@ def markdown(rows: Sequence[dict[str, Any]], setting: Setting, options: SimpleNa
 def _percent(mean: float, deviation: float | str) -> str:
     """An accuracy with its deviation over the seeds; a single seed has none."""
     return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if isinstance(deviation, float) else "")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def assignment(text: str) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ import fedlightning
 PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
     0: [
+        "atomic",
         "checked",
         "columns",
         "declarations",

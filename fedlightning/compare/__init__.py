@@ -25,7 +25,7 @@ from fedlightning.compare.diary import (
 from fedlightning.compare.names import Methods, name_methods, slug
 from fedlightning.compare.table import Mode, Outcome, Table, read_run
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.errors import ClientError, ConfigurationError
+from fedlightning.errors import ConfigurationError, DivergedError
 from fedlightning.loggers import RunTensorBoardLogger, log_hyperparameters, run_loggers
 from fedlightning.method import FedMethod
 from fedlightning.task import FederatedTask
@@ -222,9 +222,7 @@ class Comparison:
         trainer = self._make(seed=problem.seed, logger=loggers, callbacks=callbacks)
         try:
             trainer.fit(self.methods[name], problem.task, problem.data, ckpt_path=checkpoint if goes_on else None)
-        except ClientError as error:
-            if "must be finite" not in str(error):
-                raise
+        except DivergedError as error:
             diary.diverged(str(error))
 
     def _summarise(self, run: Outcome) -> None:

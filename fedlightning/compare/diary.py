@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from fedlightning.atomic import written
 from fedlightning.callback import Callback
 from fedlightning.callbacks.checkpoint import remove_leftovers
 from fedlightning.data.module import FederatedDataModule
@@ -176,11 +177,9 @@ def write(path: Path, text: str) -> None:
     Raises:
         SaveError: the disk is full, or the folder cannot be written; what was there before is whole.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        with written(path, "w", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise SaveError(
             f"What a comparison leaves must be written, but {path} cannot be ({error.strerror or error}); make room and run it "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import warnings
 import zlib
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from fedlightning.atomic import written
 from fedlightning.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -146,16 +146,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     content = {"tensors": tensors, "checksums": {name: _checksum(tensor) for name, tensor in tensors.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written(path) as file:
+        torch.save(content, file)
 
 
 def _checksum(tensor: Tensor) -> int:

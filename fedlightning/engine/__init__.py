@@ -1,1 +1,1 @@
-"""The only local training loop, its executors, and evaluation."""
+"""How local steps are taken: plans, executors, slots and their threads, and evaluation."""

@@ -1,4 +1,4 @@
-"""The only local training loop of the library."""
+"""The training of a cohort for a round: its clients start, take their steps by an executor, and end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedlightning.engine.executors import Block, Executor, Gathered, InTurnExecu
 from fedlightning.engine.hooks import GradientPass, Hooks
 from fedlightning.engine.job import CohortPlan, RoundJob, Steps, draw_cohort, plan_cohort
 from fedlightning.engine.replica import Replica
-from fedlightning.errors import ClientError
+from fedlightning.errors import DivergedError
 from fedlightning.state import State
 
 
@@ -254,7 +254,7 @@ def _check_finite(job: RoundJob, clients: tuple[int, ...], losses: Tensor, uploa
             what = f"what client {client} uploads is not"
         else:
             continue
-        raise ClientError(
+        raise DivergedError(
             f"Every number of a client must be finite, but {what}, in round {job.round.index} on slot {slot}; look at its data, "
             f"use a smaller `lr` (now {job.round.lr:g}), or set `clip_norm`."
         )
