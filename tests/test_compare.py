@@ -421,8 +421,10 @@ def test_a_folder_of_runs_with_another_augmentation_is_refused(tmp_path: Path) -
 
 def test_another_failure_stops_the_comparison(tmp_path: Path) -> None:
     class Broken(FedAvg):
-        def direction(self, local: Any, grad: Any, client: Any) -> Any:
-            raise RuntimeError("no such thing")
+        def on_aggregate(self, server: Any, mean: Any, round: Any) -> Any:
+            if round.index == 1:
+                raise RuntimeError("no such thing")
+            return super().on_aggregate(server, mean, round)
 
     with pytest.raises(Exception, match="no such thing"):
         run(tmp_path, {"broken": Broken()}, seeds=(0,))
