@@ -35,3 +35,24 @@ def written(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what processes that were killed had begun to write: names that end with the number of one, or a link's."""
+    for path in folder.glob(pattern):
+        number = path.suffix[1:]
+        if number == "link" or (number.isdecimal() and not _lives(int(number))):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is another process of a number."""
+    if process == os.getpid():
+        return False  # an earlier one had our number; what we write ourselves is not there yet
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is someone else's
+    return True

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from fedlightning.atomic import written
+from fedlightning.atomic import remove_leftovers, written
 from fedlightning.checked import checked
 from fedlightning.errors import ConfigurationError, SaveError
 
@@ -265,6 +265,7 @@ class _ResumableWriter(ExperimentWriter):
     """Rows before a step that is logged stay, the others go; Lightning's deletes the file with a warning."""
 
     def _check_log_dir_exists(self) -> None:
+        remove_leftovers(Path(self.log_dir), f".{self.NAME_METRICS_FILE}.*")
         self._last: tuple[float, dict[str, float]] = (math.inf, {})  # the last row, and its step
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:

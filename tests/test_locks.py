@@ -4,6 +4,7 @@ import csv
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -169,9 +170,13 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> 
     gone = [f".last.ckpt.{dead()}", f".round=7.ckpt.{dead()}", f".last.ckpt.{os.getpid()}", ".last.ckpt.link"]
     for name in (*kept, *gone):
         (tmp_path / name).touch()
-    fit(callbacks=[ModelCheckpoint(tmp_path)])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / f".metrics.csv.{dead()}").touch()
+    fit(run_loggers(tmp_path, "a"), callbacks=[ModelCheckpoint(tmp_path)])
     living.kill()
     living.wait()
+    assert not [path.name for path in (tmp_path / "a").iterdir() if path.name.startswith(".")]
+    shutil.rmtree(tmp_path / "a")
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "last.ckpt", "round=2.ckpt"}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedlightning.atomic import remove_leftovers
 from fedlightning.callbacks.monitor import Mode, Monitored
 from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
@@ -201,27 +202,6 @@ class _Due:
     before: dict[str, float]
     after: dict[str, float]
     written: Path | None = None
-
-
-def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove what processes that were killed had begun to write beside a file: names that end with the number of one."""
-    for path in folder.glob(pattern):
-        number = path.suffix[1:]
-        if number == "link" or (number.isdecimal() and not _lives(int(number))):
-            path.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    """Whether there is another process of a number."""
-    if process == os.getpid():
-        return False  # an earlier one had our number; what we write ourselves is not there yet
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # it is someone else's
-    return True
 
 
 def _link(file: Path, name: Path) -> bool:

@@ -10,9 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from fedlightning.atomic import written
+from fedlightning.atomic import remove_leftovers, written
 from fedlightning.callback import Callback
-from fedlightning.callbacks.checkpoint import remove_leftovers
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, SaveError, nearest
 from fedlightning.hashing import digest
