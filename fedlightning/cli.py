@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from fedlightning.flags import (
     of_dataclass,
     of_function,
     parse,
+    shortened,
     show_help,
     wants_help,
 )
@@ -69,7 +71,7 @@ def run_recipe(
         try:
             run, values = _run(command)
             _call(main, command, run, values)
-        except ConfigurationError:
+        except Exception:
             run.discard()
             raise
 
@@ -119,11 +121,23 @@ def _ended(name: str, stopped: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except FedLightningError as error:
-        print(f"{name}: error: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)  # noqa: T201
+        _say(f"{name}: error: {error}", *getattr(error, "__notes__", []))
+        raise SystemExit(2) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        given = shortened(str(error.filename))
+        _say(
+            f"{name}: error: A path's names must be as short as the file system wants them, but {given} has a longer one."
+        )
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
-        print(f"{name}: {stopped()}", file=sys.stderr)  # noqa: T201
+        _say(f"{name}: {stopped()}")
         raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr)  # noqa: T201
 
 
 class _Classes:

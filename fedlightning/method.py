@@ -233,8 +233,18 @@ class FedMethod:
 
     # -- every round ------------------------------------------------------------------------------------------------
     def client_lr(self, round: int) -> float:
-        """η_t, the clients' learning rate in a round."""
-        return self.lr * self.lr_decay**round
+        """η_t, the clients' learning rate in a round.
+
+        Raises:
+            ConfigurationError: it is too large for a number.
+        """
+        try:
+            return self.lr * self.lr_decay**round
+        except OverflowError as error:
+            raise ConfigurationError(
+                f"`lr_decay` of {type(self).__name__} must keep lr · lr_decay^t finite, but {self.lr:g} · "
+                f"{self.lr_decay:g}^{round} is not; lower it to 1 or less."
+            ) from error
 
     def local_steps(self, round: int) -> int | None:
         """K for every client in this round; None leaves it to the data module's epochs or steps."""

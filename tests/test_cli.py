@@ -176,6 +176,16 @@ def test_missing_data_are_named_with_two_ways_out(
     assert "--data fake" in text
 
 
+@pytest.mark.parametrize("recipe", ["cifar100", "mnist", "femnist", "shakespeare", "sent140", "stackoverflow"])
+def test_a_data_folder_with_too_long_a_name_is_refused(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(load(recipe).main, argv=["--data-dir", "d" * 300])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{recipe}: error: ")
+    assert not list(Path().iterdir())
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_log_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("logs").mkdir(mode=0o500)

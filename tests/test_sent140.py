@@ -25,6 +25,16 @@ def put_glove(root, text=GLOVE, name="glove.6B.3d.txt"):
 
 
 # -- GloVe --------------------------------------------------------------------------------------------------------------
+def test_glove_may_be_anywhere_but_has_a_name(tmp_path):
+    put_glove(tmp_path)
+    elsewhere = (tmp_path / "glove" / "glove.6B.3d.txt").rename(tmp_path / "mine.txt")
+    assert Glove.read(tmp_path, str(elsewhere)).unknown == 5
+    with pytest.raises(
+        ConfigurationError, match=r"A file of GloVe vectors must have a name in .*, but the name is ''; "
+    ):
+        Glove.read(tmp_path, "")
+
+
 def test_glove_by_hand(tmp_path):
     glove = Glove.read(put_glove(tmp_path))
     assert glove.vocab == {"the": 0, ",": 1, "i": 2, "love": 3, "naïve": 4}

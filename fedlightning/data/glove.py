@@ -25,7 +25,7 @@ def find_one(folder: Path, pattern: str, *, what: str, source: str, remedy: str)
 
     Args:
         folder: where it must lie.
-        pattern: a name, or one with wildcards.
+        pattern: a name, or one with wildcards; or an absolute path.
         what: what it is, for the message.
         source: where it comes from, for the message.
         remedy: what to do where several match, for the message.
@@ -33,7 +33,9 @@ def find_one(folder: Path, pattern: str, *, what: str, source: str, remedy: str)
     Raises:
         ConfigurationError: no file matches, more than one does, or it is empty.
     """
-    found = sorted(path for path in folder.glob(pattern) if path.is_file())
+    if not pattern:
+        raise ConfigurationError(f"{what} must have a name in {folder.absolute()}, but the name is ''; {remedy}.")
+    found = [] if Path(pattern).is_absolute() else sorted(path for path in folder.glob(pattern) if path.is_file())
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ConfigurationError(

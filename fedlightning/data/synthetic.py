@@ -58,6 +58,7 @@ def _identical(rng: np.random.RandomState, sizes: list[int]) -> list[_Device]:
 
 
 def _different(rng: np.random.RandomState, sizes: list[int], alpha: float, beta: float) -> list[_Device]:
+    alpha, beta = alpha + 0.0, beta + 0.0  # NumPy refuses -0.0
     shifts, spreads = rng.normal(0, alpha, DEVICES), rng.normal(0, beta, DEVICES)
     centres = [rng.normal(spread, 1, FEATURES) for spread in spreads]
     devices = []
@@ -117,7 +118,7 @@ class Synthetic(FederatedDataModule):
             batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
         )
         self.alpha, self.beta, self.iid, self.labels, self.seed = alpha, beta, iid, labels, seed
-        self.name = "synthetic_iid" if iid else f"synthetic_{alpha:g}_{beta:g}"
+        self.name = "synthetic_iid" if iid else f"synthetic_{alpha + 0.0:g}_{beta + 0.0:g}"
         self.name += "_sample" if labels == "sample" else ""
 
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:
