@@ -43,6 +43,11 @@ class SaveError(FedLightningError, OSError):
     """What a run leaves could not be written: the disk is full, or the folder must not be written to."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).splitlines()), "")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"Did you mean 'fedprox'? Known: …"` for a name that is not among `known`."""
     names = sorted(known)

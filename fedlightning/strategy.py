@@ -36,7 +36,7 @@ from fedlightning.engine.compiled import CompiledExecutor, Programs
 from fedlightning.engine.evaluate import ClientSums, EvaluationGivenUp, Scored, Split, evaluate_chunk, splits
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
 from fedlightning.engine.footprint import examples_at_once
-from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
+from fedlightning.engine.graphs import GraphExecutor, Graphs, check_capture, explained
 from fedlightning.engine.grid import Padding
 from fedlightning.engine.hooks import GradientPass, Hooks
 from fedlightning.engine.inspection import ACROSS, Obstacle, Trial, inspect
@@ -50,11 +50,10 @@ from fedlightning.engine.slots import (
     WorkerPool,
     check_threads,
     cpu_count,
-    first_line,
     out_of_memory,
 )
 from fedlightning.engine.traces import Traces
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, first_line
 from fedlightning.method import FedMethod, Round
 from fedlightning.task import FederatedTask, computed
 from fedlightning.vector import Layout
@@ -84,9 +83,8 @@ class SlotStrategy:
             `cohort_size` is then how many clients are planned and handed over together, by default one where steps are
             large, else at most half of them and 32 that together have an eighth of the round's steps; a slot takes its
             share of a round's cohorts at a time. Where "auto" compiles nothing, a cohort's steps are traced once they were
-            taken 100 times, and then taken without vmap, to its bits. On GPUs a step is captured as a CUDA graph by each
-            slot instead, which needs no compiler; "auto" does so where a slot takes at least 2,000 local steps in the run,
-            and leaves it where a step turns out to wait for the host.
+            taken 100 times, and then taken without vmap, to its bits. On GPUs True lets each slot capture a step as a CUDA
+            graph instead, which needs no compiler. That is experimental: it has not run on a card yet, and "auto" leaves it.
         precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
             GPU round float32 to TF32, and nothing else. "tf32" lets matrix products do so too; on a CPU it is "32-true".
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
@@ -210,22 +208,22 @@ class SlotStrategy:
         obstacle: Obstacle | None,
     ) -> None:
         """The cohort's size, and how local steps become graphs."""
-        wish, count = self._compile_wish, len(self.slots)
+        wish = self._compile_wish
         on_cpu, devices = all(slot.kind == "cpu" for slot in self.slots), {slot.device for slot in self.slots}
-        how, captured = None, False
+        how, captured, self._why_not = None, wish is True and not on_cpu, ""
         if wish == "trace" and len(devices) > 1:
             raise ConfigurationError(
                 f"`compile='trace'` must have all slots on one device, but they are on {len(devices)}; use True."
             )
         if on_cpu or wish == "trace":
             how, self._why_not = choose_compile(wish, task, layout, work, on_cpu, obstacle)
-        else:
-            captured, self._why_not = choose_graphs(wish, task, work.batched, work.total, count, obstacle is ACROSS)
+        if captured:
+            check_capture(task, work.batched, obstacle is ACROSS)
         large = how is not None and large_steps(task, data)
         compiled = how is not None
         self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled, large, obstacle)
         self.programs = Programs(how, self._threads, work.longest, large) if how else None
-        self.graphs = Graphs(self.cohort_size, data.batch_size, wish is True) if captured and data.batch_size else None
+        self.graphs = Graphs(self.cohort_size, data.batch_size) if captured and data.batch_size else None
 
     def teardown(self) -> None:
         """Stop the slots, whose cohorts are cancelled if they still run, and put the process's switches back."""
@@ -251,7 +249,7 @@ class SlotStrategy:
         if self.programs:
             cohort += f", {self.programs.steps} a graph ({'compiled' if self.programs.how == 'compile' else 'traced'})"
         elif self.graphs:
-            cohort += ", steps as CUDA graphs"
+            cohort += ", steps as CUDA graphs (experimental)"
         elif self._why_not:
             cohort += f", not compiled ({self._why_not})"
         names = ", ".join(map(str, self.slots[:8])) + (f", … {len(self.slots)} in all" if len(self.slots) > 8 else "")
@@ -298,7 +296,8 @@ class SlotStrategy:
         def train(positions: tuple[int, ...], worker: Worker) -> dict[int, CohortResult]:
             replica, executor, slot = worker.replica, self._executor(worker, job), str(worker.slot)
             planned = [(plans.cohorts[i], plans.take(i, executor, replica.device)) for i in positions]
-            trained = run_together([run_cohort(replica, job, *each, executor, slot) for each in planned])
+            with explained(executor, slot):
+                trained = run_together([run_cohort(replica, job, *each, executor, slot) for each in planned])
             return dict(zip(positions, trained, strict=True))
 
         self._ahead = self._look_ahead(following)

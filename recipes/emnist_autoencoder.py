@@ -57,7 +57,8 @@ def main(
         augment: random crops by up to 2 pixels.
         slots: auto, a number, or names such as cuda:0/0,cuda:0/1.
         cohort_size: clients trained at once, or auto.
-        compile: build several local steps into one graph ahead of time; auto does so where it pays.
+        compile: build several local steps into one graph ahead of time; auto does so where it pays, on CPUs alone: on a GPU
+            it is experimental.
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the partition, the start model, the clients and the batches.

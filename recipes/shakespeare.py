@@ -66,7 +66,8 @@ def main(
         drop_stragglers: leave the stragglers out, as the paper's FedAvg does, instead of aggregating what they did.
         slots: auto, a number, or names such as cpu/0,cpu/1.
         cohort_size: clients trained at once, or auto; on a CPU one after another is three times as fast.
-        compile: build several local steps into one graph ahead of time; auto does so where it pays.
+        compile: build several local steps into one graph ahead of time; auto does so where it pays, on CPUs alone: on a GPU
+            it is experimental.
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         evaluate_train: evaluate on all clients' training data, too, as the paper's training loss needs.

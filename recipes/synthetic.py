@@ -66,7 +66,8 @@ def main(
         local_steps: local steps of every client in a round, instead of local_epochs.
         slots: auto, a number, or names such as cpu/0,cpu/1.
         cohort_size: clients trained at once, or auto.
-        compile: build several local steps into one graph ahead of time; auto does so where it pays.
+        compile: build several local steps into one graph ahead of time; auto does so where it pays, on CPUs alone: on a GPU
+            it is experimental.
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the data, the start model and the batches.

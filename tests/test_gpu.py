@@ -40,8 +40,9 @@ from fedlightning.data import FakeImages
 from fedlightning.data.stragglers import Work
 from fedlightning.engine import bill, cohort, slots
 from fedlightning.engine.capture import Capture, NoWaiting, StepGraph
+from fedlightning.engine.choices import Workload
 from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
-from fedlightning.engine.graphs import GraphExecutor, Graphs, choose_graphs
+from fedlightning.engine.graphs import GraphExecutor, Graphs, check_capture
 from fedlightning.engine.hooks import GradientPass, Hooks
 from fedlightning.engine.job import RoundJob, draw_cohort, plan_cohort
 from fedlightning.engine.precision import Numerics, _uses_tensor_cores
@@ -195,11 +196,11 @@ def on_tape() -> Capture:
 class Captured(SlotStrategy):
     """Takes CPU slots for GPUs."""
 
-    strict = True
+    capture = staticmethod(on_tape)
 
     def _choose(self, task, layout, data, work, obstacle):  # type: ignore[no-untyped-def]
         super()._choose(task, layout, data, work, obstacle)
-        self.graphs = Graphs(self.cohort_size, data.batch_size, self.strict, on_tape)
+        self.graphs = Graphs(self.cohort_size, data.batch_size, self.capture)
 
     def _executor(self, worker: Worker, job: RoundJob) -> Executor:
         assert self.graphs
@@ -265,15 +266,48 @@ def test_a_step_that_waits_is_an_error_where_graphs_were_asked_for() -> None:
         fit(Peeks(), task(), captured())
 
 
-def test_a_step_that_waits_runs_as_it_is_under_auto() -> None:
-    class Lenient(Captured):
-        strict = False
+class Reads(nn.Module):
+    """A layer that reads a value."""
 
-    strategy = Lenient(2, cohort_size=1, compile=False)
-    with pytest.warns(UserWarning, match="not captured in CUDA graphs, since they wait for the host") as warned:
-        state = fit(Peeks(), task(), strategy)
-    assert len(warned) == 1
-    same(state, fit(Peeks(), task(), SlotStrategy(1, cohort_size=1, compile=False)))
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs / max(1.0, float(inputs.detach().abs().max()))
+
+
+def broken_capture() -> Capture:
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might be …")
+
+
+def broken_replay() -> Capture:
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        def replay() -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with …")
+
+        return replay
+
+    return capture
+
+
+@pytest.mark.parametrize(
+    ("layer", "capture", "said"),
+    [
+        (Reads(), on_tape, "aten::_local_scalar_dense reads a tensor's value"),
+        (nn.Identity(), broken_capture, "CUDA error: operation not permitted when stream is capturing"),
+        (nn.Identity(), broken_replay, "CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_whatever_fails_of_captured_steps_names_the_setting_without_them(
+    layer: nn.Module, capture: Callable[[], Capture], said: str
+) -> None:
+    strategy = captured()
+    strategy.capture = capture  # type: ignore[method-assign]
+    with pytest.raises(
+        ClientError, match=r"^Local steps must run as CUDA graphs on slot cpu/0, .*`compile=True`"
+    ) as caught:
+        fit(FedAvg(), task(layer), strategy)
+    (line,) = str(caught.value).splitlines()
+    assert said in line
+    assert line.endswith("; use `compile=False`.")
+    assert caught.value.__notes__[0].startswith("In round 0, client")
 
 
 def add(state: Any, fixed: Any, stepped: Any) -> tuple[list[Tensor], Tensor]:
@@ -319,16 +353,44 @@ def test_each_slot_has_its_own_graphs_and_few_of_them() -> None:
     assert strategy.compile_seconds > 0
 
 
-def test_auto_captures_long_runs_of_batches_of_one_size() -> None:
-    model = task()
-    assert choose_graphs("auto", model, True, 8000, 4) == (True, "")
-    assert choose_graphs("auto", model, True, 7999, 4) == (False, "")
-    assert choose_graphs(False, model, True, 1e9, 1) == (False, "")
-    assert choose_graphs("auto", model, False, 1e9, 1) == (False, "batches are whole data sets")
-    assert choose_graphs("auto", nn.LSTM(2, 2), True, 1e9, 1)[0] is False
-    assert choose_graphs(True, model, True, 1, 4) == (True, "")
-    with pytest.raises(ConfigurationError, match=r"must have batches of one size, .* but batches are whole data sets"):
-        choose_graphs(True, model, False, 1e9, 1)
+@pytest.mark.parametrize("total", [1.0, 1e12])
+@pytest.mark.parametrize("participants", [2, 64])
+def test_auto_takes_the_plain_loop_on_a_gpu(total: float, participants: int) -> None:
+    """No cohorts, no graphs, nothing compiled, however long the run is; by name there are graphs, called experimental."""
+    clients, model = data(torch.float32), Classification(LogisticRegression(6, 3), 3)
+    clients.setup()
+    work = Workload(participants, total, 20, balanced=True, batched=True, filled=1.0)
+    for wish, graphs in (("auto", False), (False, False), (True, True)):
+        strategy = SlotStrategy(2, compile=wish)  # type: ignore[arg-type]
+        strategy.slots = [Slot("cuda", 0, 0), Slot("cuda", 0, 1)]
+        strategy._choose(model, Layout.of(model), clients, work, None)
+        assert (strategy.cohort_size, strategy.programs, strategy.graphs is not None) == (1, None, graphs)
+        assert ("steps as CUDA graphs (experimental)" in strategy.describe()) == graphs
+        assert "not compiled" not in strategy.describe()
+
+
+def test_what_cannot_be_captured_is_refused() -> None:
+    check_capture(task(), batched=True)
+    for model, batched, coupled, said in (
+        (task(), False, False, "batches are whole data sets"),
+        (nn.Sequential(nn.LSTM(2, 2)), True, False, "cuDNN's recurrent layer '0'"),
+        (task(), True, True, "the loss looks across a batch"),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=f"must have batches of one size, .* but {said}.*; use `compile=False`"
+        ):
+            check_capture(model, batched, coupled)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_slot_whose_stream_cannot_be_made_is_said_in_one_line() -> None:
+    strategy = SlotStrategy(1)
+    strategy.slots = [Slot("cuda", 0, 0)]
+    strategy._task, strategy._layout = task(), Layout.of(task())
+    with pytest.raises(
+        ConfigurationError, match=r"^Slot cuda:0/0 must have a copy [^\n]*; use [^\n]* `slots='cpu/0'`\.$"
+    ):
+        strategy._worker(strategy.slots[0], False)
 
 
 # -- no waiting for the device ----------------------------------------------------------------------------------------
@@ -378,7 +440,7 @@ def test_no_step_of_any_method_waits_for_the_device_or_mixes_devices(name: str, 
     if how == "loop":
         upload = train(job, replica, LoopExecutor(replica), (6,), Hooks)
     else:  # 6, 4 and 2 steps: a cohort of three narrows to two, which takes the widest graph, and to one
-        graphs = Graphs(3, 4, True, on_tape)
+        graphs = Graphs(3, 4, on_tape)
         upload = train(job, replica, GraphExecutor(replica, graphs, "meta", False), (6, 2, 0), Hooks)
     assert {tensor.device.type for tensor in upload.values()} == {"meta"}
 
@@ -473,6 +535,11 @@ def test_the_bill_is_measured_on_one_step_of_each_client() -> None:
     meter = FakeMeter(torch.OutOfMemoryError("tried to allocate"))
     with pytest.raises(ConfigurationError, match="must have memory for a local step of 3 clients"):
         bill.measure(meter, replica, job, (1, 3, 2), CohortExecutor(replica, 3), 2, False)
+    meter = FakeMeter(RuntimeError("CUDA error: no kernel image is available\nmore"))
+    with pytest.raises(
+        ConfigurationError, match=r"^cpu must take a trial step, [^\n]*no kernel image[^\n]* `slots='cpu/0'`\.$"
+    ):
+        bill.measure(meter, replica, job, (1, 3, 2), CohortExecutor(replica, 3), 2, False)
 
 
 @pytest.mark.parametrize(
@@ -482,6 +549,7 @@ def test_the_bill_is_measured_on_one_step_of_each_client() -> None:
         (RuntimeError("CUDA error: out of memory\n..."), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
         (MemoryError(), True),
+        (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("shapes"), False),
         (KeyError("out of memory"), False),
     ],

@@ -12,7 +12,7 @@ from fedlightning.engine.cohort import rehearse
 from fedlightning.engine.executors import Executor
 from fedlightning.engine.job import RoundJob
 from fedlightning.engine.replica import Replica
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, first_line
 
 LIBRARIES = 96 * 2**20
 """Bytes that cuBLAS and cuDNN take for a stream, about: cuBLAS alone has 32 MiB of workspace on a Hopper GPU."""
@@ -108,17 +108,22 @@ def measure(
         graphs: whether steps will be captured.
 
     Raises:
-        ConfigurationError: not even one step has room.
+        ConfigurationError: not even one step has room, or the device fails.
     """
     device = str(replica.device)
     try:
         peak = meter.peak(lambda: rehearse(replica, job, cohort, executor, f"{device}, before the first round"))
+        return Bill(device, slots, peak, graphs, meter.free())
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
             f"{device} must have memory for a local step of {len(cohort)} client{'s' * (len(cohort) > 1)}, but has not: "
-            f"{error} Use a smaller `cohort_size` or a smaller batch."
+            f"{first_line(error)} Use a smaller `cohort_size` or a smaller batch."
         ) from error
-    return Bill(device, slots, peak, graphs, meter.free())
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"{device} must take a trial step, by which its memory is measured, but fails: {first_line(error)}; see whether "
+            "the step runs on a CPU, `slots='cpu/0'`."
+        ) from error
 
 
 def _gib(count: int) -> str:

@@ -4,26 +4,30 @@ A step of a small model is a few hundred kernels of microseconds each, which tak
 launches them at once. What is captured is the loop's own step (one client) or the cohort's (several), so a graph computes
 what they compute, and nothing is compiled. Only steps that never wait for the device can be captured; whether a step does is
 looked at while it is tried, before the first capture.
+
+This is experimental: it is tested on a CPU, where a tape of operations stands for a graph, and has not run on a card. So it is
+asked for by name, `compile=True`, and whatever fails names `compile=False`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils import _pytree
 
 from fedlightning.engine.capture import Capture, CudaCapture, Step, StepGraph
-from fedlightning.engine.executors import Block, CohortExecutor, LoopExecutor, of_clients, where_active
+from fedlightning.engine.executors import Block, CohortExecutor, Executor, LoopExecutor, of_clients, where_active
 from fedlightning.engine.hooks import Hooks
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica
-from fedlightning.errors import ConfigurationError
+from fedlightning.engine.slots import out_of_memory
+from fedlightning.errors import ClientError, ConfigurationError, FedLightningError, first_line
 from fedlightning.method import Batch
 from fedlightning.state import State
 
@@ -34,90 +38,58 @@ class Graphs:
     Args:
         cohort_size: the largest width.
         batch_size: B of a full batch.
-        strict: whether a step that cannot be captured is an error; if not, it runs as it is, with one warning.
         capture: makes what captures for a slot; called in the slot's thread.
 
     Attributes:
         widths: at most three: 1, the cohort's size, and one between.
         seconds: that slots have spent trying and capturing, all together.
-        why_not: why steps are not captured, once that is known.
     """
 
-    def __init__(
-        self, cohort_size: int, batch_size: int, strict: bool, capture: Callable[[], Capture] = CudaCapture
-    ) -> None:
+    def __init__(self, cohort_size: int, batch_size: int, capture: Callable[[], Capture] = CudaCapture) -> None:
         self.widths: tuple[int, ...] = tuple(sorted({1, round(cohort_size**0.5), cohort_size}))
-        self.batch_size, self.strict, self._make = batch_size, strict, capture
-        self.seconds, self.why_not = 0.0, ""
+        self.batch_size, self._make = batch_size, capture
+        self.seconds = 0.0
         self._slots: dict[str, tuple[Capture, dict[Any, StepGraph]]] = {}
         self._lock = threading.Lock()
 
-    def get(self, slot: str, key: Any, build: Callable[[Capture], StepGraph]) -> StepGraph | None:
-        """A slot's graph, built where it is not there; None where steps cannot be captured."""
+    def get(self, slot: str, key: Any, build: Callable[[Capture], StepGraph]) -> StepGraph:
+        """A slot's graph, built where it is not there."""
         if slot not in self._slots:
             self._slots[slot] = (self._make(), {})
         capture, graphs = self._slots[slot]
-        if key not in graphs and not self.why_not:
+        if key not in graphs:
             began = time.perf_counter()
-            try:
-                graphs[key] = build(capture)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                if self.strict:
-                    raise
-                self._give_up(error)
+            graphs[key] = build(capture)
             with self._lock:
                 self.seconds += time.perf_counter() - began
-        return graphs.get(key)
+        return graphs[key]
 
     def forget(self, slot: str) -> None:
         """Drop a slot's graphs and their buffers."""
         self._slots.pop(slot, None)
 
-    def _give_up(self, error: RuntimeError) -> None:
-        with self._lock:
-            first, self.why_not = not self.why_not, str(error).splitlines()[0]
-        if first:
-            rank_zero_warn(f"Local steps are not captured in CUDA graphs, since they wait for the host: {error}")
 
-
-_LONG = 2000
-"""Local steps of a slot from which a second of trying and capturing is less than what replays save."""
-
-
-def choose_graphs(
-    wish: bool | str, task: nn.Module, batched: bool, total: float, slots: int, coupled: bool = False
-) -> tuple[bool, str]:
-    """Whether steps on GPUs are captured and, where they are not but might be, why.
+def check_capture(task: nn.Module, batched: bool, coupled: bool = False) -> None:
+    """Check that steps can be captured as far as that is known beforehand.
 
     Args:
-        wish: True, False, or "auto", which captures where a slot takes at least 2,000 local steps in the run, since even
-            a ResNet's step takes longer to launch than to run on a large GPU.
         task: the model.
         batched: whether batches have a fixed size.
-        total: local steps of all clients in the run.
-        slots: how many share them.
         coupled: whether the loss of one example depends on the others of its batch; a graph's batches have empty places.
 
     Raises:
-        ConfigurationError: it is asked for, but cannot be.
+        ConfigurationError: they cannot.
     """
-    if wish is False:
-        return False, ""
     recurrent = next((name for name, m in task.named_modules() if isinstance(m, nn.RNNBase)), None)
     obstacle = "" if batched else "batches are whole data sets"
     obstacle = "the loss looks across a batch, empty places included" if coupled else obstacle
     if recurrent is not None:
         obstacle = f"cuDNN's recurrent layer {recurrent!r} copies its weights"
-    if wish is True and obstacle:
+    if obstacle:
         raise ConfigurationError(
             "`compile=True` on a GPU must have batches of one size, a loss of each example alone, and no recurrent layer of "
             f"cuDNN, but {obstacle}; use `compile=False`, or set `batch_size`."
         )
-    if obstacle or (wish == "auto" and total < _LONG * slots):
-        return False, obstacle
-    return True, ""
 
 
 class GraphExecutor(CohortExecutor):
@@ -181,8 +153,8 @@ class GraphExecutor(CohortExecutor):
                 return StepGraph(step, state, fixed, one, capture)
 
         full = one[-1].shape[1] == self._graphs.batch_size
-        if full and (graph := self._graphs.get(self._slot, key, build)):
-            return graph(state, fixed, stepped)
+        if full:
+            return self._graphs.get(self._slot, key, build)(state, fixed, stepped)
         losses = []
         for s in range(len(stepped[0])):
             state, loss = step(state, fixed, [tensor[s] for tensor in stepped])
@@ -214,3 +186,20 @@ def _padded(tensor: Tensor, batch_size: int) -> Tensor:
     padded = tensor.new_zeros(*tensor.shape[:2], batch_size, *tensor.shape[3:])
     padded[:, :, : tensor.shape[2]] = tensor
     return padded
+
+
+@contextmanager
+def explained(executor: Executor, slot: str) -> Iterator[None]:
+    """What fails of captured steps as one line that names the setting without them; memory that runs out is not of that kind."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not isinstance(executor, GraphExecutor) or isinstance(error, FedLightningError) or out_of_memory(error):
+            raise
+        failure = ClientError(
+            f"Local steps must run as CUDA graphs on slot {slot}, since `compile=True` asks for that (it is experimental), "
+            f"but fail: {first_line(error)}; use `compile=False`."
+        )
+        for note in getattr(error, "__notes__", ()):
+            failure.add_note(note)
+        raise failure from error

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning.engine.capture import CAPTURE
 from fedlightning.engine.replica import Replica
-from fedlightning.errors import ClientError, ConfigurationError
+from fedlightning.errors import ClientError, ConfigurationError, first_line
 
 Result = TypeVar("Result")
 Work = Callable[["Worker"], Result]
@@ -333,11 +333,6 @@ def _stopped(slot: str, error: BaseException | None) -> ClientError:
     )
     failure.__cause__ = error
     return failure
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).splitlines()), "")
 
 
 def check_threads(slots: int, threads: int) -> None:
