@@ -131,7 +131,9 @@ class FederatedTrainer:
         Raises:
             ConfigurationError: something does not fit; raised before the first round.
             ClientError, MethodError: a client failed, or a hook broke its contract; the last finished round was saved.
-            KeyboardInterrupt: SIGTERM or SIGINT came, and the run ended after the round; a second SIGINT ends it at once.
+            SaveError: the disk is full; what was saved before is whole.
+            KeyboardInterrupt: SIGTERM or SIGINT came, and the run ended after the round; an evaluation gets ten seconds, or its
+                round is not finished. A second SIGINT ends the run at once.
         """
         refuse_unknown("`fit`", others, FederatedTrainer.fit, LIGHTNING_FIT)
         check_fit(method, task, data, state, ckpt_path)
