@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from fedlightning.background import Detach, start_in_background
 from fedlightning.command import TYPED, Command, Program
 from fedlightning.data import parse_partition
-from fedlightning.errors import ConfigurationError, FedLightningError
+from fedlightning.engine.slots import out_of_memory
+from fedlightning.errors import ConfigurationError, FedLightningError, first_line
 from fedlightning.flags import (
     Flag,
     Repeated,
@@ -130,6 +131,12 @@ def _ended(name: str, stopped: Callable[[], str]) -> Iterator[None]:
         _say(
             f"{name}: error: A path's names must be as short as the file system wants them, but {given} has a longer one."
         )
+        raise SystemExit(2) from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "use a smaller model or fewer clients a round; what was finished is saved"
+        _say(f"{name}: error: Memory ran out ({first_line(error) or 'MemoryError'}); {remedy}. The run {stopped()}")
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         _say(f"{name}: {stopped()}")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -278,6 +279,36 @@ def test_a_run_that_was_refused_leaves_no_folder_of_its_own() -> None:
     with pytest.raises(SystemExit):
         synthetic("--name", "new", "--clients-per-round", "31")
     assert not folder(name="new").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.\nmore"), "(Default"),
+        (MemoryError(), "(MemoryError)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "(CUDA out of memory. Tried"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_and_the_run_goes_on_from_the_last_round(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the trainer's own thread, in the second round; what of it runs out in a slot is tried on another."""
+    usual = FedAvg.on_aggregate
+
+    def fails(self: FedAvg, server: Any, mean: Any, round: Any) -> Any:
+        if round.index == 1:
+            raise error
+        return usual(self, server, mean, round)
+
+    few = ["--rounds", "3", "--local-steps", "1", "--name", "full"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FedAvg, "on_aggregate", fails)
+        with pytest.raises(SystemExit, match="2"):
+            synthetic(*few)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith(f"synthetic: error: Memory ran out {said}")
+    assert line.endswith("; what was finished is saved. The run stopped; go on with `--resume last --name full`.")
+    synthetic(*few, "--resume", "last")
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again(capsys: pytest.CaptureFixture[str]) -> None:

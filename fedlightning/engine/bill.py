@@ -12,6 +12,7 @@ from fedlightning.engine.cohort import rehearse
 from fedlightning.engine.executors import Executor
 from fedlightning.engine.job import RoundJob
 from fedlightning.engine.replica import Replica
+from fedlightning.engine.slots import out_of_memory
 from fedlightning.errors import ConfigurationError, first_line
 
 LIBRARIES = 96 * 2**20
@@ -114,15 +115,15 @@ def measure(
     try:
         peak = meter.peak(lambda: rehearse(replica, job, cohort, executor, f"{device}, before the first round"))
         return Bill(device, slots, peak, graphs, meter.free())
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise ConfigurationError(
+                f"{device} must take a trial step, by which its memory is measured, but fails: {first_line(error)}; see "
+                "whether the step runs on a CPU, `slots='cpu/0'`."
+            ) from error
         raise ConfigurationError(
             f"{device} must have memory for a local step of {len(cohort)} client{'s' * (len(cohort) > 1)}, but has not: "
             f"{first_line(error)} Use a smaller `cohort_size` or a smaller batch."
-        ) from error
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"{device} must take a trial step, by which its memory is measured, but fails: {first_line(error)}; see whether "
-            "the step runs on a CPU, `slots='cpu/0'`."
         ) from error
 
 

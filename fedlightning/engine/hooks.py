@@ -15,6 +15,7 @@ from torch import Tensor
 from fedlightning.declarations import code_of, place_of
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import mean_loss
+from fedlightning.engine.slots import out_of_memory
 from fedlightning.errors import FedLightningError, MethodError
 from fedlightning.method import Batch, ClientContext, FedMethod, FlatModel, Grad
 from fedlightning.state import State, StateError
@@ -149,9 +150,11 @@ def naming(method: FedMethod, hook: str | None = None) -> Iterator[None]:
         yield
     except StateError as error:
         _explain(error, method, hook)
-    except (FedLightningError, torch.OutOfMemoryError):
+    except FedLightningError:
         raise
-    except Exception as error:  # noqa: BLE001 - raised again, with what is known of it
+    except Exception as error:
+        if out_of_memory(error):  # which is no fault of the hook
+            raise
         _explain(error, method, hook)
 
 
