@@ -89,12 +89,13 @@ class SlotStrategy:
             GPU round float32 to TF32, and nothing else. "tf32" lets matrix products do so too; on a CPU it is "32-true".
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
             parameters, the gradients that methods see, and all states stay float32.
-        threads_per_slot: intra-operator threads of each slot.
+        threads_per_slot: intra-operator threads of each slot. All slots together have at most 256 threads, or 16 a core.
         memory_dir: where the clients' memory lies as memory-mapped files; None keeps the first 8 GiB in the host's memory
             and the rest in a file in the run's folder.
 
     Raises:
-        ConfigurationError: a slot's name does not parse, its device is not there, or it is named twice.
+        ConfigurationError: a slot's name does not parse, its device is not there, or it is named twice; or there are more
+            threads than any use.
     """
 
     @checked(slots=COUNT, cohort_size=COUNT, threads_per_slot=COUNT)
@@ -110,9 +111,7 @@ class SlotStrategy:
     ) -> None:
         self._wish = _read_slots(slots)
         count = self._wish if isinstance(self._wish, int) else len(self._wish or ())
-        for name, value, most in (("slots", count, 1024), ("threads_per_slot", threads_per_slot, 256)):
-            if value > most:
-                raise ConfigurationError(f"`{name}` of SlotStrategy must be at most {most:,}, but is {value:,}.")
+        check_threads(max(count, 1), threads_per_slot)
         check_precision(precision)
         self.precision = precision
         self._cohort_wish, self._compile_wish, self._threads = cohort_size, compile, threads_per_slot

@@ -395,18 +395,29 @@ def test_threads_that_cannot_be_started_are_said_in_one_line_and_none_is_left(
     assert trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data).round == 1
 
 
-def test_more_threads_than_any_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Quadratics([EYE, EYE], [EYE[0], EYE[1]], [2, 2])
-    for cores, count, threads in ((2, 8, 64), (64, 16, 65)):
-        monkeypatch.setattr(slots, "cpu_count", lambda cores=cores: cores)
-        trainer = FederatedTrainer(
-            1, strategy=SlotStrategy(count, threads_per_slot=threads), callbacks=[], logger=False
-        )
-        with pytest.raises(
-            ConfigurationError,
-            match=rf"at most \S+ threads together on {cores} cores, but {count} slots of `threads_per_slot={threads}` have",
-        ):
-            trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data)
+@pytest.mark.parametrize(
+    ("cores", "given", "slots_", "threads"),
+    [(2, 8, 8, 64), (64, "16", 16, 65), (2, "auto", 1, 257), (1, "cpu/0,cpu/1", 2, 129), (8, 10**6, 10**6, 1)],
+)
+def test_more_threads_than_any_use_are_refused(
+    cores: int, given: int | str, slots_: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "cpu_count", lambda: cores)
+    word = "slot" if slots_ == 1 else "slots"
+    said = rf"at most \S+ threads together on {cores} cores, but {slots_:,} {word} of `threads_per_slot={threads}` have"
+    with pytest.raises(ConfigurationError, match=said):
+        SlotStrategy(given, threads_per_slot=threads)  # type: ignore[arg-type]
+
+
+def test_auto_takes_no_more_slots_than_there_may_be_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" takes is known before the first round."""
+    monkeypatch.setattr(slots, "cpu_count", lambda: 2)
+    monkeypatch.setattr(choices, "cpu_count", lambda: 16)
+    monkeypatch.setattr(interpreter, "gil_enabled", lambda: False)
+    data = Quadratics([EYE] * 16, [EYE[0]] * 16, [2] * 16)
+    trainer = FederatedTrainer(1, strategy=SlotStrategy(threads_per_slot=17), callbacks=[], logger=False)
+    with pytest.raises(ConfigurationError, match="but 16 slots of `threads_per_slot=17` have 272"):
+        trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data)
 
 
 def test_switches_that_are_set_by_half_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

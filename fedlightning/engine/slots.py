@@ -343,9 +343,10 @@ def check_threads(slots: int, threads: int) -> None:
     """
     most = max(_THREADS, _THREADS_PER_CORE * cpu_count())
     if slots * threads > most:
+        given = f"{slots:,} slot{'s' * (slots > 1)} of `threads_per_slot={threads}` have {slots * threads:,}"
         raise ConfigurationError(
-            f"The slots must have at most {most:,} threads together on {cpu_count()} cores, but {slots:,} slots of "
-            f"`threads_per_slot={threads}` have {slots * threads:,}; use fewer `slots` or a smaller `threads_per_slot`."
+            f"The slots of SlotStrategy must have at most {most:,} threads together on {cpu_count()} cores, but {given}; use "
+            "fewer `slots` or a smaller `threads_per_slot`."
         )
 
 
