@@ -24,6 +24,7 @@ from fedlightning import (
     FedAvg,
     FederatedTrainer,
     FedProx,
+    MethodError,
     ModelCheckpoint,
     Scaffold,
     SlotStrategy,
@@ -429,6 +430,17 @@ def test_another_failure_stops_the_comparison(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no such thing"):
         run(tmp_path, {"broken": Broken()}, seeds=(0,))
     assert not diary(tmp_path / "broken" / "seed_0")["finished"]
+
+
+def test_a_method_that_breaks_the_contract_is_named_before_any_runs(tmp_path: Path) -> None:
+    class Broken(FedAvg):
+        def direction(self, local: Any, grad: Any, client: Any) -> Any:
+            return grad(local.w)[:1]
+
+    with pytest.raises(MethodError, match=r"`Broken.direction` .* like w") as caught:
+        run(tmp_path / "new", {"fedavg": FedAvg(), "broken": Broken()})
+    assert "(method broken)" in caught.value.__notes__
+    assert not list((tmp_path / "new").rglob("metrics.csv"))
 
 
 def test_a_trainer_may_be_made_by_a_function(tmp_path: Path) -> None:

@@ -429,7 +429,7 @@ class WritesToShared(FedMethod):
     ("method", "says"),
     [
         (DrawsGlobally(), r"DrawsGlobally.direction.*global random numbers.*keyed_uniform"),
-        (WritesToShared(), r"WritesToShared.on_local_step.*in place to the server's tensors"),
+        (WritesToShared(), r"WritesToShared.direction.*changed `local.w` in place, which others share"),
     ],
 )
 def test_a_hook_that_a_graph_would_not_repeat_is_named(method: FedMethod, says: str) -> None:

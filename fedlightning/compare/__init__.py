@@ -25,7 +25,7 @@ from fedlightning.compare.diary import (
 from fedlightning.compare.names import Methods, name_methods, slug
 from fedlightning.compare.table import Mode, Outcome, Table, read_run
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.errors import ConfigurationError, DivergedError
+from fedlightning.errors import ConfigurationError, DivergedError, MethodError
 from fedlightning.loggers import RunTensorBoardLogger, log_hyperparameters, run_loggers
 from fedlightning.method import FedMethod
 from fedlightning.task import FederatedTask
@@ -181,7 +181,7 @@ class Comparison:
                 trainer.fit(method, problem.task, problem.data)
             except Checked:
                 pass
-            except ConfigurationError as error:
+            except (ConfigurationError, MethodError) as error:
                 error.add_note(f"(method {name})")
                 raise
 
