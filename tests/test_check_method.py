@@ -1,6 +1,8 @@
 """`check_method` passes what keeps the contract, and fails, with a message that helps, what does not."""
 
+import dataclasses
 import time
+from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
@@ -171,6 +173,20 @@ class ReachesThroughAHelper(FedAvg):
         return super().on_aggregate(server, mean.apply(lambda tensor: LOG.append(tensor) or tensor), round)
 
 
+class GoesRoundTheFrozenDataclass(FedAvg):
+    def on_aggregate(self, server, mean, round):  # type: ignore[no-untyped-def]
+        vars(self)["last"] = mean.delta
+        return super().on_aggregate(server, mean, round)
+
+
+class ChangesAHyperparameter(FedAvg):
+    weights: list[float] = dataclasses.field(default_factory=lambda: [1.0])
+
+    def on_aggregate(self, server, mean, round):  # type: ignore[no-untyped-def]
+        self.weights.append(0.0)
+        return super().on_aggregate(server, mean, round)
+
+
 def _count(value: float) -> float:
     return _log(value)
 
@@ -261,6 +277,8 @@ class CarriesAnotherDtype(FedAvg):
         (HasADefault(), "the default of `seen` of `HasADefault.direction` has another value"),
         (HasAGeneratorOfItsOwn(), "the global `GENERATOR` has another value"),
         (ReachesThroughAHelper(), "the global `LOG` has another value"),
+        (GoesRoundTheFrozenDataclass(), "`self.last` has another value"),
+        (ChangesAHyperparameter(), "`self.weights` has another value"),
         (CallsAFunctionThatCounts(), "the global `LOG` has another value"),
         (closes_over(), "`rounds`, which `ClosesOver.on_aggregate` closes over, has another value"),
         (DrawsUnseeded(), "must give the same bits when it is run again, .* no seed reaches"),
@@ -287,8 +305,12 @@ class ReadsConstants(FedAvg):
 
     factors = (1.0, 0.5)
 
+    @cached_property
+    def half(self):  # type: ignore[no-untyped-def]
+        return 0.5
+
     def direction(self, local, grad, client, scale=(1.0, 2.0)):  # type: ignore[no-untyped-def]
-        return self.factors[0] * scale[0] * grad(local.w) + 0 * CONSTANT
+        return 2 * self.half * self.factors[0] * scale[0] * grad(local.w) + 0 * CONSTANT
 
 
 CONSTANT = torch.ones(3, dtype=torch.float64)

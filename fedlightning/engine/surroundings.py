@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import Parameter
 
 from fedlightning.declarations import function_of
 from fedlightning.hashing import digest
-from fedlightning.method import FedMethod, hyperparameters
+from fedlightning.method import FedMethod
 
 _DEEP = 5
 """Containers within containers that are looked at."""
@@ -40,8 +41,9 @@ class Surroundings:
     def _look(self) -> Iterator[tuple[str, Any]]:
         own = [cls for cls in type(self._method).__mro__ if cls not in FedMethod.__mro__]
         homes = {cls.__module__ for cls in own}
-        for name, value in hyperparameters(self._method).items():
-            yield f"the hyperparameter `{name}`", _content(value, homes)
+        for name, value in vars(self._method).items():
+            if not isinstance(inspect.getattr_static(type(self._method), name, None), cached_property):
+                yield f"`self.{name}`", _content(value, homes)
         held = [(f"{cls.__name__}.{name}", value) for cls in own for name, value in vars(cls).items()]
         for name, value in held:
             if function_of(value) is None and not name.partition(".")[2].startswith("__"):
