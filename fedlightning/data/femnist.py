@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedlightning.checked import checked
-from fedlightning.data.files import Progress, prepared, stamp
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.files import Progress, prepared, stamp, visible_files
+from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.power_law import gather, split_devices
 from fedlightning.errors import ConfigurationError
@@ -87,7 +87,7 @@ class _Handwriting(FederatedDataModule):
     classes: int
     shape = (SIDE * SIDE,)
 
-    @checked(seed="[0, 4294967295]")
+    @checked(seed="[0, 4294967295]", **BATCHING)
     def __init__(
         self,
         root: str | Path,
@@ -136,7 +136,7 @@ class FEMNIST(_Handwriting):
 
     classes = OUTPUTS
 
-    @checked(classes_per_user=f"[1, {CLASSES}]")
+    @checked(classes_per_user=f"[1, {CLASSES}]", **BATCHING)
     def __init__(
         self,
         *,
@@ -177,7 +177,7 @@ class FEMNIST(_Handwriting):
     def _files(self, folder: str) -> list[Path]:
         """The training images of a class, by name."""
         where = self.root / "by_class" / folder / f"train_{folder}"
-        found = sorted(where.glob("*.png"))
+        found = visible_files(where, "*.png")
         if not found:
             raise ConfigurationError(
                 f"The images of {chr(int(folder, 16))!r} must lie in {where.absolute()}, but there is no PNG file; they "
@@ -227,7 +227,7 @@ class OmniglotWriters(_Handwriting):
     name = "omniglot_writers"
     writers: list[str]
 
-    @checked()
+    @checked(**BATCHING)
     def __init__(
         self,
         *,
@@ -266,7 +266,7 @@ class OmniglotWriters(_Handwriting):
     def _files(self) -> dict[tuple[str, str, str], Path]:
         """Where each image lies, by alphabet, character and file name."""
         folders = [self.root / name for name in ("omniglot-small", "omniglot-py")]
-        paths = [path for folder in folders for path in sorted(folder.glob("images_*/*/character*/*_*.png"))]
+        paths = [path for folder in folders for path in visible_files(folder, "images_*/*/character*/*_*.png")]
         found = {path.parts[-3:]: path for path in paths}
         if not found:
             raise ConfigurationError(

@@ -73,6 +73,11 @@ def _hash(path: Path, name: str) -> str:
         return hashlib.file_digest(file, name).hexdigest()
 
 
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match a pattern, by name; without hidden ones, such as the `._…` that macOS leaves."""
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+
+
 def stamp(paths: Iterable[Path]) -> str:
     """A short hash of the files' names, sizes and times of change, for the key of `prepared`."""
     content = hashlib.blake2b(digest_size=8)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fedlightning.checked import checked
+from fedlightning.data.files import visible_files
 from fedlightning.data.leaf_split import random_split, take_clients
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 
@@ -50,7 +51,7 @@ def read_leaf(path: str | Path) -> list[LeafUser]:
         ConfigurationError: nothing is there, it is not such a file, its numbers do not agree, or a user comes twice.
     """
     path = Path(path)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = visible_files(path, "*.json") if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ConfigurationError(
             f"LEAF's data must be a JSON file, or a folder of some, but {path.absolute()} is "
@@ -145,7 +146,7 @@ class LeafData(FederatedDataModule):
     users: list[str]
     hierarchies: list[str | None]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)")
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", **BATCHING)
     def __init__(
         self,
         train: str | Path,
