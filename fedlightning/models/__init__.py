@@ -106,6 +106,8 @@ def build_model(
         ConfigurationError: the name is unknown, the shape does not fit the model, there is no class, or an option is
             given to a model that does not have it.
     """
+    if not shape or min(shape) < 1:
+        raise ConfigurationError(f"`shape` of build_model must hold numbers of at least 1, but is {shape}.")
     if name not in _KNOWN:
         raise ConfigurationError(f"`model` must be a known name, but is {name!r}. {nearest(name, _KNOWN)}")
     arguments = _options(name, {"groups": groups, "positions": positions}) | _sizes(name, tuple(shape), classes)

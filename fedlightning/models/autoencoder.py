@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedlightning.checked import COUNT, checked
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, shown
+from fedlightning.models.size import dense, require_size
 
 
 class ConvAutoencoder(nn.Module):
@@ -33,6 +34,7 @@ class ConvAutoencoder(nn.Module):
             raise ConfigurationError(
                 f"`size` of ConvAutoencoder must be a multiple of 4, but is {size}; crop the images."
             )
+        require_size("ConvAutoencoder", channels * 2 * 32 * 9, channels=channels)
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, 32, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -66,6 +68,12 @@ class DenseAutoencoder(nn.Module):
     def __init__(self, shape: tuple[int, ...] = (1, 28, 28), widths: Sequence[int] = (512, 256, 64, 16)) -> None:
         super().__init__()
         there = (math.prod(shape), *widths)
+        if not shape or not widths or min(*shape, *widths) < 1:
+            raise ConfigurationError(
+                "`shape` and `widths` of DenseAutoencoder must hold numbers of at least 1, but are "
+                f"{shown(shape)} and {shown(widths)}."
+            )
+        require_size("DenseAutoencoder", 2 * dense(there), shape=shape, widths=widths)
         self.encoder = nn.Sequential(nn.Flatten(), *_layers(there))
         self.decoder = nn.Sequential(*_layers(there[::-1]), nn.Tanh(), nn.Unflatten(1, tuple(shape)))
 

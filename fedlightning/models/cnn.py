@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
+from fedlightning.models.size import require_size
 
 
 class _Convolutional(nn.Module):
@@ -38,6 +39,8 @@ class CNN(_Convolutional):
 
     @checked(channels=COUNT, classes=COUNT, size="[4, inf)")
     def __init__(self, channels: int, classes: int, size: int = 28, groups: int = 8) -> None:
+        parameters = channels * 32 * 9 + 64 * (size // 4) ** 2 * 128 + 128 * classes
+        require_size("CNN", parameters, channels=channels, classes=classes, size=size)
         if groups < 1 or 32 % groups:
             raise ConfigurationError(f"`groups` of CNN must divide its 32 channels, but is {groups}; use 8 or 16.")
         features = nn.Sequential(
@@ -66,6 +69,8 @@ class FedAvgCNN(_Convolutional):
 
     @checked(channels=COUNT, classes=COUNT, size="[4, inf)")
     def __init__(self, channels: int, classes: int, size: int = 28) -> None:
+        parameters = channels * 32 * 25 + 64 * (size // 4) ** 2 * 512 + 512 * classes
+        require_size("FedAvgCNN", parameters, channels=channels, classes=classes, size=size)
         features = nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=2),
             nn.ReLU(),
@@ -90,10 +95,12 @@ class LeNet(_Convolutional):
 
     @checked(channels=COUNT, classes=COUNT, size="[16, inf)")
     def __init__(self, channels: int, classes: int, size: int = 32) -> None:
+        side = ((size - 4) // 2 - 4) // 2
+        parameters = channels * 6 * 25 + 16 * side**2 * 120 + 84 * classes
+        require_size("LeNet", parameters, channels=channels, classes=classes, size=size)
         features = nn.Sequential(
             nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
         )
-        side = ((size - 4) // 2 - 4) // 2
         head = nn.Sequential(
             nn.Linear(16 * side**2, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedlightning.checked import checked
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, shown
 from fedlightning.streams import keyed_uniform
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -91,9 +91,12 @@ def dropout_key_names(module: nn.Module) -> list[str]:
     ]
 
 
-@checked()
 def set_dropout_key(module: nn.Module, key: Tensor) -> None:
     """Copy a key [] (int64) into every key buffer, in place."""
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(f"`module` of `set_dropout_key` must be an nn.Module, but is {shown(module)}.")
+    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.dim():
+        raise ConfigurationError(f"`key` of `set_dropout_key` must be a key [] (int64), but is {shown(key)}.")
     for child in module.modules():
         if isinstance(child, KeyedDropout):
             child.key.copy_(key)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning.checked import COUNT, checked
+from fedlightning.errors import ConfigurationError, shown
+from fedlightning.models.size import dense, require_size
 
 
 class LogisticRegression(nn.Module):
@@ -24,18 +26,20 @@ class LogisticRegression(nn.Module):
     @checked(features=COUNT, classes=COUNT)
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
+        require_size("LogisticRegression", features * classes, features=features, classes=classes)
         self.linear = nn.Linear(features, classes)
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     @classmethod
-    @checked(features=COUNT, classes=COUNT)
+    @checked(features=COUNT, classes=COUNT, seed="[0, 4294967172]")
     def glorot(cls, features: int, classes: int, seed: int) -> LogisticRegression:
         """The model at which the FedProx reference curves of a seed start.
 
         The kernel [features, classes] is drawn row by row by numpy's legacy `RandomState(123 + seed)`, uniformly in
         ±√(6 / (features + classes)), and rounded to float32. The global generators are left alone.
         """
+        require_size("LogisticRegression", features * classes, features=features, classes=classes)
         limit = math.sqrt(6 / (features + classes))
         kernel = np.random.RandomState(123 + seed).uniform(-limit, limit, (features, classes))
         with torch.random.fork_rng(devices=[]):
@@ -63,6 +67,7 @@ class MLP(nn.Module):
     @checked(features=COUNT, classes=COUNT)
     def __init__(self, features: int, classes: int, hidden: Sequence[int] = (200, 200), *, bias: bool = True) -> None:
         super().__init__()
+        _check(type(self).__name__, features, classes, hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for width, following in itertools.pairwise((features, *hidden)):
             layers += [nn.Linear(width, following, bias), nn.ReLU()]
@@ -88,6 +93,7 @@ class LayerNormMLP(nn.Module):
     @checked(features=COUNT, classes=COUNT)
     def __init__(self, features: int, classes: int, hidden: Sequence[int] = (100, 100, 100, 100)) -> None:
         super().__init__()
+        _check(type(self).__name__, features, classes, hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for width, following in itertools.pairwise((features, *hidden)):
             layers += [nn.Linear(width, following, bias=False), nn.LayerNorm(following), nn.ReLU()]
@@ -97,3 +103,9 @@ class LayerNormMLP(nn.Module):
         """Logits [B, classes] of inputs [B, …]."""
         logits: Tensor = self.layers(inputs)
         return logits
+
+
+def _check(model: str, features: int, classes: int, hidden: Sequence[int]) -> None:
+    if min(hidden, default=1) < 1:
+        raise ConfigurationError(f"`hidden` of {model} must be widths of at least 1, but is {shown(hidden)}.")
+    require_size(model, dense((features, *hidden, classes)), features=features, classes=classes, hidden=hidden)

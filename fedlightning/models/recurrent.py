@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
+from fedlightning.models.size import require_size
 from fedlightning.streams import stream
 
 
@@ -35,6 +36,7 @@ class LSTMLayer(nn.Module):
     @checked(inputs=COUNT, hidden=COUNT)
     def __init__(self, inputs: int, hidden: int, rng: np.random.Generator) -> None:
         super().__init__()
+        require_size("LSTMLayer", 4 * hidden * (inputs + hidden), inputs=inputs, hidden=hidden)
         kernel = _glorot(rng, inputs + hidden, 4 * hidden)
         self.weight_ih = nn.Parameter(kernel[:, :inputs].clone())
         self.weight_hh = nn.Parameter(kernel[:, inputs:].clone())
@@ -97,6 +99,9 @@ class CharLSTM(nn.Module):
         self, vocabulary: int = 80, embedding: int = 8, hidden: int = 256, layers: int = 2, *, seed: int = 0
     ) -> None:
         super().__init__()
+        parameters = vocabulary * (embedding + hidden) + 4 * hidden * (embedding + hidden) + 8 * layers * hidden**2
+        sizes = {"vocabulary": vocabulary, "embedding": embedding, "hidden": hidden, "layers": layers}
+        require_size("CharLSTM", parameters, **sizes)
         rng = stream(seed, "init")
         self.embedding = nn.Embedding.from_pretrained(_glorot(rng, embedding, vocabulary), freeze=False)
         self.lstm = _stacked(embedding, hidden, layers, rng)
@@ -132,12 +137,15 @@ class SentimentLSTM(nn.Module):
         super().__init__()
         rng = stream(seed, "init")
         self.words = FrozenEmbedding(vectors)
+        parameters = 4 * hidden * (vectors.shape[1] + 2 * layers * hidden) + hidden * dense
+        require_size("SentimentLSTM", parameters, hidden=hidden, layers=layers, dense=dense)
         self.lstm = _stacked(vectors.shape[1], hidden, layers, rng)
         self.head = nn.Sequential(_linear(hidden, dense, rng), _linear(dense, 1, rng))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (0, z) [B, 2] of tokens [B, T]."""
-        return F.pad(self.head(self.lstm(self.words(tokens.T))[-1]), (1, 0))
+        words = self.words(tokens.T).to(self.head[0].weight.dtype)
+        return F.pad(self.head(self.lstm(words)[-1]), (1, 0))
 
 
 class FrozenEmbedding(nn.Module):
@@ -154,7 +162,7 @@ class FrozenEmbedding(nn.Module):
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
-        if vectors.dim() != 2 or not vectors.is_floating_point():
+        if vectors.dim() != 2 or not len(vectors) or not vectors.is_floating_point() or vectors.is_meta:
             raise ConfigurationError(
                 "`vectors` must be a table of floating-point numbers [V, d], but is "
                 f"{str(vectors.dtype).removeprefix('torch.')} {list(vectors.shape)}."

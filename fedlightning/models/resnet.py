@@ -11,6 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
+from fedlightning.models.size import require_size
 
 Norm = Literal["group", "batch"]
 
@@ -58,6 +59,7 @@ def resnet101(classes: int, channels: int = 3, norm: Norm = "group", groups: int
 def _resnet(
     block: type[Any], layers: tuple[int, ...], classes: int, channels: int, norm: Norm, groups: int
 ) -> nn.Module:
+    require_size("A ResNet", 576 * channels + 512 * block.expansion * classes, classes=classes, channels=channels)
     model: nn.Module = ResNet(block, list(layers), num_classes=classes, norm_layer=_norm_layer(norm, groups))
     stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedlightning.checked import COUNT, checked
 from fedlightning.models.recurrent import LSTMLayer, _glorot, _is_transformed, _linear
+from fedlightning.models.size import require_size
 from fedlightning.streams import stream
 
 
@@ -33,6 +34,7 @@ class GRULayer(nn.Module):
     @checked(inputs=COUNT, hidden=COUNT)
     def __init__(self, inputs: int, hidden: int, rng: np.random.Generator) -> None:
         super().__init__()
+        require_size("GRULayer", 3 * hidden * (inputs + hidden), inputs=inputs, hidden=hidden)
         kernel = _glorot(rng, inputs + hidden, 3 * hidden)
         self.weight_ih = nn.Parameter(kernel[:, :inputs].clone())
         self.weight_hh = nn.Parameter(kernel[:, inputs:].clone())
@@ -106,6 +108,9 @@ class WordRNN(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        parameters = 2 * vocabulary * embedding + 4 * hidden * (embedding + hidden) + 8 * layers * hidden**2
+        sizes = {"vocabulary": vocabulary, "embedding": embedding, "hidden": hidden, "layers": layers}
+        require_size("WordRNN", parameters, **sizes)
         rng = stream(seed, "init")
         self.embedding = nn.Embedding.from_pretrained(_glorot(rng, embedding, vocabulary), freeze=False)
         widths = [embedding] + [hidden] * (layers - 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 from fedlightning.models.recurrent import _is_transformed
+from fedlightning.models.size import require_size
 
 
 @checked(classes=COUNT, channels=COUNT)
@@ -75,6 +76,11 @@ class ViT(nn.Module):
             if value % divisor:
                 other = "heads" if name == "dim" else "patch"
                 raise ConfigurationError(f"`{name}` of ViT must be a multiple of `{other}`, {divisor}, but is {value}.")
+        parameters = (channels * patch**2 + (size // patch) ** 2 + classes) * dim + blocks * dim * (
+            4 * dim + 2 * hidden
+        )
+        sizes = {"dim": dim, "blocks": blocks, "hidden": hidden, "patch": patch, "size": size}
+        require_size("ViT", parameters, classes=classes, channels=channels, **sizes)
         self.size, self.patch = size, patch
         self.embedding = nn.Linear(channels * patch**2, dim)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
