@@ -23,7 +23,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor, nn
@@ -60,25 +61,66 @@ def checked(*others: str, **within: str) -> Callable[[Callable[P, R]], Callable[
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature, hints = inspect.signature(function), dict[str, Any]()
+        rules: dict[str, _Rule] = {}
+        names = tuple(inspect.signature(function).parameters)
+        owner = _owner_of(function, names[:1])
 
         @functools.wraps(function)
         def call(*arguments: P.args, **options: P.kwargs) -> R:
-            try:
-                bound = signature.bind(*arguments, **options)
-            except TypeError:
-                return function(*arguments, **options)  # it words the error better
-            if not hints:
-                hints.update((name, hint) for name, hint in resolved(function).items() if name not in others)
-            owner = _owner(function, bound.arguments)
-            for name, value in bound.arguments.items():
-                if name in hints:
-                    bound.arguments[name] = require(value, hints[name], name, owner, within.get(name))
-            return function(*bound.args, **bound.kwargs)
+            if not rules:  # the first call finds the names that annotations use
+                hints = {name: hint for name, hint in resolved(function).items() if name not in others}
+                rules.update({name: _Rule.of(name, hint, within.get(name)) for name, hint in hints.items()})
+            settled: list[Any] = list(arguments)
+            for place, (name, value) in enumerate(zip(names, arguments, strict=False)):
+                if name in rules and type(value) not in rules[name].plain:
+                    settled[place] = rules[name].settle(value, owner(arguments))
+            for name, value in options.items():
+                if name in rules and type(value) not in rules[name].plain:
+                    options[name] = rules[name].settle(value, owner(arguments))
+            return function(*settled, **options)
 
         return call
 
     return decorate
+
+
+class _Rule(NamedTuple):
+    """What one argument must be.
+
+    Attributes:
+        name: of the argument.
+        hint: its type.
+        within: where it must lie.
+        plain: types whose values need no look.
+    """
+
+    name: str
+    hint: Any
+    within: str | None
+    plain: frozenset[type]
+
+    @classmethod
+    def of(cls, name: str, hint: Any, within: str | None) -> _Rule:
+        """The rule of an argument."""
+        kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        plain = {kind for kind in kinds if kind in (str, bool, types.NoneType) or (kind is int and not within)}
+        return cls(name, hint, within, frozenset(plain))
+
+    def settle(self, value: Any, owner: str) -> Any:
+        """The value as its type has it; see `require`."""
+        return require(value, self.hint, self.name, owner, self.within)
+
+
+def _owner_of(function: Callable[..., Any], first: tuple[str, ...]) -> Callable[[tuple[Any, ...]], str]:
+    """Whose the arguments are: the class whose constructor it is, or the class and its function."""
+    if first not in (("self",), ("cls",)):
+        return lambda _: function.__qualname__.rpartition("<locals>.")[2]
+
+    def owner(arguments: tuple[Any, ...]) -> str:
+        cls = arguments[0] if isinstance(arguments[0], type) else type(arguments[0])
+        return cls.__name__ if function.__name__ == "__init__" else f"{cls.__name__}.{function.__name__}"
+
+    return owner
 
 
 def check_fields(instance: Any, **within: str | tuple[str, ...]) -> None:
@@ -89,13 +131,18 @@ def check_fields(instance: Any, **within: str | tuple[str, ...]) -> None:
     Raises:
         ConfigurationError: a field's value is of another type, or outside its interval.
     """
-    hints = fields_resolved(type(instance))
+    hints = _FIELDS.get(type(instance))
+    if hints is None:
+        hints = _FIELDS[type(instance)] = fields_resolved(type(instance))
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if field.init and not (value is None and field.default is None):
             found = require(value, hints[field.name], field.name, type(instance).__name__, within.get(field.name))
             if found is not value:
                 object.__setattr__(instance, field.name, found)
+
+
+_FIELDS: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
 
 
 def require(value: Any, hint: Any, name: str, owner: str, within: str | tuple[str, ...] | None = None) -> Any:
@@ -111,7 +158,7 @@ def require(value: Any, hint: Any, name: str, owner: str, within: str | tuple[st
     found = fitted(value, hint)
     wanted = words(hint, within) if found is MISFIT else _wanted_number(found, hint, within)
     if wanted:
-        raise ConfigurationError(f"`{name}` of {owner} must be {wanted}, but is {shown(value)}{_remedy(value, hint)}")
+        raise ConfigurationError(f"`{name}` of {owner} must be {wanted}, but {_given(value, hint, wanted)}")
     return found
 
 
@@ -129,15 +176,6 @@ def _wanted_number(found: Any, hint: Any, within: str | None) -> str | None:
     least = within[1:].partition(",")[0]
     number = f"at least {least}" if whole and within[0] == "[" and within.endswith("inf)") else f"in {within}"
     return " or ".join(["'auto'"] * (fitted("auto", hint) is not MISFIT) + [number])
-
-
-def _owner(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Whose an argument is, for the message."""
-    mine = arguments.get("self", arguments.get("cls"))
-    if mine is None:
-        return function.__name__
-    cls = mine if isinstance(mine, type) else type(mine)
-    return cls.__name__ if function.__name__ == "__init__" else f"{cls.__name__}.{function.__name__}"
 
 
 # -- what an annotation says -------------------------------------------------------------------------------------------
@@ -346,6 +384,28 @@ def _plural(hint: Any) -> str:
 
 def _with_article(name: str) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _given(value: Any, hint: Any, wanted: str) -> str:
+    """What there is in the place of what was wanted, and what to do; of a sequence, what it holds that does not fit."""
+    for kind in (hint, *get_args(hint)):
+        each = set(get_args(kind)) - {Ellipsis} if get_origin(kind) in (tuple, list, Sequence) else set()
+        if isinstance(value, (tuple, list)) and len(each) == 1:
+            (entry_hint,) = each
+            strange = [entry for entry in value if fitted(entry, entry_hint) is MISFIT]
+            if strange:
+                return f"holds {_told_apart(strange[0], wanted)}{_remedy(strange[0], entry_hint)}"
+    return f"is {_told_apart(value, wanted)}{_remedy(value, hint)}"
+
+
+def _told_apart(value: Any, wanted: str) -> str:
+    """What a value is; with its module, where its class has the name of the one that is wanted."""
+    kind = type(value)
+    return (
+        f"a {kind.__module__}.{kind.__qualname__}"
+        if kind.__name__ in wanted.replace("s ", " ").split()
+        else shown(value)
+    )
 
 
 def _can_be_made_of(kind: type, value: Any) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -104,23 +105,28 @@ def check_interval(interval: str) -> None:
 
 def is_within(number: Any, interval: str) -> bool:
     """Whether a number lies in an interval such as `"[0, 1)"`; a NaN lies in none."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    low, high = _bounds(interval)
     above = number >= low if interval[0] == "[" else number > low
     return bool(above and (number <= high if interval[-1] == "]" else number < high))
+
+
+@cache
+def _bounds(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
 
 
 def shown(value: Any) -> str:
     """What was given, in one short line: numbers, words and short lists as they are written, other things by what they are."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if isinstance(value, (str, bytes, Real, complex, type(None))) and not _is_huge(value):
+    if _is_plain(value) and not isinstance(value, (tuple, list, type)):
         text = repr(value)
         return text if len(text) < 80 else f"{text[:76]}…{text[-1]}"
     shape, kind = getattr(value, "shape", None), type(value).__name__
-    if isinstance(value, (tuple, list)) and len(value) < 10:
+    if isinstance(value, (tuple, list)) and len(value) < 10 and all(map(_is_plain, value)):
         inner = ", ".join(map(shown, value))
-        if len(inner) < 200:
-            return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
     if isinstance(shape, tuple):
         return f"a {kind} of {str(value.dtype).removeprefix('torch.')}{list(shape)}"
     if callable(value) and hasattr(value, "__name__"):
@@ -128,6 +134,10 @@ def shown(value: Any) -> str:
     return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
 
 
-def _is_huge(value: Any) -> bool:
-    """Whether a whole number has so many digits that Python refuses to write it."""
-    return isinstance(value, int) and value.bit_length() > 10_000
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written as it is; Python refuses to write numbers of thousands of digits."""
+    if isinstance(value, (tuple, list)):
+        return len(value) < 10 and all(map(_is_plain, value))
+    if isinstance(value, int):
+        return value.bit_length() < 10_000
+    return isinstance(value, (str, bytes, Real, complex, type, type(None)))

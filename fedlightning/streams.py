@@ -11,6 +11,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,20 @@ from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from fedlightning.errors import ConfigurationError, MethodError, shown
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer: the step of SplitMix64
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))  # its two shifts, each with the multiplier after it
 
 
 def _hash(seed: int, purpose: str, where: tuple[int, ...], size: int) -> bytes:
-    address = "/".join((f"{int(seed)}", purpose, *map(str, map(int, where))))
+    try:
+        address = "/".join((f"{index(seed)}", purpose, *map(str, map(index, where))))
+    except TypeError as error:
+        raise ConfigurationError(
+            f"A stream's address must be `seed`, a whole number, `purpose`, a word, and whole numbers, but is {shown(seed)}, "
+            f"{shown(purpose)} and {shown(where)}."
+        ) from error
     return hashlib.blake2b(address.encode(), digest_size=size).digest()
 
 
@@ -37,7 +46,12 @@ def stream(seed: int, purpose: str, *where: int) -> np.random.Generator:
 
     The address is hashed (BLAKE2b) to the 128-bit key of a counter-based generator (Philox), so neighbouring seeds,
     rounds and clients give unrelated streams that never collide.
+
+    Raises:
+        ConfigurationError: a number is not whole, or `purpose` is no word.
     """
+    if isinstance(seed, (bool, Tensor)):
+        raise ConfigurationError(f"`seed` of `stream` must be a whole number, but is {shown(seed)}.")
     key: Any = _Key(_hash(seed, purpose, where, 16))  # NumPy's stubs know only its own `SeedSequence`
     return np.random.Generator(np.random.Philox(key))
 
@@ -107,7 +121,18 @@ def keyed_uniform(key: Tensor, shape: Sequence[int], salt: int = 0) -> Tensor:
 
     Returns:
         float32 numbers of `shape`, multiples of 2⁻²⁴.
+
+    Raises:
+        MethodError: `key` is no key, or `shape` no shape.
     """
+    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.dim():
+        raise MethodError(f"`key` of `keyed_uniform` must be a key [] (int64), e.g. `client.key`, but is {shown(key)}.")
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise MethodError(
+            f"`shape` of `keyed_uniform` must be a tuple of whole numbers, at least 0, but is {shown(shape)}."
+        )
+    if not isinstance(salt, int) or isinstance(salt, bool):
+        raise MethodError(f"`salt` of `keyed_uniform` must be a whole number, but is {shown(salt)}.")
     # The 0 is made of the key, or inductor takes the product below for an index, and finds it too large for one.
     count = torch.arange(1, math.prod(shape) + 1, device=key.device) + (key & 0)
     bits = _mix(_mix(key ^ _digest(salt, "salt", (), 7)) + count * _GOLDEN)

@@ -86,7 +86,7 @@ class Thing:
         (lambda: Thing().use("cpu/0"), "`strategy` of Thing.use must be a SlotStrategy or None, but is 'cpu/0'; use `SlotStrategy('cpu/0')`."),
         (lambda: Thing().use(SlotStrategy), "`strategy` of Thing.use must be a SlotStrategy or None, but is the class SlotStrategy; give an instance of it, `SlotStrategy(…)`."),
         (lambda: Thing().use(parts=Thing()), "`parts` of Thing.use must be a sequence of Things, but is a Thing; put it into a list, `[…]`."),
-        (lambda: Thing().use(parts=[1]), "`parts` of Thing.use must be a sequence of Things, but is [1]."),
+        (lambda: Thing().use(parts=[1]), "`parts` of Thing.use must be a sequence of Things, but holds 1."),
         (lambda: Thing().use(data=np.zeros(3)), "`data` of Thing.use must be a tensor or None, but is a ndarray of float64[3]; use `torch.from_numpy`."),
         (lambda: Thing().use(data=nn.Linear(2, 2)), "`data` of Thing.use must be a tensor or None, but is a Linear."),
         (lambda: Thing().slow(0.5), "`stragglers` of Thing.slow must be a Stragglers or None, but is 0.5; use `Stragglers(0.5)`."),
@@ -132,7 +132,7 @@ def test_fields_of_a_method_are_checked_by_their_annotations(wrong: dict[str, An
 
 
 def test_fields_of_a_method_become_plain_and_what_cannot_be_resolved_is_left_alone() -> None:
-    own = Own(plain=np.float32(0.5), count=np.int64(2), pair=[1, 2], unknown=object, lr=np.float64(0.25))  # type: ignore[arg-type]
+    own = Own(plain=np.float32(0.5), count=np.int64(2), pair=[1, 2], unknown={"a": 1}, lr=np.float64(0.25))  # type: ignore[arg-type]
     assert (own.plain, own.count, own.pair, own.lr) == (0.5, 2, (1, 2), 0.25)
     assert [type(value) for value in (own.plain, own.count, own.lr)] == [float, int, float]
     assert own.implied is None
