@@ -21,7 +21,7 @@ from torchmetrics.regression import MeanAbsoluteError
 
 from fedlightning.checked import COUNT, checked
 from fedlightning.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, shown
 from fedlightning.method import Batch
 from fedlightning.vector import Layout, fill_buffers, identify_model, persistent_buffers
 
@@ -52,7 +52,9 @@ class FederatedTask(LightningModule):
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Per-example losses [B]."""
-        raise NotImplementedError(f"{type(self).__name__} must define `criterion(outputs, targets)` -> losses [B].")
+        raise ConfigurationError(
+            f"{type(self).__name__} must define `criterion(outputs, targets)` -> losses [B], but does not; see `Classification`."
+        )
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Per-example numbers [B] by name that are averaged over each client's examples, the loss among them."""
@@ -65,6 +67,17 @@ class FederatedTask(LightningModule):
 
     def check(self, inputs: Tensor, targets: Tensor) -> None:
         """Check the data against the task before the first round; raise `ConfigurationError` if they do not fit."""
+
+    def check_outputs(self, outputs: Any, targets: Tensor) -> None:
+        """Check what the model gives for a batch in the same way; not called where the task defines its own `loss`."""
+
+    def _check_shape(self, outputs: Any, wanted: list[int], what: str, remedy: str) -> None:
+        """Refuse outputs of another shape, unless a subclass elsewhere says what becomes of them."""
+        found = list(outputs.shape) if isinstance(outputs, Tensor) else shown(outputs)
+        if found != wanted and type(self).criterion.__module__.startswith("fedlightning."):
+            raise ConfigurationError(
+                f"Outputs of {type(self).__name__} must be {what}, {wanted}, but are {found}; {remedy}."
+            )
 
     def forward(self, inputs: Tensor) -> Any:
         """The model's outputs [B, …]."""
@@ -137,6 +150,11 @@ class FederatedTask(LightningModule):
         """A copy whose trainable parameters are x [P], and whose buffers are this task's; `with_state` gives a trained one."""
         task = copy.deepcopy(self)
         layout = Layout.of(task)
+        if x.shape != (layout.size,) or x.dtype != layout.dtype or x.is_meta:
+            raise ConfigurationError(
+                f"`x` of {type(self).__name__}.with_parameters must be the model's parameters, "
+                f"{str(layout.dtype).removeprefix('torch.')}[{layout.size}], but is {shown(x)}; it belongs to another model."
+            )
         with torch.no_grad():
             for name, value in layout.unflatten(x).items():
                 task.get_parameter(name).copy_(value)
@@ -209,12 +227,22 @@ def _tell_left_out(name: str, count: int) -> None:
 
 
 def _check_labels(targets: Tensor, classes: int, owner: str) -> None:
-    low, high = int(targets.min()), int(targets.max())
-    if targets.is_floating_point() or low < 0 or high >= classes:
+    kind = str(targets.dtype).removeprefix("torch.")
+    wanted = f"Labels must be integers in 0…{classes - 1} for {owner}(classes={classes}), but the data hold"
+    if targets.is_floating_point() or targets.is_complex():
+        remedy = "`targets.argmax(1)`" if targets.dim() == 2 else "`targets.to(torch.int64)`"
         raise ConfigurationError(
-            f"Labels must be integers in 0…{classes - 1} for {owner}(classes={classes}), but the data hold "
-            f"{str(targets.dtype).removeprefix('torch.')} values in {low}…{high}; set `classes={high + 1}` or relabel."
+            f"{wanted} {kind} values {list(targets.shape)}; use {remedy} if they are classes, else `Regression`."
         )
+    low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
+    if low < 0 or high >= classes:
+        remedy = f"set `classes={high + 1}` or relabel" if low >= 0 else "leave out what has no label (`targets >= 0`)"
+        raise ConfigurationError(f"{wanted} {kind} values in {low}…{high}; {remedy}.")
+
+
+def _as_index(labels: Tensor) -> Tensor:
+    """Labels in a dtype that torch's cross-entropy takes."""
+    return labels if labels.dtype in (torch.int64, torch.uint8) else labels.to(torch.int64)
 
 
 class Classification(FederatedTask):
@@ -237,15 +265,28 @@ class Classification(FederatedTask):
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy [B]."""
-        return F.cross_entropy(outputs, targets, reduction="none")
+        return F.cross_entropy(outputs, _as_index(targets), reduction="none")
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss and correctness [B]."""
         return {**super().scores(outputs, targets), "accuracy": (outputs.argmax(1) == targets).to(torch.float32)}
 
     def check(self, inputs: Tensor, targets: Tensor) -> None:
-        """Refuse labels outside the classes."""
+        """Refuse labels outside the classes, and several for an example."""
         _check_labels(targets, self.classes, type(self).__name__)
+        if type(self).criterion is Classification.criterion and targets.dim() != 1:
+            remedy = (
+                "use `targets.squeeze(1)`" if targets.shape[1:] == (1,) else "use `NextToken`, or define `criterion`"
+            )
+            raise ConfigurationError(
+                f"Labels of {type(self).__name__} must be one for each example [n], but are {list(targets.shape)}; {remedy}."
+            )
+
+    def check_outputs(self, outputs: Any, targets: Tensor) -> None:
+        """Refuse another number of outputs than classes."""
+        tokens = isinstance(self, NextToken) and targets.dim() > 1
+        wanted = [*targets.shape[: 1 + tokens], self.classes]
+        self._check_shape(outputs, wanted, "logits", "set `classes` to the model's outputs, or change its last layer")
 
 
 class NextToken(Classification):
@@ -256,7 +297,7 @@ class NextToken(Classification):
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy [B]."""
-        losses = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+        losses = F.cross_entropy(outputs.flatten(0, -2), _as_index(targets.flatten()), reduction="none")
         return losses.view(targets.shape).flatten(1).mean(1) if targets.dim() > 1 else losses
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -288,6 +329,12 @@ class Regression(FederatedTask):
                 f"Targets of Regression must be [n, outputs], but are {list(targets.shape)}; use `targets[:, None]`."
             )
 
+    def check_outputs(self, outputs: Any, targets: Tensor) -> None:
+        """Refuse outputs of another shape than the targets, which would broadcast."""
+        self._check_shape(
+            outputs, list(targets.shape), "as the targets are", "change the model's last layer, or the targets"
+        )
+
 
 class Reconstruction(Regression):
     """Mean squared error of an autoencoder's outputs to the inputs, which its data module gives as targets.
@@ -314,6 +361,9 @@ class Reconstruction(Regression):
 
     def check(self, inputs: Tensor, targets: Tensor) -> None:
         """Nothing: the labels that lie in memory are no targets here."""
+
+    def check_outputs(self, outputs: Any, targets: Tensor) -> None:
+        """Nothing: `criterion` looks at them."""
 
 
 def _last_width(model: nn.Module) -> int:

@@ -188,7 +188,8 @@ class FederatedTrainer:
         for cohort in self.strategy.run_round(job, clients):
             look(cohort)
 
-    def save_checkpoint(self, path: Path) -> None:
+    @checked()
+    def save_checkpoint(self, path: str | Path) -> None:
         """Write the state of the last finished round and what the callbacks remembered then, atomically.
 
         A round is finished when all callbacks have seen it and its row is logged; a callback that saves rounds of its own says
@@ -196,9 +197,12 @@ class FederatedTrainer:
 
         Raises:
             SaveError: the disk is full, or the folder cannot be written.
+            ConfigurationError: no `fit` has begun.
         """
+        if not hasattr(self, "_finished"):
+            raise ConfigurationError("`save_checkpoint` must be called in a `fit` or after it, but none has begun.")
         finished = self._finished
-        save_checkpoint(path, finished.state, self._identity, self._calls.remembered, finished.row)
+        save_checkpoint(Path(path), finished.state, self._identity, self._calls.remembered, finished.row)
 
     def _stop_soon(self, reason: str) -> None:
         """End the run after the round that is being trained; an evaluation gets some seconds."""
@@ -606,7 +610,12 @@ def _check_gradient_pass(method: FedMethod, data: FederatedDataModule) -> None:
 
 
 def _check_evaluations(method: FedMethod, data: FederatedDataModule, evaluate_every: int) -> None:
-    """Check that a method that reacts to evaluations gets the training loss after every round."""
+    """Check that there is what is evaluated, and that a method that reacts to it gets the training loss after every round."""
+    if evaluate_every and "test" in data.evaluate_on and not len(data.test.targets):
+        raise ConfigurationError(
+            f"The test set of {type(data).__name__} must hold an example for `evaluate_on={data.evaluate_on!r}`, but is empty; "
+            'use `evaluate_on=("train",)`, or `()`.'
+        )
     if type(method).on_evaluation is FedMethod.on_evaluation:
         return
     name = type(method).__name__

@@ -37,13 +37,22 @@ class Layout:
         Raises:
             ConfigurationError: there is none, or they have several dtypes.
         """
+        _require_made(module)
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         dtypes = {p.dtype for _, p in named}
-        if len(dtypes) != 1:
-            found = f"{len(dtypes)} dtypes ({', '.join(sorted(map(str, dtypes)))})" if dtypes else "no parameter"
+        if not dtypes:
+            frozen = sum(1 for _ in module.parameters())
+            found = (
+                f"all of its {frozen} are frozen; set `requires_grad=True`" if frozen else "it has none; use a model"
+            )
+            raise ConfigurationError(
+                f"The model of {type(module).__name__} must have a trainable parameter, but {found} where it is to learn."
+            )
+        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
             raise ConfigurationError(
                 f"The trainable parameters of {type(module).__name__} must be one vector of one dtype, but it has "
-                f"{found}; convert it with `.to(torch.float32)`, or set `requires_grad=False` where it is frozen."
+                f"{len(dtypes)} dtypes ({', '.join(sorted(map(str, dtypes)))}); convert it with `.to(torch.float32)`, or set "
+                "`requires_grad=False` where it is frozen."
             )
         return cls(tuple(n for n, _ in named), tuple(tuple(p.shape) for _, p in named), dtypes.pop())
 
@@ -95,6 +104,26 @@ def fill_buffers(buffers: Iterable[Tensor], flat: Tensor) -> None:
         values = flat[start : start + buffer.numel()].view(buffer.shape)
         buffer.copy_(values if buffer.is_floating_point() else values.round())
         start += buffer.numel()
+
+
+def _require_made(module: nn.Module) -> None:
+    """Refuse a module whose parameters are made by its first batch, or on no device.
+
+    Raises:
+        ConfigurationError: it is such a module.
+    """
+    parts = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in parts:
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            why = (
+                "by its first batch; run one through the model before"
+                if nn.parameter.is_lazy(tensor)
+                else "on no device"
+            )
+            remedy = "`model(inputs[:1])`" if nn.parameter.is_lazy(tensor) else "use `model.to_empty(device='cpu')`"
+            raise ConfigurationError(
+                f"The parameters of {type(module).__name__} must be there, but {name!r} is made {why}: {remedy}."
+            )
 
 
 def identify_model(module: nn.Module) -> dict[str, Any]:

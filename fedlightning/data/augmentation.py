@@ -22,7 +22,7 @@ class RandomCropFlip:
         flip: whether images are mirrored from left to right.
     """
 
-    @checked(padding="[0, inf)")
+    @checked(padding="[0, 1024]")
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
         self.padding, self.flip = padding, flip
 
@@ -79,7 +79,7 @@ class RandomCropRotate:
         ConfigurationError: a number is outside its interval.
     """
 
-    @checked(size=COUNT, image_size=COUNT, degrees="[0, 180]")
+    @checked(size=COUNT, image_size="[1, 65536]", degrees="[0, 180]")
     def __init__(self, size: int = 24, image_size: int = 32, degrees: float = 15.0, flip: bool = True) -> None:
         require_within(size, f"[1, {image_size}]", "`size` of RandomCropRotate")
         self.size, self.image_size, self.degrees, self.flip = size, image_size, degrees, flip

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from fedlightning.checked import COUNT, checked
 from fedlightning.data.partition import Partition
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, shown
 from fedlightning.hashing import described, digest, digest_text
 from fedlightning.streams import permute, stream
 
@@ -31,6 +31,23 @@ class Examples(NamedTuple):
     def contiguous(self) -> Examples:
         """The same with each example in one piece, as a gather is fastest; nothing is copied where it is so."""
         return Examples(self.inputs.contiguous(), self.targets.contiguous())
+
+
+def check_examples(examples: Examples, name: str) -> None:
+    """Check that examples are two tensors with as many inputs as targets.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    for part, tensor in zip(("inputs", "targets"), examples, strict=True):
+        if not isinstance(tensor, Tensor) or not tensor.dim() or tensor.is_meta:
+            remedy = "; use `torch.from_numpy`" if isinstance(tensor, np.ndarray) else ""
+            raise ConfigurationError(f"{name} must hold a tensor of {part} [n, …], but holds {shown(tensor)}{remedy}.")
+    if len(examples.inputs) != len(examples.targets):
+        raise ConfigurationError(
+            f"{name} must hold as many inputs as targets, but holds {len(examples.inputs)} inputs and "
+            f"{len(examples.targets)} targets."
+        )
 
 
 @runtime_checkable
@@ -54,6 +71,13 @@ class Schedule(NamedTuple):
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a schedule
     draws: Tensor | None
+
+
+BATCHING = {"batch_size": COUNT, "epochs": COUNT, "steps": COUNT}
+"""The intervals of what every data module takes."""
+
+_MOST_EPOCHS = 1_000_000
+"""Or steps, of a client in a round: its batches are drawn at once."""
 
 
 class FederatedDataModule(LightningDataModule):
@@ -90,7 +114,7 @@ class FederatedDataModule(LightningDataModule):
     shared_examples: bool = False
     other_test_clients: bool = False
 
-    @checked(batch_size=COUNT, epochs=COUNT, steps=COUNT)
+    @checked(**BATCHING)
     def __init__(
         self,
         *,
@@ -106,8 +130,15 @@ class FederatedDataModule(LightningDataModule):
             raise ConfigurationError(
                 f"Either `epochs` or `steps` may be given, but both are ({epochs} and {steps}); leave one out."
             )
-        if not set(evaluate_on) <= {"test", "train"}:
-            raise ConfigurationError(f"`evaluate_on` may hold 'test' and 'train', but is {evaluate_on!r}.")
+        for name, value in (("epochs", epochs), ("steps", steps)):
+            if value is not None and value > _MOST_EPOCHS:
+                raise ConfigurationError(
+                    f"`{name}` of {type(self).__name__} must be at most {_MOST_EPOCHS:,}, but is {value:,}; use more rounds."
+                )
+        if not set(evaluate_on) <= {"test", "train"} or len(set(evaluate_on)) < len(evaluate_on):
+            raise ConfigurationError(
+                f"`evaluate_on` of {type(self).__name__} may hold 'test' and 'train', each once, but is {evaluate_on!r}."
+            )
         self.batch_size, self.steps, self.augmentation, self.evaluate_on = batch_size, steps, augmentation, evaluate_on
         self.epochs, self.drop_last = epochs if epochs or steps else 1, drop_last
         self._is_set_up = False
@@ -115,7 +146,9 @@ class FederatedDataModule(LightningDataModule):
     # -- to define ----------------------------------------------------------------------------------------------------
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:
         """Training examples and their owners, test examples and theirs."""
-        raise NotImplementedError(f"{type(self).__name__} must define `load()`.")
+        raise ConfigurationError(
+            f"{type(self).__name__} must define `load()`, but does not; see `FederatedDataModule`."
+        )
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """From inputs as they lie in memory [B, …] to what the model takes, e.g. uint8 pixels to normalised floats."""
@@ -127,6 +160,8 @@ class FederatedDataModule(LightningDataModule):
         if self._is_set_up:
             return
         train, self.clients, test, self.test_clients = self.load()
+        check_examples(train, f"The training set of {type(self).__name__}")
+        check_examples(test, f"The test set of {type(self).__name__}")
         self.train = train.contiguous()
         self.test = self.train if test is train else test.contiguous()
         self.clients.check(len(self.train.targets), self.shared_examples)
@@ -138,6 +173,11 @@ class FederatedDataModule(LightningDataModule):
     def num_steps(self, client: int, steps: int | None = None) -> int:
         """K, the local steps of a client in a round; `steps` is the method's wish."""
         return steps or self.steps or (self.epochs or 1) * self.batches(self.clients.size(client))
+
+    @property
+    def largest_batch(self) -> int:
+        """Examples of the largest batch: B, or less where no client has so many."""
+        return min(self.batch_size or self.clients.largest, self.clients.largest)
 
     def batches(self, size: int) -> int:
         """The batches of one epoch over so many examples."""
@@ -163,7 +203,7 @@ class FederatedDataModule(LightningDataModule):
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Batches [ΣK, B] of clients that follow one another; B is the largest one's whole data if no size was given."""
         owned = [self.clients.positions(client) for client in clients]
-        batch = self.batch_size or max(map(len, owned))
+        batch = self.largest_batch if self.batch_size else max(map(len, owned))
         per_epoch = [self.batches(len(mine)) for mine in owned]
         rows = [-(-k // each) * each for k, each in zip(num_steps, per_epoch, strict=True)]  # of whole epochs
         index, kept, end = np.full((sum(rows), batch), -1), [], 0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.checked import COUNT, check_fields, checked
+from fedlightning.checked import check_fields, checked
 from fedlightning.errors import ConfigurationError
 
 
@@ -50,7 +50,7 @@ class Partition:
         )
 
     @classmethod
-    @checked(num_clients=COUNT)
+    @checked(num_clients="[1, 100000000]")
     def of_owners(cls, owners: Tensor, num_clients: int) -> Partition:
         """A partition from the client that owns each example [n] (int64); each client's positions ascend.
 
@@ -80,7 +80,7 @@ class Partition:
     @property
     def num_clients(self) -> int:
         """N."""
-        return len(self.offsets) - 1
+        return self.offsets.numel() - 1
 
     @property
     def sizes(self) -> Tensor:
@@ -128,9 +128,11 @@ class Partition:
         """The client that owns each entry of `indices` [n]."""
         return torch.repeat_interleave(torch.arange(self.num_clients), self.sizes)
 
-    @checked(classes=COUNT)
+    @checked(classes="[1, 16777216]")
     def histogram(self, labels: Tensor, classes: int) -> Tensor:
         """Examples of each class at each client [N, classes], from the labels of the whole data set."""
+        _require_whole(labels, "`labels` of `Partition.histogram`", classes - 1)
+        self._require_one_each(labels, "`labels` of `Partition.histogram`")
         cells = self.owners() * classes + labels[self.indices].to(torch.int64)
         return torch.bincount(cells, minlength=self.num_clients * classes).view(self.num_clients, classes)
 
@@ -144,6 +146,9 @@ class Partition:
             labels: labels of the data set that this partition is of [n], any integers.
             other: labels of the other data set [m].
         """
+        _require_whole(labels, "`labels` of `Partition.mirror`")
+        _require_whole(other, "`other` of `Partition.mirror`")
+        self._require_one_each(labels, "`labels` of `Partition.mirror`")
         found, ids = torch.unique(torch.cat([labels, other]), return_inverse=True)
         mine, wanted = ids[: len(labels)][self.indices], ids[len(labels) :]
         holders = self.owners()[mine.argsort(stable=True)].split(torch.bincount(mine, minlength=len(found)).tolist())
@@ -204,6 +209,13 @@ class Partition:
             raise ConfigurationError(
                 f"Each example of the test set must belong to a client, but {len(missing)} of {num_examples} belong to nobody "
                 f"(the first: position {int(missing[0])}); leave them out of the test set, or give them to a client."
+            )
+
+    def _require_one_each(self, labels: Tensor, name: str) -> None:
+        if len(self.indices) and int(self.indices.max()) >= len(labels):
+            raise ConfigurationError(
+                f"{name} must be one for each example, but there are {len(labels)} for positions up to "
+                f"{int(self.indices.max())}; was the partition made for another data set?"
             )
 
     def _check_arrays(self, name: str) -> None:
@@ -271,6 +283,7 @@ class Partition:
 def _require_whole(values: Any, name: str, most: float | None = None) -> None:
     """Check that values are a one-dimensional tensor of whole numbers, from 0 to `most` if there is one."""
     flat = isinstance(values, Tensor) and values.dim() == 1 and values.dtype != torch.bool
+    flat = flat and not values.is_complex() and values.device.type == "cpu"
     if not flat or not bool((values == values.to(torch.int64)).all()):
         what = f"{values.dtype}{list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ConfigurationError(

@@ -106,7 +106,8 @@ class IID:
     @checked()
     def split(self, labels: Tensor, seed: int) -> Partition:
         """Divide the examples with these labels [n] among the clients."""
-        _require_examples(self, len(labels), self.num_clients, 1, "num_clients")
+        count = _count(labels, self.name)
+        _require_examples(self, count, self.num_clients, 1, "num_clients")
         owners = stream(seed, "partition").permutation(blocks(len(labels), self.num_clients))
         return Partition.of_owners(torch.from_numpy(owners), self.num_clients)
 
@@ -172,7 +173,7 @@ class QuantitySkew:
     @checked()
     def split(self, labels: Tensor, seed: int) -> Partition:
         """Divide the examples with these labels [n] among the clients."""
-        _require_examples(self, len(labels), self.num_clients, self.min_size, "min_size")
+        _require_examples(self, _count(labels, self.name), self.num_clients, self.min_size, "min_size")
         everything = [np.arange(len(labels))]
         owners = by_shares(everything, self.alpha, self.num_clients, self.min_size, seed)
         return Partition.of_owners(torch.from_numpy(owners), self.num_clients)
@@ -199,7 +200,8 @@ class Natural:
     @checked()
     def split(self, labels: Tensor, seed: int = 0) -> Partition:
         """Give the examples with these labels [n] to their owners; the seed does not matter."""
-        if self.owners.dim() != 1 or len(self.owners) != len(labels) or self.owners.is_floating_point():
+        whole = self.owners.dim() == 1 and not (self.owners.is_floating_point() or self.owners.is_complex())
+        if not whole or self.owners.is_meta or len(self.owners) != _count(labels, "by owners"):
             raise ConfigurationError(
                 f"`owners` of Natural must be {len(labels)} integers, one for each example, but is "
                 f"{str(self.owners.dtype).removeprefix('torch.')}{list(self.owners.shape)}."
@@ -211,13 +213,23 @@ class Natural:
 # -- what they share ---------------------------------------------------------------------------------------------------
 def _members(labels: Tensor, name: str) -> list[Ints]:
     """The positions of each class that occurs."""
-    if labels.dim() != 1:
+    if labels.dim() != 1 or labels.is_complex() or labels.is_meta:
         raise ConfigurationError(
-            f"The partition {name} needs one label for each example, but the targets are {list(labels.shape)}; use "
-            "IID, QuantitySkew or Natural."
+            f"The partition {name} needs one label for each example, but the targets are {list(labels.shape)} of {labels.dtype}; "
+            "use IID, QuantitySkew or Natural."
         )
+    labels = labels.detach().cpu()
     _, counts = np.unique(labels.numpy(), return_counts=True)
     return np.split(labels.argsort(stable=True).numpy(), counts.cumsum()[:-1])
+
+
+def _count(labels: Tensor, name: str) -> int:
+    """How many examples have a label, or a target of any kind."""
+    if not labels.dim():
+        raise ConfigurationError(
+            f"The partition {name} needs a label for each example, but the targets are one number, {labels.item()}."
+        )
+    return len(labels)
 
 
 def _decimal(alpha: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlightning.checked import checked
 from fedlightning.data.files import require_file
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.partitioners import IID
 from fedlightning.data.vision import MNIST
@@ -141,7 +141,7 @@ class PowerLawMNIST(FederatedDataModule):
     mean: Tensor
     scale: Tensor
 
-    @checked(seed="[0, 4294967295]")
+    @checked(seed="[0, 4294967295]", **BATCHING)
     def __init__(
         self,
         *,

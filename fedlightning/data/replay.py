@@ -69,7 +69,8 @@ class ReplayedWork(Work):
     def schedule(self, data: FederatedDataModule, client: int, num_steps: int) -> Schedule:
         """The batches [K, B] of a client: epoch e of its life visits its examples in the order P_n^(e + 1)."""
         owned = data.clients.positions(client)
-        size, batch = len(owned), data.batch_size or len(owned)
+        size = len(owned)
+        batch = min(data.batch_size or size, size)
         per_epoch, passed, shuffle = -(-size // batch), self.passes.get(client, 0), _shuffle(size)
         index = np.full((-(-num_steps // per_epoch), per_epoch * batch), -1, dtype=np.int64)
         order = _power(shuffle, passed)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from fedlightning.checked import check_fields, checked
+from fedlightning.checked import COUNT, check_fields, checked
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.streams import legacy, stream
@@ -58,7 +58,7 @@ class ClientSampler(ABC):
         """The sampler for clients that own these examples; the same object where their sizes do not matter."""
         return self
 
-    @checked()
+    @checked(num_clients=COUNT)
     def check(self, num_clients: int, count: int) -> None:
         """Check before the first round that `sample` can do what is asked.
 
@@ -114,7 +114,7 @@ def _is_whole(client: Any) -> bool:
 class UniformSampling(ClientSampler):
     """Each set of `count` clients equally likely, in ascending order. The cost depends on `count`, not on N."""
 
-    @checked()
+    @checked(num_clients=COUNT)
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
@@ -154,7 +154,7 @@ class SizeWeighted(ClientSampler):
         """The same with the clients' sizes, unless they were given."""
         return self if self.sizes is not None else replace(self, sizes=tuple(clients.sizes.tolist()))
 
-    @checked()
+    @checked(num_clients=COUNT)
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
@@ -172,7 +172,7 @@ class SizeWeighted(ClientSampler):
     def _ends(self) -> np.ndarray[Any, Any]:
         return self._sizes.cumsum()
 
-    @checked()
+    @checked(num_clients=COUNT)
     def check(self, num_clients: int, count: int) -> None:
         """Check that there is a size for each client."""
         super().check(num_clients, count)
@@ -209,7 +209,7 @@ class RoundSeeded(ClientSampler):
     of them that are no stragglers are drawn in the same way. The generator shuffles all N clients: 20 ms for a million.
     """
 
-    @checked()
+    @checked(round="[0, 4294967295]", num_clients="[1, 100000000]")
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
@@ -250,13 +250,13 @@ class FixedSchedule(ClientSampler):
                     f"but rounds[{index}] is {clients!r}."
                 )
 
-    @checked()
+    @checked(num_clients=COUNT)
     def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
         """The clients that take part in a round."""
         self.check(num_clients, count)
         return list(self.rounds[round % len(self.rounds)])
 
-    @checked()
+    @checked(num_clients=COUNT)
     def check(self, num_clients: int, count: int) -> None:
         """Check that the clients exist."""
         for index, clients in enumerate(self.rounds):

@@ -16,7 +16,7 @@ from fedlightning.checked import COUNT, checked
 from fedlightning.data.files import Progress, prepared, stamp
 from fedlightning.data.glove import Glove, find_one, glove_path
 from fedlightning.data.leaf_split import Ints, decode_names, encode_names, pooled, random_split, take_clients
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 
@@ -103,7 +103,7 @@ class Sent140(FederatedDataModule):
     classes = 2
     users: list[str]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT, **BATCHING)
     def __init__(
         self,
         fraction: float = 0.3,

@@ -23,7 +23,7 @@ from fedlightning.data.leaf_split import (
     random_split,
     take_clients,
 )
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 
@@ -174,7 +174,7 @@ class Shakespeare(FederatedDataModule):
     classes = vocab_size = len(ALPHABET)
     users: list[str]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT, **BATCHING)
     def __init__(
         self,
         fraction: float = 0.2,

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from fedlightning.checked import COUNT, checked
-from fedlightning.data.files import Progress, prepared, require_file, stamp
+from fedlightning.data.files import Progress, prepared, require_file, stamp, visible_files
 from fedlightning.data.leaf import read_leaf
 from fedlightning.data.leaf_split import decode_names, encode_names
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.task import NextToken
@@ -74,7 +74,7 @@ class StackOverflow(FederatedDataModule):
     words: list[str]
     users: list[str]
 
-    @checked(vocabulary=f"[1, {2**15 - 5}]", length=COUNT, max_sentences=COUNT)
+    @checked(vocabulary=f"[1, {2**15 - 5}]", length=COUNT, max_sentences=COUNT, **BATCHING)
     def __init__(
         self,
         *,
@@ -99,7 +99,9 @@ class StackOverflow(FederatedDataModule):
         """Read the sentences, or what was kept of them."""
         train, test = self._file("train"), self._file("test")
         counts = self.folder / _COUNTS
-        files = [file for path in (train, test) for file in (path.glob("*.json") if path.is_dir() else (path,))]
+        files = [
+            file for path in (train, test) for file in (visible_files(path, "*.json") if path.is_dir() else (path,))
+        ]
         key = {
             "version": _VERSION,
             "files": stamp([*files, *([counts] if counts.is_file() else [])]),
@@ -232,7 +234,7 @@ class NextWord(NextToken):
         lr: learning rate of centralised training alone.
     """
 
-    @checked()
+    @checked(vocab_size="[5, inf)")
     def __init__(
         self, model: nn.Module, vocab_size: int, metrics: dict[str, Metric] | None = None, lr: float = 0.1
     ) -> None:

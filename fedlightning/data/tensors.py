@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.checked import checked
-from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
+from fedlightning.data.module import BATCHING, Augmentation, Examples, FederatedDataModule, check_examples
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 
@@ -31,7 +31,7 @@ class TensorData(FederatedDataModule):
         ConfigurationError: inputs and targets differ in number, or `test_clients` is given without `test`.
     """
 
-    @checked()
+    @checked(**BATCHING)
     def __init__(
         self,
         train: Examples,
@@ -57,11 +57,8 @@ class TensorData(FederatedDataModule):
         if test is None and test_clients is not None:
             raise ConfigurationError("`test_clients` of TensorData must come with `test`, but `test` is None.")
         for name, examples in (("train", train), ("test", test)):
-            if examples is not None and len(examples.inputs) != len(examples.targets):
-                raise ConfigurationError(
-                    f"`{name}` of TensorData must hold as many inputs as targets, but holds {len(examples.inputs)} "
-                    f"inputs and {len(examples.targets)} targets."
-                )
+            if examples is not None:
+                check_examples(examples, f"`{name}` of {type(self).__name__}")
         self.name = f"tensorsC{clients.num_clients}"
         self._given = train, clients, test, test_clients
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.checked import COUNT, checked
+from fedlightning.checked import checked
 from fedlightning.data.augmentation import RandomCropFlip, RandomCropRotate, centre_crop, standardise_each
 from fedlightning.data.files import require_file
-from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
+from fedlightning.data.module import BATCHING, Augmentation, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
@@ -60,7 +61,7 @@ class ImageData(FederatedDataModule):
     usual_augmentation: ClassVar[Augmentation] = RandomCropFlip()
     augments: ClassVar[bool] = False
 
-    @checked()
+    @checked(**BATCHING)
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
@@ -77,6 +78,8 @@ class ImageData(FederatedDataModule):
         seed: int = 0,
         download: bool = True,
     ) -> None:
+        if not hasattr(self, "shape"):
+            raise ConfigurationError(f"{type(self).__name__} must set `shape`, but does not; see `ImageData`.")
         augment = self.augments or crop is not None if augment is None else augment
         usual = self.usual_augmentation
         if crop is not None:
@@ -98,7 +101,7 @@ class ImageData(FederatedDataModule):
 
     def read(self, train: bool) -> Examples:
         """The training or the test set: images [n, C, H, W] (uint8), labels [n] (int64)."""
-        raise NotImplementedError(f"{type(self).__name__} must define `read(train)`.")
+        raise ConfigurationError(f"{type(self).__name__} must define `read(train)`, but does not; see `ImageData`.")
 
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:
         """Read both sets and divide them."""
@@ -241,6 +244,9 @@ class FashionMNIST(_TorchvisionData):
     usual_augmentation = RandomCropFlip(padding=2)
 
 
+_MOST_PIXELS, _MANY = 2**33, "[1, 100000000]"
+
+
 class FakeImages(ImageData):
     """Made-up images, for trials without a download: each is the coarse random pattern of its class, with noise.
 
@@ -264,7 +270,7 @@ class FakeImages(ImageData):
         ConfigurationError: a number is outside its interval, or the partition's name does not parse.
     """
 
-    @checked(classes=COUNT, num_train=COUNT, num_test=COUNT)
+    @checked(classes=_MANY, num_train=_MANY, num_test=_MANY, **BATCHING)
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
@@ -283,10 +289,11 @@ class FakeImages(ImageData):
         evaluate_on: tuple[str, ...] = ("test",),
         seed: int = 0,
     ) -> None:
-        if len(shape) != 3 or min(*shape, classes, num_train, num_test) < 1:
+        pixels = math.prod(shape) * (num_train + num_test + classes)
+        if min(shape) < 1 or pixels > _MOST_PIXELS:
             raise ConfigurationError(
-                "`shape` of FakeImages must be three numbers (C, H, W) from 1 on, like `classes`, `num_train` and "
-                f"`num_test`, but they are {shape}, {classes}, {num_train} and {num_test}."
+                f"`shape` of FakeImages must be three numbers (C, H, W) from 1 on, with at most {_MOST_PIXELS:,} pixels of all "
+                f"images together, but is {shape} for `num_train` {num_train}, `num_test` {num_test} and `classes` {classes}."
             )
         self.classes, self.shape, self._drawn_shape = classes, shape, shape
         super().__init__(

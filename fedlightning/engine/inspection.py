@@ -101,7 +101,8 @@ def inspect(
         return Findings(layer, None, False, coupled)
     error, draws = _tried(probe, batch)
     if on_cpu and error:
-        raise _misfit(batch, client, error) from error
+        raise _misfit(batch, client, error, layout.dtype) from error
+    _check_outputs(probe, batch)
     after = dict(probe.named_buffers())
     changed = [
         name for name, (buffer, version) in before.items() if after[name] is not buffer or buffer._version != version
@@ -120,13 +121,32 @@ def _tried(probe: FederatedTask, batch: Batch) -> tuple[Exception | None, bool]:
     try:
         with torch.no_grad():
             mean_loss(probe.loss(batch), batch.mask, False, f"The loss of {type(probe).__name__}")
-    except (RuntimeError, ValueError, IndexError) as error:
-        return error if _raised_by_torch(error) else None, _drawn(generators)
     except FedLightningError:
         raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        return error if _raised_by_torch(error) else None, _drawn(generators)
     except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
         pass
     return None, _drawn(generators)
+
+
+def _check_outputs(probe: FederatedTask, batch: Batch) -> None:
+    """Let the task look at what its model gives for a batch; a model that fails on it does so again in training.
+
+    Raises:
+        ConfigurationError: the outputs are not what the task takes.
+    """
+    if type(probe).loss is not FederatedTask.loss:
+        return
+    generators = Generators()
+    try:
+        with torch.no_grad():
+            outputs = probe(batch.inputs)
+    except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
+        return
+    finally:
+        generators.restore()
+    probe.check_outputs(outputs, batch.targets)
 
 
 def _check_single(probe: FederatedTask, data: FederatedDataModule, batch: Batch, steps: int | None) -> None:
@@ -163,11 +183,14 @@ def _raised_by_torch(error: BaseException) -> bool:
     return str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "torch"
 
 
-def _misfit(batch: Batch, client: int, error: Exception) -> ConfigurationError:
+def _misfit(batch: Batch, client: int, error: Exception, dtype: torch.dtype) -> ConfigurationError:
     what = " and ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in batch[:2])
+    remedy = "look at the shapes and types of the data and the model"
+    if batch.inputs.is_floating_point() and batch.inputs.dtype != dtype:
+        remedy = f"use `inputs.to({dtype})`, or `model.to({batch.inputs.dtype})`"
     return ConfigurationError(
         f"The task must give the losses of a batch, but fails on the first one of client {client}, which is {what}: "
-        f"{type(error).__name__}: {str(error).splitlines()[0][:300]}; look at the shapes and types of the data and the model."
+        f"{type(error).__name__}: {str(error).splitlines()[0][:300]}; {remedy}."
     )
 
 

@@ -181,7 +181,7 @@ def draw_cohort(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Dr
     schedules = job.schedules(clients, steps)
     grid = Grid.of(steps, padding)
     # A graph takes batches of one size: with whole data sets as batches, the largest client's.
-    size = (job.data.batch_size or job.data.clients.largest) if padding.unroll else 0
+    size = job.data.largest_batch if padding.unroll else 0
     index = grid.laid_out([s.index for s in schedules], -1, size)
     mask = index >= 0
     _check_batches(job, mask, size)
