@@ -18,7 +18,7 @@ from fedlightning.engine.audit import Audit
 from fedlightning.engine.generators import no_draws
 from fedlightning.engine.server import ServerHooks
 from fedlightning.engine.surroundings import Surroundings
-from fedlightning.errors import MethodError
+from fedlightning.errors import ConfigurationError, MethodError, shown
 from fedlightning.method import FedMethod, Round
 from fedlightning.strategy import SlotStrategy
 from fedlightning.task import FederatedTask, Regression
@@ -44,6 +44,7 @@ class Quadratics(FederatedDataModule):
         self, curvatures: Sequence[Tensor], optima: Sequence[Tensor], num_examples: Sequence[int], steps: int = 5
     ) -> None:
         super().__init__(batch_size=None, steps=steps, evaluate_on=("train",))
+        _check_quadratics(curvatures, optima, num_examples)
         self._clients = list(zip(curvatures, optima, num_examples, strict=True))
 
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:
@@ -63,10 +64,37 @@ class Quadratics(FederatedDataModule):
     @checked()
     def task(start: Sequence[float]) -> FederatedTask:
         """Linear regression whose parameters are x, at a start."""
+        if not start:
+            raise ConfigurationError("`start` of Quadratics.task must hold a number, but is empty.")
         model = nn.Linear(len(start), 1, bias=False, dtype=torch.float64)
         with torch.no_grad():
             model.weight.copy_(torch.tensor([list(start)], dtype=torch.float64))
         return Regression(model)
+
+
+def _check_quadratics(curvatures: Sequence[Tensor], optima: Sequence[Tensor], num_examples: Sequence[int]) -> None:
+    """Check that there is a problem for each client, and that it has a minimum.
+
+    Raises:
+        ConfigurationError: the three differ in number, or one of them is no such problem.
+    """
+    if not len(curvatures) == len(optima) == len(num_examples) > 0:
+        raise ConfigurationError(
+            "`curvatures`, `optima` and `num_examples` of Quadratics must hold one for each client, but hold "
+            f"{len(curvatures)}, {len(optima)} and {len(num_examples)}."
+        )
+    for client, (curvature, optimum, n) in enumerate(zip(curvatures, optima, num_examples, strict=True)):
+        d = len(optimum) if optimum.dim() == 1 else 0
+        if d < 1 or curvature.shape != (d, d) or not d <= n <= 10**6:
+            raise ConfigurationError(
+                f"Client {client} of Quadratics must have a curvature [d, d], an optimum [d] and `num_examples` of at least d, "
+                f"but has {shown(curvature)}, {shown(optimum)} and {n}."
+            )
+        if curvature.is_complex() or int(torch.linalg.cholesky_ex(curvature.to(torch.float64)).info):
+            raise ConfigurationError(
+                f"The curvature of client {client} of Quadratics must be symmetric positive definite, but is "
+                f"{curvature.tolist()}."
+            )
 
 
 @checked()

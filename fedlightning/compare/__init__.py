@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from fedlightning.compare.diary import (
 from fedlightning.compare.names import Methods, name_methods, slug
 from fedlightning.compare.table import Mode, Outcome, Table, read_run
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.errors import ConfigurationError, DivergedError, MethodError
+from fedlightning.errors import ConfigurationError, DivergedError, MethodError, shown
 from fedlightning.loggers import RunTensorBoardLogger, log_hyperparameters, run_loggers
 from fedlightning.method import FedMethod
 from fedlightning.task import FederatedTask
@@ -239,9 +240,24 @@ class Comparison:
         logger.finalize("success")
 
 
+def _made(make: Callable[..., FederatedTrainer], **options: Any) -> FederatedTrainer:
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"`trainer` of a comparison must be a function that takes {', '.join(options)}, but {shown(make)} does not: {error}."
+        ) from error
+    trainer = make(**options)
+    if not isinstance(trainer, FederatedTrainer):
+        raise ConfigurationError(
+            f"`trainer` of a comparison must give a FederatedTrainer, but {shown(make)} gives {shown(trainer)}."
+        )
+    return trainer
+
+
 def _maker(trainer: Mapping[str, Any] | Callable[..., FederatedTrainer] | None) -> Callable[..., FederatedTrainer]:
     if callable(trainer):
-        return trainer
+        return partial(_made, trainer)
     options = dict(trainer or {})
     if own := sorted({"seed", "logger", "callbacks"} & set(options)):
         raise ConfigurationError(

@@ -19,17 +19,19 @@ def name_methods(methods: Methods) -> dict[str, FedMethod]:
     Raises:
         ConfigurationError: there is none, or one of them is no method.
     """
-    if isinstance(methods, str) or not isinstance(methods, Mapping | Sequence):
+    if isinstance(methods, str | bytes) or not isinstance(methods, Mapping | Sequence):
         raise ConfigurationError(
-            f"`methods` must be a list of instances such as FedAvg(lr=0.1), or a dictionary of them by name, but is "
-            f"{shown(methods)}."
+            "`methods` of a comparison must be a list of instances such as FedAvg(lr=0.1), or a dictionary of them by name, "
+            f"but is {shown(methods)}."
         )
     pairs: Iterable[Any] = methods.items() if isinstance(methods, Mapping) else methods
     named: dict[str, FedMethod] = {}
     for pair in pairs:
         wish, method = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, pair)
         if not isinstance(method, FedMethod) or not isinstance(wish, str | None):
-            raise ConfigurationError(f"`methods` must hold instances such as FedAvg(lr=0.1), but holds {shown(pair)}.")
+            raise ConfigurationError(
+                f"`methods` of a comparison must hold instances such as FedAvg(lr=0.1), but holds {shown(pair)}."
+            )
         wish = name = wish or _describe(method)
         taken, count = {slug(known).lower() for known in named}, 1
         while slug(name).lower() in taken:

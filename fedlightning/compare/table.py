@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedlightning.checked import checked
+from fedlightning.checked import COUNT, check_fields, checked
 from fedlightning.compare.diary import read_diary, write
 from fedlightning.errors import ConfigurationError
 
@@ -77,6 +77,9 @@ class Table:
     mode: Mode = "max"
     target: float | None = None
     last: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, last=COUNT)
 
     @property
     def names(self) -> list[str]:
@@ -179,6 +182,8 @@ def read_run(folder: Path, name: str, seed: int, metric: str = "val/accuracy") -
         ConfigurationError: its metrics.csv cannot be read, a round is missing from it, or it has no such metric.
     """
     path, diary = folder / "metrics.csv", read_diary(folder)
+    if not diary.get("pieces") or not path.is_file():
+        raise ConfigurationError(f"{folder.absolute()} must be the folder of a run of a comparison, but holds none.")
     rounds: int = diary["pieces"][-1]["to"]
     try:
         with path.open(newline="", encoding="utf-8") as file:

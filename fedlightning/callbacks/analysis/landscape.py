@@ -15,6 +15,7 @@ from fedlightning.callbacks.analysis.figures import log_figure, new_figure, requ
 from fedlightning.callbacks.analysis.plane import Plane, principal_plane
 from fedlightning.checked import checked
 from fedlightning.engine.gradients import mean_losses
+from fedlightning.errors import ConfigurationError
 from fedlightning.method import Round
 from fedlightning.streams import stream
 
@@ -92,6 +93,10 @@ class LossLandscape(Callback):
         num_examples: int = 1000,
         batch_size: int = 1000,
     ) -> None:
+        if resolution > 1000:
+            raise ConfigurationError(
+                f"`resolution` of LossLandscape must be at most 1,000, for a million forward passes, but is {resolution:,}."
+            )
         self.every, self.clients, self.directions = every, clients, directions
         self.resolution, self.num_examples, self.batch_size = resolution, num_examples, batch_size
 
