@@ -76,6 +76,9 @@ class Schedule(NamedTuple):
 BATCHING = {"batch_size": COUNT, "epochs": COUNT, "steps": COUNT}
 """The intervals of what every data module takes."""
 
+_ROOM = 65_536
+"""Places of a batch that cost nothing worth naming where no client fills them."""
+
 _MOST_EPOCHS = 1_000_000
 """Or steps, of a client in a round: its batches are drawn at once."""
 
@@ -176,8 +179,10 @@ class FederatedDataModule(LightningDataModule):
 
     @property
     def largest_batch(self) -> int:
-        """Examples of the largest batch: B, or less where no client has so many."""
-        return min(self.batch_size or self.clients.largest, self.clients.largest)
+        """Places of a batch: B, unless that is more than any client fills and than can be laid out for nothing."""
+        largest = self.clients.largest
+        batch = self.batch_size or largest
+        return batch if batch <= max(largest, _ROOM) else largest
 
     def batches(self, size: int) -> int:
         """The batches of one epoch over so many examples."""

@@ -70,7 +70,7 @@ class ReplayedWork(Work):
         """The batches [K, B] of a client: epoch e of its life visits its examples in the order P_n^(e + 1)."""
         owned = data.clients.positions(client)
         size = len(owned)
-        batch = min(data.batch_size or size, size)
+        batch = data.largest_batch if data.batch_size else size
         per_epoch, passed, shuffle = -(-size // batch), self.passes.get(client, 0), _shuffle(size)
         index = np.full((-(-num_steps // per_epoch), per_epoch * batch), -1, dtype=np.int64)
         order = _power(shuffle, passed)
