@@ -171,7 +171,7 @@ class Run:
             self._write_config()
             fit_centralised(trainer, method, task, data, self._loggers, self.folder)
         else:
-            trainer.callbacks.insert(0, _Begins(self))
+            trainer.callbacks.append(_Begins(self))  # after all that may refuse the run
             if Detach.wanted():
                 trainer.callbacks.insert(0, Detach())
             trainer.fit(method, task, data, ckpt_path=checkpoint)

@@ -18,6 +18,7 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.callbacks import ClientOptima, LossLandscape, PartitionReport, UpdateAngles
+from fedlightning.callbacks.analysis.figures import require_matplotlib
 from fedlightning.cli import Run, run_recipe
 from fedlightning.data import FashionMNIST, Synthetic
 from fedlightning.models import LogisticRegression, build_model
@@ -62,6 +63,7 @@ def main(
         seed: of the partition, the start model, the clients and the batches.
         data_dir: where Fashion-MNIST is, or is downloaded to.
     """
+    require_matplotlib("analyses")
     batching = {"batch_size": batch_size, "epochs": local_epochs, "steps": local_steps, "seed": seed}
     if data == "synthetic":
         clients = Synthetic(1, 1, **batching)

@@ -14,13 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedlightning.cli import run_program  # first: it looks at the command line before torch is imported
+
+# isort: split
+
 import torch
 from torch import Tensor
 
 from fedlightning import Callback, FedAvg, FederatedTrainer, FedMethod, Scaffold, SlotStrategy
 from fedlightning.callbacks import ClientOptima
 from fedlightning.callbacks.analysis.figures import new_figure, require_matplotlib
-from fedlightning.cli import run_program
 from fedlightning.streams import torch_stream
 from fedlightning.testing import Quadratics
 

@@ -24,6 +24,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from fedlightning.cli import Repeated, run_program  # first: it looks at the command line before torch is imported
+
+# isort: split
+
 import torch
 from comparison import figures
 from comparison.board import Board
@@ -32,7 +36,6 @@ from comparison.sweeps import Point, points
 
 from fedlightning import Callback, Dissimilarity, FedAvg, FederatedTrainer, SlotStrategy
 from fedlightning.callbacks.analysis.figures import require_matplotlib, write_figure
-from fedlightning.cli import Repeated, run_program
 from fedlightning.compare import Comparison, Table
 from fedlightning.compare.diary import check_folder
 from fedlightning.loggers import run_loggers

@@ -14,6 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+from fedlightning.cli import run_program  # first: it looks at the command line before torch is imported
+
+# isort: split
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +31,6 @@ from fedlightning import (
     interpreter,
 )
 from fedlightning.callback import CohortResult
-from fedlightning.cli import run_program
 from fedlightning.data import CIFAR100, FakeImages
 from fedlightning.data.vision import ImageData
 from fedlightning.models import build_model

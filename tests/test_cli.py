@@ -18,12 +18,13 @@ import torch
 import yaml
 from recipe_runner import RECIPES, load
 
-from fedlightning import FedAvg, FederatedTrainer, centralised
+from fedlightning import Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer, centralised
 from fedlightning.checkpoint import load_checkpoint
 from fedlightning.cli import Run, run_recipe
 from fedlightning.data import Synthetic
 from fedlightning.method import FedMethod
 from fedlightning.methods import method_names
+from fedlightning.models import LogisticRegression
 from fedlightning.signals import stop_on_signal
 
 QUICK = ["--local-steps", "2", "--rounds", "3"]
@@ -309,6 +310,24 @@ def test_memory_that_runs_out_is_one_line_and_the_run_goes_on_from_the_last_roun
     assert line.startswith(f"synthetic: error: Memory ran out {said}")
     assert line.endswith("; what was finished is saved. The run stopped; go on with `--resume last --name full`.")
     synthetic(*few, "--resume", "last")
+
+
+def test_a_run_that_a_callback_refuses_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    class Refuses(Callback):
+        def on_fit_start(self, trainer: FederatedTrainer) -> None:
+            raise ConfigurationError("mine must be otherwise")
+
+    def main(method: FedMethod, run: Run, *, rounds: int = 1) -> None:
+        data = Synthetic(1, 1, steps=1)
+        logger, checkpoint = run.open(data.name)
+        trainer = FederatedTrainer(rounds, 2, callbacks=[Refuses()], logger=logger)
+        run.fit(trainer, method, Classification(LogisticRegression.glorot(60, 10, 0)), data, checkpoint)
+
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(main, argv=[])
+    assert caught.value.code == 2
+    assert "mine must be otherwise" in capsys.readouterr().err
+    assert not Path("logs").exists()
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again(capsys: pytest.CaptureFixture[str]) -> None:

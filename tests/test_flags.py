@@ -182,16 +182,17 @@ def test_the_sources_of_the_methods_say_what_their_classes_do() -> None:
         assert list(sources.fields(name)) == of_dataclass(method_named(name)), name
 
 
-@pytest.mark.parametrize("word", ["--metod", "--rounds"])
-def test_a_mistake_is_told_without_torch(word: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["--metod x", "--rounds x"])
+@pytest.mark.parametrize("name", programs())
+def test_a_mistake_is_told_without_torch(name: str, words: str, tmp_path: Path) -> None:
     """With a package that cannot import torch."""
     (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')")
-    command = [sys.executable, str(RECIPES / "synthetic.py"), word, "x"]
+    command = [sys.executable, str(RECIPES / f"{name}.py"), *words.split()]
     path = f"{tmp_path}:{RECIPES.parent}"
     done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("synthetic: error: ")
+    assert line.startswith(f"{name}: error: ")
 
 
 SOURCES = [

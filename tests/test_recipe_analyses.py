@@ -2,12 +2,14 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from recipe_runner import load
+from recipe_runner import RECIPES, load
 
+from fedlightning import ConfigurationError
 from fedlightning.cli import call_program, run_recipe
 from fedlightning.testing import Quadratics
 
@@ -115,3 +117,30 @@ def test_the_table_and_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert f"{lower[-1].predicted:.12f}" in printed
     assert f"{later[0].predicted:.5f}" in printed
     assert len(later) == len(module.LOCAL_STEPS) * len(module.PARTICIPANTS)
+
+
+@pytest.mark.parametrize(("name", "words"), [("compare", "--methods fedavg"), ("client_optima", ""), ("fedprox_paper", "--figure 2")])  # fmt: skip
+def test_programs_that_draw_say_in_one_line_that_they_need_matplotlib(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        ConfigurationError, match=rf'^{name} draws with matplotlib, .* run `pip install -e "\.\[figures\]"`\.$'
+    ):
+        call_program(load(name).main, words.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_so_does_the_recipe_of_the_analyses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(load("analyses").main, argv=["--data", "synthetic", "--rounds", "1"])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'run `pip install -e ".[figures]"`' in line
+    assert list(tmp_path.iterdir()) == []
