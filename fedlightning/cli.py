@@ -72,7 +72,7 @@ def run_recipe(
         try:
             run, values = _run(command)
             _call(main, command, run, values)
-        except Exception:
+        except (FedLightningError, OSError):
             run.discard()
             raise
 
