@@ -24,6 +24,8 @@ from torch import Tensor
 from fedlightning import Callback, FedAvg, FederatedTrainer, FedMethod, Scaffold, SlotStrategy
 from fedlightning.callbacks import ClientOptima
 from fedlightning.callbacks.analysis.figures import new_figure, require_matplotlib
+from fedlightning.compare.diary import check_folder
+from fedlightning.errors import require_within
 from fedlightning.streams import torch_stream
 from fedlightning.testing import Quadratics
 
@@ -231,6 +233,9 @@ def main(
         out: the folder of the figure.
     """
     require_matplotlib("client_optima")
+    for flag, value in (("--rounds", rounds), ("--floor-rounds", floor_rounds)):
+        require_within(value, "[1, 1000000000]", f"`{flag}`", "leave it out for the usual number")
+    check_folder(Path(out), "`--out`")
     lower = [floor for scale in SCALES for floor in floors(scale, floor_rounds, seed)]
     later = [oscillation(k, m, rounds, seed) for k in LOCAL_STEPS for m in PARTICIPANTS]
     print(table(lower, later))

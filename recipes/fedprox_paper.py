@@ -25,9 +25,11 @@ from fedprox.curves import Column, DataMissing, read, reading
 from fedprox.figures import Look, Panel, Sheet, save
 from fedprox.settings import EPOCHS, REAL, SETTINGS, SYNTHETIC, Curve, Options
 
-from fedlightning import ConfigurationError
+from fedlightning import ConfigurationError, SlotStrategy
 from fedlightning.callbacks.analysis.figures import require_matplotlib
 from fedlightning.cli import run_program
+from fedlightning.compare.diary import check_folder
+from fedlightning.errors import require_within
 
 DROPS = (0.0, 0.5, 0.9)
 METRICS = {
@@ -204,6 +206,9 @@ def main(
         out: the folder of the figures.
     """
     require_matplotlib("fedprox_paper")
+    require_within(rounds, "[1, 1000000000]", "`--rounds`", "leave it out for the paper's number")
+    SlotStrategy(slots)
+    check_folder(Path(out), "`--out`")
     plan = FIGURES[figure]
     datasets = [dataset for dataset in plan.columns if dataset in SYNTHETIC or not quick]
     columns = completed(plan, datasets, Options(seed, slots, data_dir, rounds, labels))

@@ -37,7 +37,7 @@ from fedlightning import (
 from fedlightning.cli import Repeated, run_program
 from fedlightning.compare.diary import check_folder, write
 from fedlightning.data import FashionMNIST, Synthetic
-from fedlightning.errors import nearest
+from fedlightning.errors import nearest, require_within
 from fedlightning.flags import as_words, of_function
 from fedlightning.method import field_names, hyperparameters
 from fedlightning.methods import method_named
@@ -174,9 +174,8 @@ class Comparison:
         options = self.options
         check_seeds(options.seeds)
         for flag in ("clients", "rounds", "tune_rounds", "evaluate_every"):
-            if (value := getattr(options, flag)) is not None and value < 1:
-                shown = f"--{flag.replace('_', '-')}"
-                raise ConfigurationError(f"`{shown}` must be at least 1, but is {value}; raise it, or leave it out.")
+            shown = f"`--{flag.replace('_', '-')}`"
+            require_within(getattr(options, flag), "[1, 1000000000]", shown, "leave it out for the usual number")
         SlotStrategy(options.slots)
         for name in options.methods:
             self.check_fields(name)

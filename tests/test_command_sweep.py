@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,17 +12,17 @@ from typing import Any
 import pytest
 from recipe_runner import RECIPES, load
 
-from fedlightning import ConfigurationError
-from fedlightning.cli import run_recipe
+from fedlightning import ConfigurationError, FederatedTrainer
+from fedlightning.cli import call_program, run_recipe
 from fedlightning.command import GENERAL, Command
 from fedlightning.data import FakeImages
 from fedlightning.early import Sources, read_program
-from fedlightning.flags import Flag
+from fedlightning.flags import Flag, members
 from fedlightning.run import Run
 
 VALUES = (
     "", "-1", "0", "-0", "1.5", "-0.5", "nan", "inf", "1e400", "99999999999999999999", "wrong", "null", "true", "[1, 2]",
-    "{a: 1}", "\udcff", "a\nb", "ü" * 300, "../x", "/",
+    "{a: 1}", "\udcff", "a\nb", "ü" * 300, "../x",
 )  # fmt: skip
 PROGRAMS = [path.stem for path in sorted(RECIPES.glob("*.py")) if read_program(path)]
 
@@ -185,3 +186,44 @@ def test_the_general_flags_are_those_of_every_recipe() -> None:
         assert program
         if program.method is not None:
             assert [flag.name for flag in flags_of(name)][: len(names)] == names
+
+
+BASES = {
+    "compare": "--methods fedavg", "methods": "--dataset synthetic --methods fedavg --out o", "client_optima": "",
+    "fedprox_paper": "--figure 2",
+}  # fmt: skip
+TAKEN = {
+    "clients": {"null"}, "rounds": {"null"}, "local_steps": {"null"}, "local_epochs": {"null"}, "batch_size": {"null"},
+    "clients_per_round": {"null"}, "evaluate_every": {"null"}, "lr": {"1.5", "99999999999999999999", "null"},
+}  # fmt: skip
+"""Values of numbers that these programs take, and of no other flag of such a name."""
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [(name, flag) for name in BASES for flag in flags_of(name)],
+    ids=lambda one: one if isinstance(one, str) else one.name,
+)
+def test_what_a_flag_of_a_program_cannot_be_is_refused_before_its_first_run(
+    name: str, flag: Flag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: Any) -> None:
+        raise Reached
+
+    monkeypatch.setattr(FederatedTrainer, "_run", begin)
+    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
+    main, taken = load(name).main, set()
+    for number, value in enumerate(VALUES):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
+        words = [*BASES[name].split(), f"{flag.dashed}={value}"]
+        with pytest.raises((ConfigurationError, Reached)) as caught:
+            call_program(main, words)
+        if caught.type is Reached:
+            taken.add(value)
+        else:
+            assert os.listdir() == [], words
+            assert "\n" not in str(caught.value), words
+    if flag.name in {*TAKEN, "slots", "floor_rounds", "tune_rounds", "last", "checkpoint_every"}:
+        optional = type(None) in members(flag.kind)
+        assert taken - {"[1, 2]"} - ({"null"} if optional else set()) == TAKEN.get(flag.name, set()) - {"null"}
