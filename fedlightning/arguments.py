@@ -13,6 +13,7 @@ from fedlightning.checkpoint import RoundState
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, nearest, shown
 from fedlightning.method import FedMethod
+from fedlightning.state import State
 from fedlightning.task import FederatedTask
 
 _ROUNDS = "a run is counted in rounds, `max_rounds`, and a client's work in `epochs` or `steps` of the data module"
@@ -85,6 +86,11 @@ def check_fit(method: Any, task: Any, data: Any, state: Any, ckpt_path: Any) -> 
         raise ConfigurationError(
             f"`state` of `fit` must be the RoundState that a `fit` returned, but is {shown(state)}; a checkpoint's path is "
             "`ckpt_path`."
+        )
+    if isinstance(state, RoundState) and not (isinstance(state.server, State) and "x" in state.server):
+        raise ConfigurationError(
+            f"`state` of `fit` must hold a State of the server with the model `x`, but holds {state.server!r:.100}; go on from "
+            "one that a `fit` returned."
         )
     if not isinstance(ckpt_path, str | os.PathLike | None):
         raise ConfigurationError(

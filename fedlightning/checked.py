@@ -103,7 +103,7 @@ class _Rule(NamedTuple):
     def of(cls, name: str, hint: Any, within: str | None) -> _Rule:
         """The rule of an argument."""
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        plain = {kind for kind in kinds if kind in (str, bool, types.NoneType) or (kind is int and not within)}
+        plain = {kind for kind in kinds if kind in (bool, types.NoneType) or (kind is int and not within)}
         return cls(name, hint, within, frozenset(plain))
 
     def settle(self, value: Any, owner: str) -> Any:
@@ -254,7 +254,7 @@ def _truth(value: Any, _: Any) -> Any:
 
 
 def _text(value: Any, _: Any) -> Any:
-    return str(value) if isinstance(value, str) else MISFIT
+    return str(value) if isinstance(value, str) and "\0" not in value else MISFIT
 
 
 def _path(value: Any, _: Any) -> Any:
@@ -347,6 +347,8 @@ def _alternatives(hint: Any, within: str | None = None) -> list[str]:
         return list(map(repr, inner or (True, False)))
     if hint in (int, float):
         return [_WORDS[hint] + (f" {_range(hint, within)}" if within else "")]
+    if origin in (Mapping, dict):
+        return [f"a dictionary from {_plural(inner[0])} to {_plural(inner[1])}"]
     if origin in (tuple, list, Sequence):
         return [f"a sequence of {_entries(inner) if origin is tuple else _plural(inner[0])}"]
     kind = origin or hint
@@ -387,7 +389,11 @@ def _with_article(name: str) -> str:
 
 
 def _given(value: Any, hint: Any, wanted: str) -> str:
-    """What there is in the place of what was wanted, and what to do; of a sequence, what it holds that does not fit."""
+    """What there is in the place of what was wanted, and what to do; of what holds others, one that does not fit."""
+    if isinstance(value, Mapping):
+        kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) in (Mapping, dict)]
+        strange = [pair for kind in kinds for pair in value.items() if fitted(pair, tuple[get_args(kind)]) is MISFIT]  # type: ignore[misc]
+        return f"holds {shown(strange[0][0])}: {shown(strange[0][1])}." if strange else f"is {shown(value)}."
     for kind in (hint, *get_args(hint)):
         each = set(get_args(kind)) - {Ellipsis} if get_origin(kind) in (tuple, list, Sequence) else set()
         if isinstance(value, (tuple, list)) and len(each) == 1:

@@ -19,7 +19,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
-from fedlightning.checked import COUNT, checked
+from fedlightning.checked import checked
 from fedlightning.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
 from fedlightning.errors import ConfigurationError, shown
 from fedlightning.method import Batch
@@ -46,6 +46,12 @@ class FederatedTask(LightningModule):
     @checked(lr="(0, inf)")
     def __init__(self, model: nn.Module, metrics: dict[str, Metric] | None = None, lr: float = 0.1) -> None:
         super().__init__()
+        for name in metrics or {}:
+            if "." in name or name == "loss":
+                raise ConfigurationError(
+                    f"The `metrics` of {type(self).__name__} must have names without a dot, none of them 'loss', but one is "
+                    f"{name!r}."
+                )
         self.model = model
         self.metrics = MetricCollection(cast(Any, metrics or {}))
         self.lr = lr
@@ -88,6 +94,7 @@ class FederatedTask(LightningModule):
         inputs, targets = batch[:2]
         return self.criterion(self(inputs), targets)
 
+    @checked()
     def with_state(self, state: RoundState) -> Self:
         """The trained task: a copy with the parameters and buffers that a run ended with, in evaluation mode.
 
@@ -106,6 +113,7 @@ class FederatedTask(LightningModule):
         return task.eval()
 
     @classmethod
+    @checked()
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's is no plain classmethod
         cls,
         checkpoint_path: str | PathLike[str],
@@ -255,11 +263,11 @@ class Classification(FederatedTask):
         lr: learning rate of centralised training alone.
     """
 
-    @checked(classes=COUNT)
+    @checked(classes="[2, inf)")
     def __init__(
         self, model: nn.Module, classes: int | None = None, metrics: dict[str, Metric] | None = None, lr: float = 0.1
     ) -> None:
-        classes = classes or _last_width(model)
+        classes = classes or _last_width(model, type(self).__name__)
         super().__init__(model, {"accuracy": MulticlassAccuracy(classes, average="micro"), **(metrics or {})}, lr)
         self.classes = classes
 
@@ -366,10 +374,15 @@ class Reconstruction(Regression):
         """Nothing: `criterion` looks at them."""
 
 
-def _last_width(model: nn.Module) -> int:
+def _last_width(model: nn.Module, owner: str) -> int:
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ConfigurationError(
             f"`classes` must be given, since {type(model).__name__} has no linear layer to read it from."
+        )
+    if linear[-1].out_features < 2:
+        raise ConfigurationError(
+            f"The model of {owner} must have an output for each class, but its last linear layer has "
+            f"{linear[-1].out_features}; give it two, or take `Regression`."
         )
     return linear[-1].out_features

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.classification import MulticlassF1Score
 
 from fedlightning import (
     Callback,
@@ -30,10 +31,13 @@ from fedlightning import (
     Partition,
     Reconstruction,
     Regression,
+    RoundState,
     SlotStrategy,
+    State,
     TensorData,
 )
-from fedlightning.data import LeafData, read_leaf
+from fedlightning.compare import compare
+from fedlightning.data import LeafData, RandomCropFlip, RandomCropRotate, read_leaf
 from fedlightning.data.files import visible_files
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -324,3 +328,64 @@ def test_inputs_that_are_no_numbers_fail_in_the_round_with_one_line() -> None:
     with pytest.raises(ClientError, match=r"the loss of client 1 at local step . is nan") as caught:
         fit(Classification(model()), tensors(spoilt))
     assert isinstance(caught.value, FedLightningError)
+
+
+# -- from all sides ----------------------------------------------------------------------------------------------------
+def evaluated(inputs: Tensor, targets: Tensor) -> TensorData:
+    return TensorData(Examples(X, Y), OWNERS, Examples(inputs, targets), batch_size=4)
+
+
+def run(data: TensorData | None = None, task: FederatedTask | None = None, **options: Any) -> Tensor:
+    return fit(task or Classification(model()), data or tensors(), evaluate_every=1, **options)
+
+
+def compared(**changed: Any) -> Any:
+    given = {
+        "methods": [FedAvg()],
+        "task": Classification(model()),
+        "data": tensors(),
+        "seeds": (0,),
+        "trainer": {"max_rounds": 1},
+    }
+    return compare(**{**given, **changed})
+
+
+F1 = MulticlassF1Score(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: run(evaluated(torch.randn(8, 5), Y[:8])), "fails on examples that are evaluated as `val/…`, which is float32[8, 5]"),
+        (lambda: run(evaluated(torch.randn(8, 4).double(), Y[:8])), "; use `inputs.to(torch.float32)`, or `model.to(torch.float64)`."),
+        (lambda: run(evaluated(torch.randn(8, 4), Y[:8] + 3)), "values in 3…5; set `classes=6` or relabel."),
+        (lambda: run(tensors(X.to_sparse())), "holds a Tensor of float32[24, 4]; use `to_dense()`."),
+        (lambda: run(tensors(augmentation=RandomCropFlip(1))), "Images for RandomCropFlip must be [B, C, H, W], but are [4, 4]."),
+        (lambda: run(tensors(X[:, None], augmentation=RandomCropRotate(2, 4))), "Images for RandomCropRotate must be [B, C, H, W]"),
+        (lambda: run(strategy=SlotStrategy(memory_dir="a\0b")), "`memory_dir` of SlotStrategy must be a path or None, but is 'a\\x00b'."),
+        (lambda: run(task=Classification(model(), metrics={"a": 3})), "must be a dictionary from strings to Metrics or None, but holds 'a': 3."),
+        (lambda: run(task=Classification(model(), metrics={"a.b": F1})), "must have names without a dot, none of them 'loss', but one is 'a.b'."),
+        (lambda: run(task=Classification(model(), metrics={"loss": F1})), "none of them 'loss', but one is 'loss'."),
+        (lambda: run(task=Classification(model(1))), "must have an output for each class, but its last linear layer has 1"),
+        (lambda: Classification(model(1), 1), "`classes` of Classification must be at least 2, but is 1."),
+        (lambda: Classification(model()).with_state(None), "`state` of Classification.with_state must be a RoundState, but is None."),  # type: ignore[arg-type]
+        (lambda: Classification.load_from_checkpoint(3, model=model()), "must be a string or a PathLike, but is 3."),  # type: ignore[arg-type]
+        (lambda: FederatedTrainer(1).fit(FedAvg(), Classification(model()), tensors(), RoundState(0, State(y=X))), "with the model `x`, but holds State(y: float32[24, 4])"),
+        (lambda: FederatedTrainer(1).save_checkpoint("x"), "`save_checkpoint` must be called in a `fit` or after it"),
+        (lambda: compared(foo=1), "`compare` has no argument `foo`"),
+        (lambda: compared(task=model()), "must be a FederatedTask, but is a Linear; wrap the module, e.g. `Classification(Linear(…))`."),
+        (lambda: compared(task=lambda seed: None), "or a function of the seed that gives one, but gives None."),
+        (lambda: compared(data=lambda seed: X), "or a function of the seed that gives one, but gives a Tensor of float32[24, 4]."),
+        (lambda: compared(trainer=lambda: 3), "must be a function that takes seed, logger, callbacks, but the function <lambda> does not"),
+        (lambda: compared(trainer=lambda **own: 3), "must give a FederatedTrainer, but the function <lambda> gives 3."),
+        (lambda: compared(methods={1: FedAvg()}), "must hold instances such as FedAvg(lr=0.1), but holds a tuple."),
+    ],
+)  # fmt: skip
+def test_odd_things_are_refused_in_one_line(
+    call: Callable[[], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        call()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

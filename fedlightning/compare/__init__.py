@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from fedlightning.arguments import refuse_unknown
 from fedlightning.callback import Callback
 from fedlightning.callbacks import ModelCheckpoint, Throughput
 from fedlightning.checked import COUNT, checked
@@ -52,6 +55,7 @@ def compare(
         **options: `seeds`, `trainer`, `root`, `metric`, `mode`, `target`, `last`, `checkpoint_every`, `callbacks`,
             `on_run_end`.
     """
+    refuse_unknown("`compare`", [name for name in options if name not in _OPTIONS], Comparison, {})
     return Comparison(methods, task, data, **options).run()
 
 
@@ -117,6 +121,11 @@ class Comparison:
         callbacks: Callable[[str, int], Sequence[Callback]] | None = None,
         on_run_end: Callable[[Outcome], None] | None = None,
     ) -> None:
+        if isinstance(task, nn.Module) and not isinstance(task, FederatedTask):
+            raise ConfigurationError(
+                f"`task` of a comparison must be a FederatedTask, but is {shown(task)}; wrap the module, e.g. "
+                f"`Classification({type(task).__name__}(…))`."
+            )
         self.methods, self.seeds, self.root = name_methods(methods), list(seeds), Path(root)
         self._task, self._data, self._make = task, data, _maker(trainer)
         self.table = Table((), metric, mode, target, last)
@@ -158,9 +167,19 @@ class Comparison:
 
     def _load(self, seed: int) -> _Problem:
         data = self._data if isinstance(self._data, FederatedDataModule) else self._data(seed)
+        if not isinstance(data, FederatedDataModule):
+            raise ConfigurationError(
+                "`data` of a comparison must be a FederatedDataModule, or a function of the seed that gives one, but gives "
+                f"{shown(data)}."
+            )
         data.prepare_data()
         data.setup("fit")
         task = self._task if isinstance(self._task, FederatedTask) else self._task(seed)
+        if not isinstance(task, FederatedTask):
+            raise ConfigurationError(
+                "`task` of a comparison must be a FederatedTask, or a function of the seed that gives one, but gives "
+                f"{shown(task)}."
+            )
         return _Problem(seed, task, data, identify_problem(task, data))
 
     def _check(self, first: _Problem) -> None:
@@ -253,6 +272,9 @@ def _made(make: Callable[..., FederatedTrainer], **options: Any) -> FederatedTra
             f"`trainer` of a comparison must give a FederatedTrainer, but {shown(make)} gives {shown(trainer)}."
         )
     return trainer
+
+
+_OPTIONS = frozenset(inspect.signature(Comparison).parameters)
 
 
 def _maker(trainer: Mapping[str, Any] | Callable[..., FederatedTrainer] | None) -> Callable[..., FederatedTrainer]:

@@ -33,6 +33,7 @@ class RandomCropFlip:
 
     def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
         """The windows [B, C, H, W] of images [B, C, H, W] at draws [B, 3]: one gather for the batch."""
+        _require_images(inputs, "RandomCropFlip")
         batch, channels, height, width = inputs.shape
         padded = F.pad(inputs, (self.padding,) * 4)
         if inputs.device.type == "cpu" and inputs.dtype in _NUMPY:
@@ -95,6 +96,7 @@ class RandomCropRotate:
         Raises:
             ConfigurationError: the images have another size.
         """
+        _require_images(inputs, "RandomCropRotate")
         if inputs.shape[-2:] != (self.image_size, self.image_size):
             raise ConfigurationError(
                 f"Images for RandomCropRotate must have {self.image_size} × {self.image_size} pixels (`image_size`), but "
@@ -116,6 +118,11 @@ class RandomCropRotate:
         down, across = centred[:, None], centred[None, :]
         middle = self.size * _ONE  # twice the centre's place, and 1 to round
         return (cosine * down + sine * across + middle) >> 31, (cosine * across - sine * down + middle) >> 31
+
+
+def _require_images(inputs: Tensor, owner: str) -> None:
+    if inputs.dim() != 4:
+        raise ConfigurationError(f"Images for {owner} must be [B, C, H, W], but are {list(inputs.shape)}.")
 
 
 def centre_crop(inputs: Tensor, size: int) -> Tensor:

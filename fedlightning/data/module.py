@@ -40,8 +40,10 @@ def check_examples(examples: Examples, name: str) -> None:
         ConfigurationError: they are not.
     """
     for part, tensor in zip(("inputs", "targets"), examples, strict=True):
-        if not isinstance(tensor, Tensor) or not tensor.dim() or tensor.is_meta:
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if not dense or not tensor.dim():
             remedy = "; use `torch.from_numpy`" if isinstance(tensor, np.ndarray) else ""
+            remedy = "; use `to_dense()`" if isinstance(tensor, Tensor) and tensor.layout != torch.strided else remedy
             raise ConfigurationError(f"{name} must hold a tensor of {part} [n, …], but holds {shown(tensor)}{remedy}.")
     if len(examples.inputs) != len(examples.targets):
         raise ConfigurationError(

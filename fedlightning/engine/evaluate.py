@@ -14,8 +14,10 @@ from torch.utils import _pytree
 
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
+from fedlightning.engine.inspection import misfit, raised_by_torch
 from fedlightning.engine.replica import Replica
-from fedlightning.errors import ConfigurationError
+from fedlightning.engine.slots import out_of_memory
+from fedlightning.errors import ConfigurationError, FedLightningError
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ def evaluate_chunk(
     try:
         outputs = replica.outputs(inputs)
         scores = replica.task.scores(outputs, targets)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, FedLightningError) or out_of_memory(error) or not raised_by_torch(error):
+            raise
+        which = f"examples that are evaluated as `{split.prefix}/…`"
+        raise misfit((inputs, targets), which, error, replica.layout.dtype) from error
     finally:
         replica.task.train()
     host = _pytree.tree_map(lambda each: each.cpu() if isinstance(each, Tensor) else each, outputs)

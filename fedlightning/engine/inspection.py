@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -101,7 +101,7 @@ def inspect(
         return Findings(layer, None, False, coupled)
     error, draws = _tried(probe, batch)
     if on_cpu and error:
-        raise _misfit(batch, client, error, layout.dtype) from error
+        raise misfit(batch, f"the first one of client {client}", error, layout.dtype) from error
     _check_outputs(probe, batch)
     after = dict(probe.named_buffers())
     changed = [
@@ -124,7 +124,7 @@ def _tried(probe: FederatedTask, batch: Batch) -> tuple[Exception | None, bool]:
     except FedLightningError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        return error if _raised_by_torch(error) else None, _drawn(generators)
+        return error if raised_by_torch(error) else None, _drawn(generators)
     except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
         pass
     return None, _drawn(generators)
@@ -177,20 +177,21 @@ def _check_single(probe: FederatedTask, data: FederatedDataModule, batch: Batch,
     ) from error
 
 
-def _raised_by_torch(error: BaseException) -> bool:
+def raised_by_torch(error: BaseException) -> bool:
     """Whether it comes from a layer or a function of torch, and not from the user's own code."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "torch"
 
 
-def _misfit(batch: Batch, client: int, error: Exception, dtype: torch.dtype) -> ConfigurationError:
+def misfit(batch: Sequence[Tensor], which: str, error: Exception, dtype: torch.dtype) -> ConfigurationError:
+    """What to raise where torch fails on a batch of inputs and targets, for a model of this dtype."""
     what = " and ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in batch[:2])
-    remedy = "look at the shapes and types of the data and the model"
-    if batch.inputs.is_floating_point() and batch.inputs.dtype != dtype:
-        remedy = f"use `inputs.to({dtype})`, or `model.to({batch.inputs.dtype})`"
+    inputs, remedy = batch[0], "look at the shapes and types of the data and the model"
+    if inputs.is_floating_point() and inputs.dtype != dtype:
+        remedy = f"use `inputs.to({dtype})`, or `model.to({inputs.dtype})`"
     return ConfigurationError(
-        f"The task must give the losses of a batch, but fails on the first one of client {client}, which is {what}: "
-        f"{type(error).__name__}: {str(error).splitlines()[0][:300]}; {remedy}."
+        f"The task must give the losses of a batch, but fails on {which}, which is {what}: {type(error).__name__}: "
+        f"{str(error).splitlines()[0][:300]}; {remedy}."
     )
 
 
