@@ -190,9 +190,11 @@ def fields_resolved(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         module = vars(sys.modules.get(base.__module__, types))
-        hints |= {
-            name: _evaluated(hint, module, dict(vars(base))) for name, hint in inspect.get_annotations(base).items()
-        }
+        try:
+            declared = inspect.get_annotations(base)
+        except NameError:  # from Python 3.14 on, of a name that only type checkers import
+            continue
+        hints |= {name: _evaluated(hint, module, dict(vars(base))) for name, hint in declared.items()}
     return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls)}
 
 
