@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import SequenceMatcher
 from types import CodeType, FunctionType
 from typing import Any
@@ -40,8 +40,22 @@ def fault_in(cls: type, hooks: Mapping[str, Callable[..., Any]], tuples: tuple[s
         hooks: the hooks that there are, by name.
         tuples: the attributes that are tuples of names.
     """
-    own = {**{name: None for name in inspect.get_annotations(cls) if name not in vars(cls)}, **vars(cls)}
-    return next(_faults(cls.__name__, own, hooks, tuples), "")
+    annotated = inspect.get_annotations(cls)
+    own = {**{name: None for name in annotated if name not in vars(cls)}, **vars(cls)}
+    faults = _faults(cls.__name__, own, hooks, tuples)
+    return next(faults, "") or next(_attribute_faults(cls.__name__, own, annotated, (*tuples, "coupled")), "")
+
+
+def _attribute_faults(
+    owner: str, own: Mapping[str, Any], annotated: Collection[str], known: tuple[str, ...]
+) -> Iterator[str]:
+    """An attribute that is no hyperparameter, and whose name is nearly one that is looked at."""
+    for name, value in own.items():
+        if name in known or name in annotated or name.startswith("_") or code_of(value):
+            continue
+        for meant in known:
+            if SequenceMatcher(None, name.lower(), meant).ratio() >= _NEAR or sorted(name.lower()) == sorted(meant):
+                yield f"`{name}` of {owner} is never looked at; call it `{meant}` if that is meant, or annotate a hyperparameter."
 
 
 def _faults(
@@ -55,7 +69,8 @@ def _faults(
                 one = f"({value!r},)" if isinstance(value, str) else '("mu",)'
                 yield f"`{name}` of {owner} must be a tuple of names, but is {value!r}; write `{name} = {one}`."
         elif code_of(value) and not name.startswith("_"):
-            yield from _spelling_faults(f"`{owner}.{name}` ({place_of(value)})", name, value, hooks)
+            called = any(name in code.co_names for code in map(code_of, own.values()) if code)
+            yield from _spelling_faults(f"`{owner}.{name}` ({place_of(value)})", name, value, hooks, called)
 
 
 def _hook_faults(name: str, value: Any, hook: Callable[..., Any]) -> Iterator[str]:
@@ -75,8 +90,10 @@ def _hook_faults(name: str, value: Any, hook: Callable[..., Any]) -> Iterator[st
         return
 
 
-def _spelling_faults(where: str, name: str, value: Any, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
-    """A function whose name is nearly a hook's, which would never be called."""
+def _spelling_faults(
+    where: str, name: str, value: Any, hooks: Mapping[str, Callable[..., Any]], called: bool
+) -> Iterator[str]:
+    """A function whose name is nearly a hook's, or begins like one, which would never be called."""
     arguments = list(inspect.signature(getattr(value, "__func__", value)).parameters)
     for hook, function in hooks.items():
         likeness = SequenceMatcher(None, name.lower(), hook).ratio()
@@ -86,6 +103,8 @@ def _spelling_faults(where: str, name: str, value: Any, hooks: Mapping[str, Call
                 f"{where} is no hook, and would never be called; call it `{hook}` if that is meant, or give a helper another "
                 "name, e.g. one that begins with `_`."
             )
+    if name.startswith("on_") and not called:
+        yield f"{where} is no hook, and would never be called; the hooks are {', '.join(sorted(hooks))}."
 
 
 def plain(value: Any) -> bool:

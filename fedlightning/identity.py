@@ -33,7 +33,7 @@ def identify(
         "classes": classes,
         "hyperparameters": hyperparameters(method),
         **identify_model(task),
-        "model": digest_text(repr(task)),
+        "model": digest_text(f"{task!r}{_attributes(task)}"),
         "partition": data.clients.fingerprint,
         "batches": [data.batch_size, data.epochs, data.steps, data.drop_last],
         "training_data": data.fingerprint,
@@ -47,6 +47,26 @@ def identify(
 def _name(cls: type) -> str:
     """A class's name; one of the library's has its module, too, which is the same in every program."""
     return f"{cls.__module__}.{cls.__name__}" if cls.__module__.startswith("fedlightning.") else cls.__name__
+
+
+def _attributes(task: nn.Module) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """The plain values that a task and its layers keep on themselves, such as a scale, which `repr` need not show."""
+    return [
+        (
+            name,
+            [
+                (key, value)
+                for key, value in sorted(vars(module).items())
+                if _is_kept(key, value) and (name or key != "lr")
+            ],
+        )
+        for name, module in task.named_modules()
+    ]
+
+
+def _is_kept(key: str, value: Any) -> bool:
+    """Whether an attribute is the module's own and decides what it computes; `lr` is that of the centralised baseline."""
+    return not key.startswith("_") and key != "training" and isinstance(value, bool | int | float | str)
 
 
 def check_state(state: RoundState, identity: Mapping[str, Any], server: State, row: State, num_clients: int) -> None:

@@ -17,6 +17,9 @@ from fedlightning.errors import SaveError
 _MARK = b"fedlightning blake2b "
 _DIGEST = 32
 _SEAL = len(_MARK) + 2 * _DIGEST
+_END = 22
+"""Bytes of a zip archive's last record where it has no comment."""
+
 _BLOCK = 16 * 2**20
 
 
@@ -53,6 +56,8 @@ def check_sealed(path: Path) -> None:
         file.seek(max(size - _SEAL, 0))
         seal = file.read()
         if not seal.startswith(_MARK):
+            if not (seal[-_END:].startswith(b"PK\5\6") and seal.endswith(bytes(2))):
+                raise ValueError("its end is cut off or changed")
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise ValueError(f"the checksum of its entry {damaged} does not fit")

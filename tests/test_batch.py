@@ -136,6 +136,54 @@ def test_a_coupled_loss_that_no_trial_finds_may_be_declared() -> None:
             fit(method, model, cohort_size=4)
 
 
+class Hardest(Classification):
+    """Only the harder half of a batch counts."""
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = super().criterion(outputs, targets)
+        return losses * (losses >= losses.topk(max(1, len(losses) // 2)).values[-1].detach())
+
+
+class AboveMedian(Classification):
+    """Only what is above the median counts."""
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = super().criterion(outputs, targets)
+        return losses * (losses >= losses.median().detach())
+
+
+class Flooded(Classification):
+    """Pushes a batch whose mean loss is low back up, which begins only after some training."""
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = super().criterion(outputs, targets)
+        return losses + F.relu(0.8 - losses.mean()) * 5
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 7, 16])
+@pytest.mark.parametrize("kind", [Hardest, AboveMedian, Flooded])
+def test_a_loss_that_looks_across_only_now_and_then_is_found_too(kind: type[Classification], batch_size: int) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(ConfigurationError, match="a loss that looks across a batch"):
+        fit(FedAvg(), kind(MLP(6, 3, (8,)).double(), 3), data([40] * 20, batch_size=batch_size), cohort_size=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch_size", [2, 5, 50])
+def test_a_loss_of_each_example_alone_is_none_even_where_it_is_small(dtype: torch.dtype, batch_size: int) -> None:
+    """One layer fits a batch of two at once."""
+    torch.manual_seed(1)
+    clients = data([60] * 20, dtype, batch_size=batch_size)
+    for model in (
+        nn.Linear(6, 3),
+        MLP(6, 3, (64, 64)),
+        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
+    ):
+        run = trainer(1, cohort_size=4)
+        run.fit(FedAvg(), Classification(model.to(dtype), 3), clients)
+        assert run.strategy.cohort_size == 4
+
+
 def test_dropout_is_no_coupling() -> None:
     run = trainer()
     run.fit(FedAvg(), task(nn.Dropout(0.5)), data())
@@ -191,6 +239,39 @@ def test_so_must_an_objective(strategy: dict[str, Any]) -> None:
         with pytest.raises(MethodError, match=rf"`objective` of {type(method).__name__} must be one number for each"):
             run.fit(method, task(), data())
         assert run.round == 0
+
+
+class Whole(Classification):
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) != targets).long()
+
+
+class Detached(Classification):
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().criterion(outputs.detach(), targets)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [(Whole, "must be of floating-point numbers"), (Detached, "has no gradient")]
+)
+def test_a_loss_that_nothing_is_learned_from_is_refused(kind: type[Classification], says: str) -> None:
+    run = trainer(**LOOP)
+    with pytest.raises(ConfigurationError, match=rf"^The loss of {kind.__name__} [^\n]*{says}[^\n]*$"):
+        run.fit(FedAvg(), kind(MLP(6, 3).double(), 3), data())
+    assert run.round == 0
+
+
+def test_so_is_an_objective() -> None:
+    class Detaches(FedMethod):
+        """Learns nothing."""
+
+        def objective(self, model, w, batch, client):  # type: ignore[no-untyped-def]
+            return model.loss(w.detach(), batch)
+
+    with pytest.raises(
+        MethodError, match=r"`Detaches.objective` \(.*\) must depend on w, but its losses have no gradient"
+    ):
+        fit(Detaches(), task(), **LOOP)
 
 
 # -- the mean of losses -----------------------------------------------------------------------------------------------
@@ -274,7 +355,9 @@ def test_a_last_batch_of_one_example_is_refused_before_the_first_round() -> None
     fit(FedAvg(), norm_task(), data([8, 9, 6], epochs=None, steps=2))  # nobody comes to it
     with pytest.raises(ConfigurationError, match="since 1 of 3 clients"):
         fit(FedAvg(), norm_task(), data([8, 9, 6], epochs=None, steps=3))
-    with pytest.raises(ConfigurationError, match=r"since 1 of 3 clients have one \(the first: client 2, 1 "):
+    with pytest.raises(
+        ConfigurationError, match=r"since 1 of 3 clients have one \(the first: client 2, 1 .*; use another"
+    ):
         fit(FedAvg(), norm_task(), data([8, 9, 1], drop_last=True))
     with pytest.raises(ConfigurationError, match=r"since 1 of 2 clients have one"):
         fit(FedAvg(), norm_task(), data([8, 1], batch_size=None))

@@ -283,7 +283,7 @@ class CarriesAnotherDtype(FedAvg):
         (closes_over(), "`rounds`, which `ClosesOver.on_aggregate` closes over, has another value"),
         (DrawsUnseeded(), "must give the same bits when it is run again, .* no seed reaches"),
         (LooksAtTheClock(), "must give the same bits when it is run again"),
-        (DrawsInTheThirdRound(), "`DrawsInTheThirdRound`, in one of its hooks, drew global random numbers"),
+        (DrawsInTheThirdRound(), "`DrawsInTheThirdRound.on_aggregate` \\(.*\\) drew global random numbers"),
         (WritesToTheData(), r"`WritesToTheData.on_aggregate` \(.*\) changed `server.x` in place"),
         (WritesToTheMean(), r"`WritesToTheMean.on_aggregate` \(.*\) changed `mean.delta` in place"),
         (WritesToWhatAClientSent(), r"`WritesToWhatAClientSent.on_return` \(.*\) changed `upload.delta` in place"),

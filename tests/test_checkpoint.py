@@ -193,6 +193,14 @@ def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
     assert loaded < 60  # those of the mark of the hash, without which the archive's own checksums are looked at
 
 
+@pytest.mark.parametrize("cut", [1, 20, 64, 80, 84, 85, 86, 100])
+def test_a_file_whose_end_is_cut_off_is_refused(tmp_path: Path, cut: int) -> None:
+    trained(tmp_path / "a.ckpt", Scaffold())
+    (tmp_path / "a.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:-cut])
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_a_file_without_our_hash_is_read_by_the_archives_checksums(tmp_path: Path) -> None:
     """As one that was read and written again by hand is."""
     trained(tmp_path / "a.ckpt", Scaffold())

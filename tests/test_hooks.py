@@ -796,3 +796,37 @@ def test_numbers_of_numpy_become_pythons() -> None:
     assert [type(value) for value in (method.value, method.bounded, method.lr)] == [int, float, float]
     with pytest.raises(ConfigurationError, match=r"`bounded` of Holds must be in \[0, inf\), but is .*-1.0"):
         Holds(bounded=np.float32(-1))
+
+
+def test_a_server_hook_that_draws_in_a_later_round_is_told_then() -> None:
+    class Later(FedMethod):
+        """Draws once the run has begun."""
+
+        def on_aggregate(self, server, mean, round):
+            noise = torch.randn_like(server.x) if round.index == 2 else 0
+            return server.replace(x=server.x + mean.delta + noise)
+
+    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
+    before = torch.get_rng_state()
+    with pytest.raises(MethodError, match=r"`Later.on_aggregate` \(.*\) drew global random numbers"):
+        trainer.fit(Later(lr=0.05), task(), data())
+    assert trainer.round == 2
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_begins_like_a_hook_but_is_none_is_told_unless_it_is_called() -> None:
+    assert "`Mine.on_server_update` " in refusal(made(on_server_update=lambda self, server: server))
+    assert "`downlnk` of Mine is never looked at; call it `downlink`" in refusal(made(downlnk=("m",)))
+    assert "`couplde` of Mine is never looked at; call it `coupled`" in refusal(made(couplde=True))
+
+    class Mine(FedMethod):
+        """Has a hook of its own, which it calls."""
+
+        def on_gradient(self, g):
+            return 2 * g
+
+        def direction(self, local, grad, client):
+            return self.on_gradient(grad(local.w))
+
+    assert fit(Mine(), rounds=1)[0].round == 1

@@ -95,6 +95,24 @@ def test_a_checkpoint_goes_on_only_on_the_same_base_and_data(
     assert len(str(found.value)) < 500
 
 
+def test_a_plain_value_that_a_layer_or_a_task_keeps_is_looked_at_too(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    def scaled(scale: float, lr: float = 0.1) -> Classification:
+        return Classification(nn.Sequential(Scaled(scale), task().model), 3, lr=lr)
+
+    fit(FedAvg(), scaled(1.0), callbacks=[ModelCheckpoint(tmp_path)])
+    fit(FedAvg(), scaled(1.0, lr=0.2), rounds=2, ckpt_path=tmp_path / "last.ckpt")  # of the centralised baseline
+    with pytest.raises(ConfigurationError, match="A run goes on only as it began, but `model` is"):
+        fit(FedAvg(), scaled(2.0), rounds=3, ckpt_path=tmp_path / "last.ckpt")
+
+
 def test_other_parameters_that_are_trained_and_more_rounds_go_on(tmp_path: Path) -> None:
     fit(FedAvg(), callbacks=[ModelCheckpoint(tmp_path)])
     other = task()

@@ -298,3 +298,17 @@ def test_the_same_task_and_data_train_centrally_under_lightning(tmp_path: Path) 
     trainer.fit(model, clients())
     assert not torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
     assert {"val/loss", "val/accuracy"} <= set(trainer.callback_metrics)
+
+
+def test_a_hook_of_a_callback_that_there_is_not_is_refused() -> None:
+    class Misspelt(Callback):
+        def on_round_ends(self, trainer: FederatedTrainer, metrics: object) -> None:
+            """It would never be called."""
+
+    class Lightnings(Callback):
+        def on_train_start(self, trainer: FederatedTrainer) -> None:
+            """As Lightning calls it."""
+
+    for callback, says in ((Misspelt(), "Did you mean 'on_round_end'"), (Lightnings(), "would never be called. ")):
+        with pytest.raises(ConfigurationError, match=says):
+            FederatedTrainer(1, callbacks=[callback], logger=False)

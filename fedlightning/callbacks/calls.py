@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedlightning.callback import Callback
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer
@@ -17,7 +17,19 @@ _STAGES = ("observe", "decide", "save")
 
 
 def in_order(callbacks: Collection[Callback]) -> list[Callback]:
-    """Those that observe, then those that decide by what these log, then those that save."""
+    """Those that observe, then those that decide by what these log, then those that save.
+
+    Raises:
+        ConfigurationError: one has a hook that there is not, which would never be called.
+    """
+    for callback in callbacks:
+        own = {name for cls in type(callback).__mro__ if issubclass(cls, Callback) for name in vars(cls)}
+        if unknown := sorted(name for name in own if name.startswith("on_") and not hasattr(Callback, name)):
+            hooks = [name for name in vars(Callback) if name.startswith("on_")]
+            raise ConfigurationError(
+                f"`{unknown[0]}` of {type(callback).__name__} is no hook of a callback, and would never be called. "
+                f"{nearest(unknown[0], hooks)}"
+            )
     return sorted(callbacks, key=lambda callback: _STAGES.index(callback.stage))
 
 

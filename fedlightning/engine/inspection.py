@@ -16,7 +16,7 @@ from fedlightning.engine.generators import Generators, no_draws
 from fedlightning.engine.hooks import Hooks, where
 from fedlightning.engine.job import Clients
 from fedlightning.engine.replica import Replica, mean_loss
-from fedlightning.errors import ConfigurationError, FedLightningError
+from fedlightning.errors import ConfigurationError, FedLightningError, MethodError
 from fedlightning.method import Batch, FedMethod, FlatModel, visible
 from fedlightning.models.dropout import KeyedDropout, key_dropout
 from fedlightning.state import State
@@ -107,6 +107,7 @@ def inspect(
     changed = [
         name for name, (buffer, version) in before.items() if after[name] is not buffer or buffer._version != version
     ]
+    _check_gradient(probe, batch)
     _check_single(probe, data, batch, method.local_steps(0))
     return Findings(layer, next(iter(changed), None), draws, coupled)
 
@@ -120,7 +121,13 @@ def _tried(probe: FederatedTask, batch: Batch) -> tuple[Exception | None, bool]:
     generators = Generators()
     try:
         with torch.no_grad():
-            mean_loss(probe.loss(batch), batch.mask, False, f"The loss of {type(probe).__name__}")
+            losses = probe.loss(batch)
+            if not losses.is_floating_point():
+                raise ConfigurationError(
+                    f"The loss of {type(probe).__name__} must be of floating-point numbers, but is of {losses.dtype}; leave out "
+                    "what turns it into whole numbers."
+                )
+            mean_loss(losses, batch.mask, False, f"The loss of {type(probe).__name__}")
     except FedLightningError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
@@ -128,6 +135,27 @@ def _tried(probe: FederatedTask, batch: Batch) -> tuple[Exception | None, bool]:
     except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
         pass
     return None, _drawn(generators)
+
+
+def _check_gradient(probe: FederatedTask, batch: Batch) -> None:
+    """Refuse a loss that nothing is learned from; two examples show it.
+
+    Raises:
+        ConfigurationError: the loss has no gradient.
+    """
+    generators = Generators()
+    try:
+        with torch.enable_grad():
+            losses = probe.loss(Batch(*(tensor[:2] for tensor in batch)))
+    except Exception:  # noqa: BLE001 - it is raised in training, with all that led to it
+        return
+    finally:
+        generators.restore()
+    if not losses.requires_grad:
+        raise ConfigurationError(
+            f"The loss of {type(probe).__name__} must depend on the model's parameters, but has no gradient; leave out "
+            "`detach()` and `no_grad`."
+        )
 
 
 def _check_outputs(probe: FederatedTask, batch: Batch) -> None:
@@ -172,8 +200,8 @@ def _check_single(probe: FederatedTask, data: FederatedDataModule, batch: Batch,
     raise ConfigurationError(
         f"The model must take a batch of one example, since {int(single.sum())} of {len(sizes)} clients have one (the first: "
         f"client {client}, {int(sizes[client])} examples in batches of {data.batch_size}), but fails on it: "
-        f"{type(error).__name__}: {str(error).splitlines()[0][:200]}; use `drop_last=True`, another `batch_size`, or a "
-        "partition with `min_size=2`."
+        f"{type(error).__name__}: {str(error).splitlines()[0][:200]}; use {'' if data.drop_last else '`drop_last=True`, '}"
+        "another `batch_size`, or a partition with `min_size=2`."
     ) from error
 
 
@@ -249,24 +277,49 @@ class Trial:
     def looks_across(self) -> bool:
         """Whether the mean over some places depends on what stands in those that are empty.
 
-        The second half of the batch is emptied. What is left must give the loss and the gradient that it gives alone.
+        The last places of the batch are emptied. What is left must give the loss and the gradient that it gives alone: for
+        several numbers of places, since a median or the k largest may fall on the same example by chance, and where the loss
+        is small, too, since some terms begin to count there.
         """
         count = len(self._batch.inputs)
-        if count < 2:
-            return False
-        kept = count - count // 2
-        alone = self._look(Batch(*(tensor[:kept] for tensor in self._batch)), padded=False)
-        beside = self._look(self._batch._replace(mask=torch.arange(count, device=alone.device) < kept), padded=True)
-        # Kernels round otherwise for batches of another size, by far less than the root of a number's precision.
-        return bool((beside - alone).norm() > torch.finfo(alone.dtype).eps ** 0.5 * alone.norm())
+        scale = self._look(self._batch, padded=False).norm()
+        splits = sorted({1, 2, 3, count // 2, count - count // 3, count - 2, count - 1} & set(range(1, count)))
+        return any(self._depends(w, kept, scale) for w in (self._x, self._lower()) for kept in splits)
 
-    def _look(self, batch: Batch, padded: bool) -> Tensor:
+    def _depends(self, w: Tensor, kept: int, scale: Tensor) -> bool:
+        """Whether the first places that are kept give something else beside the others, emptied, than alone."""
+        alone = self._look(Batch(*(tensor[:kept] for tensor in self._batch)), False, w)
+        mask = torch.arange(len(self._batch.inputs), device=w.device) < kept
+        beside = self._look(self._batch._replace(mask=mask), True, w)
+        # Kernels round otherwise for batches of another size, by far less than the root of a number's precision of what the
+        # losses are at the start; where they are small, rounding is not.
+        return bool(
+            (beside - alone).norm() > torch.finfo(alone.dtype).eps ** 0.5 * torch.maximum(alone.norm(), 0.1 * scale)
+        )
+
+    def _lower(self) -> Tensor:
+        """Parameters [P] at which the batch's loss is lower: a few steps of Polyak's size, f / ‖∇f‖²."""
+        w = self._x
+        for _ in range(5):
+            gradient, loss = self._look(self._batch, False, w).split([len(w), 1])
+            after = w - loss / gradient.square().sum().clamp(min=1e-12) * gradient
+            if not bool(torch.isfinite(after).all()):
+                break
+            w = after
+        return w
+
+    def _look(self, batch: Batch, padded: bool, w: Tensor | None = None) -> Tensor:
         """The gradient and the loss [P + 1]."""
-        w = self._x.clone().requires_grad_()
+        w = (self._x if w is None else w).clone().requires_grad_()
         try:
             with self._hooks.calling("objective"), torch.enable_grad():
                 model = _Quiet(self._replica.at(self._client.key), w.device)
                 loss = self._hooks.mean_objective(model, w, batch, self._client, padded)
+                if not loss.requires_grad:
+                    raise MethodError(
+                        f"{where(self._hooks.method, 'objective')} must depend on w, but its losses have no gradient; leave "
+                        "out `detach()`, `no_grad` and what turns them into whole numbers."
+                    )
                 (gradient,) = torch.autograd.grad(loss, w)
         except Exception as error:
             error.add_note(f"Before the first round, on the first batch of client {self._owner}.")

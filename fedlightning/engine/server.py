@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -21,8 +21,6 @@ _SCHEDULED = 1000
 
 class ServerHooks:
     """The hooks of a method that run in the trainer's thread. Each raises a `MethodError` where it breaks the contract.
-
-    Whether a hook draws global random numbers is looked at when it is first called.
 
     Args:
         method: whose hooks they are.
@@ -127,7 +125,8 @@ class ServerHooks:
         """Reword what a hook raises, and detect a write to what the server remembers."""
         versions = [tensor._version for tensor in state.values()]
         device = next(iter(state.values())).device
-        draws = nullcontext() if hook in self._called else no_draws(where(self._method, hook), device)
+        # At first each operation is looked at; in later rounds only whether a generator has moved, which costs microseconds.
+        draws = no_draws(where(self._method, hook), device, models=hook in self._called)
         self._called.add(hook)
         with naming(self._method, hook), draws:
             yield
