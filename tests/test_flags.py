@@ -210,7 +210,7 @@ def test_a_source_that_is_not_clear_is_left_to_the_program(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "own.py"
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(path))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(path), raising=False)
     monkeypatch.setattr(sys, "argv", [str(path), "--wrong"])
     path.write_text(source)
     refuse_mistakes()
