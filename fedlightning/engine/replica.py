@@ -56,6 +56,7 @@ class Replica:
         self._autocast = Autocast(precision, device)
         self._names = list(persistent_buffers(self.task))
         self._moves, self._passed = moves, False
+        self._whose = f"The loss of {type(task).__name__}"
         self._params = [p for p in self.task.parameters() if p.requires_grad]
 
     @property
@@ -131,14 +132,13 @@ class Replica:
         if self._keys:
             set_dropout_key(self.task, key)
         with torch.enable_grad():
-            loss = mean_loss(
-                self._pass(self.losses, batch), batch.mask, padded, f"The loss of {type(self.task).__name__}"
-            )
+            losses = self._pass(self.losses, batch) if self._moves else self.losses(batch)
+            loss = mean_loss(losses, batch.mask, padded, self._whose)
             gradients = torch.autograd.grad(loss, self._params, materialize_grads=True, allow_unused=True)
         return self.layout.flatten(gradients), loss.detach()
 
     def _losses(self, batch: Batch) -> Tensor:
-        return self.task.loss(Batch(*map(channels_last, batch)))
+        return self.task.loss(Batch(channels_last(batch.inputs), channels_last(batch.targets), batch.mask))
 
     def _outputs(self, inputs: Tensor) -> Any:
         return self.task(channels_last(inputs))
