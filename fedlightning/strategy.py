@@ -156,7 +156,8 @@ class SlotStrategy:
         if type(method).objective is not FedMethod.objective:
             trial.check()
         self._choose(task, layout, data, work, found.obstacle)
-        if (self.cohort_size > 1 or self.programs or self.graphs) and trial.looks_across():
+        several = self.cohort_size > 1 or self.programs or self.graphs
+        if several and not found.obstacle and trial.looks_across():  # batch norm is captured on full batches alone
             self._choose(task, layout, data, work, ACROSS)
         if found.draws:
             rank_zero_warn(

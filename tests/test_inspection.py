@@ -79,7 +79,7 @@ class Branching(nn.Module):
     """Its path depends on a value."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if x.abs().max() > 2 else x
+        return x * 2 if x[0].abs().sum() >= 0 else x
 
 
 class OwnDropout(nn.Module):
