@@ -120,13 +120,11 @@ class ClientMemory:
 
 
 def read_dump(clients: Tensor, content: Any) -> dict[int, State]:
-    """The rows that `ClientMemory.dump` gave, or those of a checkpoint of format 1: a list of them.
+    """The rows that `ClientMemory.dump` gave.
 
     Raises:
         ValueError: two are of one client, or there are not as many rows as clients.
     """
-    if isinstance(content, list):
-        return {client: State(**row) for client, row in zip(clients.tolist(), content, strict=True)}
     rows = {int(client): State(**row) for client, row in content["others"].items()}
     entries = (chain.from_iterable(parts) for parts in content["entries"].values())
     for client, *row in zip(clients.tolist(), *entries, strict=True):

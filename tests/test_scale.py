@@ -220,11 +220,6 @@ def test_a_checkpoint_of_mapped_rows_is_as_large_as_they_are(tmp_path: Path) -> 
     assert (tmp_path / "a.ckpt").stat().st_size < 20_000
 
 
-def test_rows_of_the_first_format_are_read() -> None:
-    found = read_dump(torch.tensor([3, 1]), [dict(row(30)), dict(row(10))])
-    assert numbers(found) == {3: 30, 1: 10}
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.bool, torch.complex64, torch.int64])
 def test_every_type_and_shape_lies_in_files(dtype: torch.dtype, tmp_path: Path) -> None:
     state = State(a=torch.tensor([[1, 0, 1]]).to(dtype), b=torch.tensor(1).to(dtype), none=torch.zeros(0, dtype=dtype))
