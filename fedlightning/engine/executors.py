@@ -113,11 +113,13 @@ class LoopExecutor:
     def steps(self, hooks: Hooks, local: State, block: Block) -> tuple[State, Tensor]:
         """The block's steps; each batch has only filled places, since there is but one client."""
         state, losses = _only(local), []
-        for s, size in enumerate(block.filled):
-            first, key = block.first and s == 0, block.clients.key[s, 0]
+        # One call takes a tensor of the block apart: a view made anew for each step costs what a small layer costs.
+        keys, *batches = (t.select(1, 0).unbind() for t in (block.clients.key, *block.batch, block.mask))
+        for s, (key, size, *parts) in enumerate(zip(keys, block.filled, *batches, strict=True)):
+            first = block.first and s == 0
             if first not in self._contexts:
                 self._contexts[first] = hooks.context(_only(block.clients._replace(key=key.unsqueeze(0))), first)
-            batch = Batch(*(tensor[s, 0, :size] for tensor in (*block.batch, block.mask)))
+            batch = Batch(*(parts if size == len(parts[0]) else (tensor[:size] for tensor in parts)))
             state, loss = self._step(hooks, state, replace(self._contexts[first], key=key), batch, padded=False)
             losses.append(loss)
         return state.apply(lambda tensor: tensor.unsqueeze(0)), torch.stack(losses).unsqueeze(1)
