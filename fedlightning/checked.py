@@ -92,22 +92,26 @@ class _Rule(NamedTuple):
         hint: its type.
         within: where it must lie.
         plain: types whose values need no look.
+        whole: whether it may be an int.
     """
 
     name: str
     hint: Any
     within: str | None
     plain: frozenset[type]
+    whole: bool
 
     @classmethod
     def of(cls, name: str, hint: Any, within: str | None) -> _Rule:
         """The rule of an argument."""
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         plain = {kind for kind in kinds if kind in (bool, types.NoneType) or (kind is int and not within)}
-        return cls(name, hint, within, frozenset(plain))
+        return cls(name, hint, within, frozenset(plain), int in kinds)
 
     def settle(self, value: Any, owner: str) -> Any:
         """The value as its type has it; see `require`."""
+        if self.whole and type(value) is int and value < _MOST and is_within(value, self.within or "(-inf, inf)"):
+            return value  # as in each round, where the long way costs 8 µs
         return require(value, self.hint, self.name, owner, self.within)
 
 
