@@ -185,7 +185,7 @@ def draw_cohort(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Dr
     index = grid.laid_out([s.index for s in schedules], -1, size)
     mask = index >= 0
     _check_batches(job, mask, size)
-    filled = grid.by_step(np.count_nonzero(mask, axis=-1))
+    filled = grid.by_step(_count_filled(mask))
     draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
     addresses = [(job.round.index, client) for client in _places(clients, padding)]
     drawn = keys(2 + max(steps), job.seed, "gradient" if job.gradient_pass else "client", *addresses)
@@ -216,6 +216,14 @@ def _check_batches(job: RoundJob, mask: NDArray[np.bool_], size: int) -> None:
             f"`schedule` must fill each batch from the front, -1 after the last example, but that of {name} leaves a place "
             "empty before one that is filled; sort them."
         )
+
+
+def _count_filled(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many places of each batch [K, C, B] are filled [K, C]; most batches are full, and only the others are counted."""
+    filled = np.full(mask.shape[:-1], mask.shape[-1])
+    part = ~mask[..., -1]
+    filled[part] = np.count_nonzero(mask[part], axis=-1)
+    return filled
 
 
 def _with_examples(index: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
