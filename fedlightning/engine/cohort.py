@@ -65,7 +65,8 @@ def run_cohort(
     except Exception as error:
         error.add_note(f"In round {job.round.index}, client{'s' * (len(clients) > 1)} {clients}, on slot {slot}.")
         raise
-    _check_finite(job, clients, losses, upload, slot)
+    loss = _mean_over_examples(losses, plan.filled, plan.num_steps)
+    _check_finite(job, clients, losses, loss, upload, slot)
     num_steps = torch.tensor(plan.num_steps)
     return CohortResult(
         clients=clients,
@@ -74,20 +75,21 @@ def run_cohort(
         buffers=replica.buffers().expand(len(clients), -1),
         num_examples=torch.from_numpy(job.data.clients.sizes_of(clients)),
         num_steps=num_steps,
-        loss=_mean_over_examples(losses, plan.filled, plan.num_steps),
+        loss=torch.from_numpy(loss),
         slot=slot,
         seconds=0.0,
     )
 
 
-def _mean_over_examples(losses: Tensor, filled: NDArray[np.int64], num_steps: Sequence[int]) -> Tensor:
+def _mean_over_examples(losses: Tensor, filled: NDArray[np.int64], num_steps: Sequence[int]) -> NDArray[np.float64]:
     """The mean [C] (float64) of each client's losses of steps [>= K, C], weighted by the examples of a batch [K, >= C]."""
     longest, count = num_steps[0], len(num_steps)
     columns = losses[:longest, :count].cpu().to(torch.float64).numpy()
     # Client by client in memory: for two clients of 700 steps, sums over columns cost five times as much as these. A client
     # that has finished sees no example more.
     rows, seen = (np.ascontiguousarray(table.T, dtype=np.float64) for table in (columns, filled[:longest, :count]))
-    return torch.from_numpy((rows * seen).sum(1) / seen.sum(1))
+    means: NDArray[np.float64] = (rows * seen).sum(1) / seen.sum(1)
+    return means
 
 
 def rehearse(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> CohortResult:
@@ -244,8 +246,15 @@ def _joined(*states: State) -> State:
     return State(**{name: torch.cat([state[name] for state in states]) for name in states[0]})
 
 
-def _check_finite(job: RoundJob, clients: tuple[int, ...], losses: Tensor, upload: State, slot: str) -> None:
-    if all(_is_finite(tensor) for tensor in (losses, *upload.values())):
+def _check_finite(
+    job: RoundJob,
+    clients: tuple[int, ...],
+    losses: Tensor,
+    means: NDArray[np.float64],
+    upload: State,
+    slot: str,
+) -> None:
+    if np.isfinite(means).all() and all(map(_is_finite, upload.values())):
         return
     for c, client in enumerate(clients):
         if not bool(torch.isfinite(losses[:, c]).all()):

@@ -76,6 +76,8 @@ class ServerHooks:
 
     def evaluation_point(self, server: State) -> Tensor:
         """The model that is evaluated [P]."""
+        if type(self._method).evaluation_point is FedMethod.evaluation_point:
+            return server.x
         with self._calling("evaluation_point", server):
             x = self._method.evaluation_point(server)
         return self._contract.vector("evaluation_point", x, "return a model, e.g. `server.x`")
