@@ -4,15 +4,15 @@
 `FederatedDataModule` is whose data it is learned from, a `SlotStrategy` is where, and `Callback`s look on.
 """
 
-from fedlightning import interpreter
-from fedlightning.early import refuse_mistakes
+from fedlightning import _interpreter as interpreter
+from fedlightning.cli.early import refuse_mistakes
 
 refuse_mistakes()  # on a recipe's command line, before the seconds that importing torch takes
 
 with interpreter.watch_imports():
-    from fedlightning.callback import Callback
-    from fedlightning.callbacks import Dissimilarity, EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
-    from fedlightning.checkpoint import RoundState
+    from fedlightning.analysis import Dissimilarity
+    from fedlightning.callbacks import EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
+    from fedlightning.callbacks.base import Callback
     from fedlightning.data import (
         IID,
         Dirichlet,
@@ -23,15 +23,16 @@ with interpreter.watch_imports():
         Partitioner,
         QuantitySkew,
         Shards,
-        Stragglers,
         TensorData,
     )
     from fedlightning.errors import ClientError, ConfigurationError, FedLightningError, MethodError
+    from fedlightning.execution.strategy import SlotStrategy
     from fedlightning.method import ClientContext, FedMethod, Round, hyper
     from fedlightning.methods import FedAvg, FedProx, Scaffold
+    from fedlightning.participation import Stragglers
+    from fedlightning.randomness import keyed_uniform, stream
+    from fedlightning.server.checkpoint import RoundState
     from fedlightning.state import State
-    from fedlightning.strategy import SlotStrategy
-    from fedlightning.streams import keyed_uniform, stream
     from fedlightning.task import Classification, FederatedTask, NextToken, Reconstruction, Regression
     from fedlightning.trainer import FederatedTrainer
 

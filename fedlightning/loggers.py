@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from fedlightning.atomic import remove_leftovers, written
-from fedlightning.checked import checked
+from fedlightning._atomic import remove_leftovers, written
+from fedlightning._checked import checked
 from fedlightning.errors import ConfigurationError, SaveError
 
 

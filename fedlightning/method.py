@@ -41,11 +41,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, dataclass_trans
 import torch
 from torch import Tensor
 
-from fedlightning.checked import check_fields, checked
-from fedlightning.declarations import as_python, fault_in, plain
+from fedlightning._checked import check_fields, checked
+from fedlightning._declarations import as_python, fault_in, plain
 from fedlightning.errors import ConfigurationError, check_interval, shown
+from fedlightning.layout import Layout
 from fedlightning.state import State
-from fedlightning.vector import Layout
 
 Grad = Callable[[Tensor], Tensor]
 

@@ -19,11 +19,11 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
-from fedlightning.checked import checked
-from fedlightning.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
+from fedlightning._checked import checked
 from fedlightning.errors import ConfigurationError, shown
+from fedlightning.layout import Layout, fill_buffers, identify_model, persistent_buffers
 from fedlightning.method import Batch
-from fedlightning.vector import Layout, fill_buffers, identify_model, persistent_buffers
+from fedlightning.server.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
 
 
 class FederatedTask(LightningModule):

@@ -10,20 +10,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedlightning.checked import COUNT, checked
-from fedlightning.checkpoint import RoundState
+from fedlightning._checked import COUNT, checked
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.engine.audit import Audit
-from fedlightning.engine.generators import no_draws
-from fedlightning.engine.server import ServerHooks
-from fedlightning.engine.surroundings import Surroundings
 from fedlightning.errors import ConfigurationError, MethodError, shown
+from fedlightning.execution.strategy import SlotStrategy
+from fedlightning.hooks.audit import Audit
+from fedlightning.hooks.generators import no_draws
+from fedlightning.hooks.server import ServerHooks
+from fedlightning.hooks.surroundings import Surroundings
+from fedlightning.layout import Layout
 from fedlightning.method import FedMethod, Round
-from fedlightning.strategy import SlotStrategy
+from fedlightning.server.checkpoint import RoundState
 from fedlightning.task import FederatedTask, Regression
 from fedlightning.trainer import FederatedTrainer
-from fedlightning.vector import Layout
 
 
 class Quadratics(FederatedDataModule):

@@ -17,32 +17,32 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from fedlightning.arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
-from fedlightning.callback import Callback, CohortResult
+from fedlightning._arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
+from fedlightning._checked import COUNT, checked
+from fedlightning._identity import check_state, identify
+from fedlightning._locks import locked
+from fedlightning._signals import stop_on_signal
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
+from fedlightning.callbacks.base import Callback, CohortResult
 from fedlightning.callbacks.calls import Calls, in_order
 from fedlightning.callbacks.monitor import Monitored
-from fedlightning.checked import COUNT, checked
-from fedlightning.checkpoint import RoundState, check_identity, check_model, load_checkpoint, save_checkpoint
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.data.sampling import ClientSampler, UniformSampling
-from fedlightning.data.stragglers import Rounds, Stragglers, Work
-from fedlightning.engine.choices import Workload
-from fedlightning.engine.evaluate import EvaluationGivenUp
-from fedlightning.engine.job import RoundJob
-from fedlightning.engine.server import ServerHooks
 from fedlightning.errors import ConfigurationError
-from fedlightning.identity import check_state, identify
-from fedlightning.locks import locked
+from fedlightning.evaluation.pooled import EvaluationGivenUp
+from fedlightning.execution.auto import Workload
+from fedlightning.execution.plan import RoundJob
+from fedlightning.execution.strategy import SlotStrategy
+from fedlightning.hooks.server import ServerHooks
+from fedlightning.layout import Layout, flatten_buffers, identify_model, persistent_buffers
 from fedlightning.loggers import Rows, check_writable, claim_version, log_hyperparameters, run_loggers
-from fedlightning.memory import HOST_BYTES, ClientMemory
 from fedlightning.method import FedMethod, Round, hyperparameters, visible, weights
-from fedlightning.reduce import OrderedMean
-from fedlightning.signals import stop_on_signal
+from fedlightning.participation.samplers import ClientSampler, UniformSampling
+from fedlightning.participation.stragglers import Rounds, Stragglers, Work
+from fedlightning.server.aggregation import OrderedMean
+from fedlightning.server.checkpoint import RoundState, check_identity, check_model, load_checkpoint, save_checkpoint
+from fedlightning.server.client_memory import HOST_BYTES, ClientMemory
 from fedlightning.state import State
-from fedlightning.strategy import SlotStrategy
 from fedlightning.task import FederatedTask
-from fedlightning.vector import Layout, flatten_buffers, identify_model, persistent_buffers
 
 _SECONDS_TO_EVALUATE = 10
 """What an evaluation gets once the run is to end by a signal."""

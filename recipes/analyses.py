@@ -17,10 +17,10 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.callbacks import ClientOptima, LossLandscape, PartitionReport, UpdateAngles
-from fedlightning.callbacks.analysis.figures import require_matplotlib
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import FashionMNIST, Synthetic
+from fedlightning.analysis import ClientOptima, LossLandscape, PartitionReport, UpdateAngles
+from fedlightning.analysis.figures import require_matplotlib
+from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.datasets import FashionMNIST, Synthetic
 from fedlightning.models import LogisticRegression, build_model
 
 

@@ -18,8 +18,8 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import CIFAR10, FakeImages
+from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.datasets import CIFAR10, FakeImages
 from fedlightning.models import build_model
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedlightning.cli import run_program  # first: it looks at the command line before torch is imported
+from fedlightning.cli.recipe import run_program  # first: it looks at the command line before torch is imported
 
 # isort: split
 
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from fedlightning import Callback, FedAvg, FederatedTrainer, FedMethod, Scaffold, SlotStrategy
-from fedlightning.callbacks import ClientOptima
-from fedlightning.callbacks.analysis.figures import new_figure, require_matplotlib
+from fedlightning.analysis import ClientOptima
+from fedlightning.analysis.figures import new_figure, require_matplotlib
 from fedlightning.compare.diary import check_folder
 from fedlightning.errors import require_within
-from fedlightning.streams import torch_stream
+from fedlightning.randomness import torch_stream
 from fedlightning.testing import Quadratics
 
 if TYPE_CHECKING:

@@ -24,7 +24,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from fedlightning.cli import Repeated, run_program  # first: it looks at the command line before torch is imported
+from fedlightning.cli.recipe import (  # first: it looks at the command line before torch is imported
+    Repeated,
+    run_program,
+)
 
 # isort: split
 
@@ -35,7 +38,7 @@ from comparison.settings import Spec, Values, assigned, check_seeds, data_of, re
 from comparison.sweeps import Point, points
 
 from fedlightning import Callback, Dissimilarity, FedAvg, FederatedTrainer, SlotStrategy
-from fedlightning.callbacks.analysis.figures import require_matplotlib, write_figure
+from fedlightning.analysis.figures import require_matplotlib, write_figure
 from fedlightning.compare import Comparison, Table
 from fedlightning.compare.diary import check_folder
 from fedlightning.loggers import run_loggers

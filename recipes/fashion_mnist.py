@@ -18,8 +18,8 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import FakeImages, FashionMNIST
+from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.datasets import FakeImages, FashionMNIST
 from fedlightning.models import build_model
 
 

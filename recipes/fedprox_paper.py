@@ -26,8 +26,8 @@ from fedprox.figures import Look, Panel, Sheet, save
 from fedprox.settings import EPOCHS, REAL, SETTINGS, SYNTHETIC, Curve, Options
 
 from fedlightning import ConfigurationError, SlotStrategy
-from fedlightning.callbacks.analysis.figures import require_matplotlib
-from fedlightning.cli import run_program
+from fedlightning.analysis.figures import require_matplotlib
+from fedlightning.cli.recipe import run_program
 from fedlightning.compare.diary import check_folder
 from fedlightning.errors import require_within
 

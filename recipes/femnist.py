@@ -24,12 +24,12 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import RoundSeeded
-from fedlightning.data.femnist import FEMNIST, OmniglotWriters
+from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.data.statistics import statistics_table
-from fedlightning.data.stragglers import Stragglers
+from fedlightning.datasets.femnist import FEMNIST, OmniglotWriters
 from fedlightning.models import LogisticRegression
+from fedlightning.participation import RoundSeeded
+from fedlightning.participation.stragglers import Stragglers
 
 
 def main(

@@ -14,25 +14,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-from fedlightning.cli import run_program  # first: it looks at the command line before torch is imported
+from fedlightning.cli.recipe import run_program  # first: it looks at the command line before torch is imported
 
 # isort: split
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedlightning import (
-    Callback,
-    Classification,
-    ConfigurationError,
-    FedAvg,
-    FederatedTrainer,
-    SlotStrategy,
-    interpreter,
-)
-from fedlightning.callback import CohortResult
-from fedlightning.data import CIFAR100, FakeImages
-from fedlightning.data.vision import ImageData
+from fedlightning import Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer, SlotStrategy
+from fedlightning import _interpreter as interpreter
+from fedlightning.callbacks.base import CohortResult
+from fedlightning.datasets import CIFAR100, FakeImages
+from fedlightning.datasets.vision import ImageData
 from fedlightning.models import build_model
 
 

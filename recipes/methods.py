@@ -34,11 +34,11 @@ from fedlightning import (
     FederatedTrainer,
     SlotStrategy,
 )
-from fedlightning.cli import Repeated, run_program
+from fedlightning.cli.flags import as_words, of_function
+from fedlightning.cli.recipe import Repeated, run_program
 from fedlightning.compare.diary import check_folder, write
-from fedlightning.data import FashionMNIST, Synthetic
+from fedlightning.datasets import FashionMNIST, Synthetic
 from fedlightning.errors import nearest, require_within
-from fedlightning.flags import as_words, of_function
 from fedlightning.method import field_names, hyperparameters
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression, build_model

@@ -18,12 +18,12 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import RoundSeeded
-from fedlightning.data.sent140 import Sent140
+from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.data.statistics import statistics_table
-from fedlightning.data.stragglers import Stragglers
+from fedlightning.datasets.sent140 import Sent140
 from fedlightning.models import SentimentLSTM
+from fedlightning.participation import RoundSeeded
+from fedlightning.participation.stragglers import Stragglers
 
 
 def main(

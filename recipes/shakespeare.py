@@ -22,12 +22,12 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import RoundSeeded
-from fedlightning.data.shakespeare import Shakespeare
+from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.data.statistics import statistics_table
-from fedlightning.data.stragglers import Stragglers
+from fedlightning.datasets.shakespeare import Shakespeare
 from fedlightning.models import CharLSTM
+from fedlightning.participation import RoundSeeded
+from fedlightning.participation.stragglers import Stragglers
 
 
 def main(

@@ -16,8 +16,8 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import NextWord, StackOverflow
+from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.datasets import NextWord, StackOverflow
 from fedlightning.models import WordRNN
 
 

@@ -19,9 +19,11 @@ from fedlightning import (
     Stragglers,
     Throughput,
 )
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import FedProxReplay, RoundSeeded, Synthetic
+from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.datasets import Synthetic
 from fedlightning.models import LogisticRegression
+from fedlightning.participation import RoundSeeded
 
 
 def main(

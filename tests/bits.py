@@ -39,7 +39,7 @@ from fedlightning import (
     Stragglers,
     TensorData,
 )
-from fedlightning.data.augmentation import RandomCropFlip
+from fedlightning.data.transforms import RandomCropFlip
 from fedlightning.loggers import run_loggers
 from fedlightning.methods import DeltaSGD, FedDane, FedExP, FedInit, FedSAM, Scaffnew
 

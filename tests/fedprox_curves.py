@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from fedlightning import Callback, Classification, Dissimilarity, FederatedTrainer, FedMethod, SlotStrategy
-from fedlightning.data import RoundSeeded, Synthetic
-from fedlightning.data.replay import FedProxReplay
-from fedlightning.data.stragglers import Stragglers
+from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.datasets import Synthetic
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression
+from fedlightning.participation import RoundSeeded
+from fedlightning.participation.stragglers import Stragglers
 
 ROUNDS = (0, 20, 50, 100, 200)
 CURVES: dict[str, dict[str, list[list[float]]]] = json.loads(Path(__file__).with_suffix(".json").read_text())

@@ -33,8 +33,8 @@ from fedlightning import (
     TensorData,
     Throughput,
 )
-from fedlightning.checkpoint import load_checkpoint
 from fedlightning.loggers import run_loggers
+from fedlightning.server.checkpoint import load_checkpoint
 
 ROUNDS = 25
 

@@ -21,7 +21,7 @@ from fedlightning import (
     SlotStrategy,
     State,
 )
-from fedlightning.data import Synthetic
+from fedlightning.datasets import Synthetic
 from fedlightning.methods import AdaptiveFedProx
 from fedlightning.models import LogisticRegression
 from fedlightning.testing import Quadratics, check_method

@@ -29,19 +29,20 @@ from fedlightning import (
     Stragglers,
     TensorData,
 )
-from fedlightning.callbacks import ClientOptima, Dissimilarity, LossLandscape, PartitionReport, UpdateAngles
-from fedlightning.callbacks.analysis.angles import UpdateSums, angle, clamp, layer_slices
-from fedlightning.callbacks.analysis.lbfgs import minimise
-from fedlightning.callbacks.analysis.partition import effective_classes
-from fedlightning.callbacks.analysis.plane import Plane, principal_plane
-from fedlightning.data import FakeImages, FixedSchedule
-from fedlightning.engine.gradients import GradientSums, client_objective, mean_losses
-from fedlightning.engine.replica import Replica
+from fedlightning.analysis import ClientOptima, Dissimilarity, LossLandscape, PartitionReport, UpdateAngles
+from fedlightning.analysis.angles import UpdateSums, angle, clamp, layer_slices
+from fedlightning.analysis.gradients import GradientSums, client_objective, mean_losses
+from fedlightning.analysis.lbfgs import minimise
+from fedlightning.analysis.partition import effective_classes
+from fedlightning.analysis.plane import Plane, principal_plane
+from fedlightning.datasets import FakeImages
+from fedlightning.execution.model import Replica
+from fedlightning.layout import Layout
 from fedlightning.loggers import run_loggers
 from fedlightning.methods import FedDane
 from fedlightning.models import MLP
+from fedlightning.participation import FixedSchedule
 from fedlightning.testing import Quadratics
-from fedlightning.vector import Layout
 
 SIZES, START, ETA, STEPS = [3, 5, 11, 20], [1.0, -1.0, 0.5], 0.05, 3
 ANALYSES: list[Callable[[], Callback]] = [

@@ -20,7 +20,7 @@ from fedlightning import (
     FederatedTrainer,
     TensorData,
 )
-from fedlightning.arguments import LIGHTNING
+from fedlightning._arguments import LIGHTNING
 from fedlightning.models import MLP, LeNet
 
 LABELS = torch.arange(12) % 3

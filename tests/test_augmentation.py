@@ -9,10 +9,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as single
 
-from fedlightning.data import CIFAR100, Augmentation, FakeImages, RandomCropRotate
-from fedlightning.data.augmentation import centre_crop, standardise_each
+from fedlightning.data import Augmentation, RandomCropRotate
+from fedlightning.data.transforms import centre_crop, standardise_each
+from fedlightning.datasets import CIFAR100, FakeImages
 from fedlightning.errors import ConfigurationError
-from fedlightning.streams import stream
+from fedlightning.randomness import stream
 
 
 def pixels(*shape: int) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning import ConfigurationError, Examples, FederatedTrainer, FedProx, Natural, SlotStrategy, TensorData
-from fedlightning.data import FakeImages
+from fedlightning.datasets import FakeImages
+from fedlightning.layout import Layout
 from fedlightning.models import ConvAutoencoder, DenseAutoencoder, build_model
 from fedlightning.task import Reconstruction
-from fedlightning.vector import Layout
 
 
 def images(*shape: int) -> Tensor:

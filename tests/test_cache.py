@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning.engine import cache, compiled, packages, walks
-from fedlightning.engine.cache import cache_folder, kept
 from fedlightning.errors import ConfigurationError
+from fedlightning.execution.runners import traced as compiled
+from fedlightning.execution.runners.compiled import build as packages
+from fedlightning.execution.runners.compiled import cache
+from fedlightning.execution.runners.compiled import native as walks
+from fedlightning.execution.runners.compiled.cache import cache_folder, kept
 
 CONTENT = bytes(range(256)) * 3
 
@@ -220,7 +223,7 @@ def test_a_user_without_a_home_gets_a_private_folder(
 
 
 def test_a_private_folder_is_removed_at_the_end_of_the_process(tmp_path: Path) -> None:
-    program = "from fedlightning.engine.cache import cache_folder; print(cache_folder())"
+    program = "from fedlightning.execution.runners.compiled.cache import cache_folder; print(cache_folder())"
     environment = {**os.environ, "FEDLIGHTNING_CACHE": "/proc/nowhere", "TMPDIR": str(tmp_path)}
     told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert Path(told.stdout.strip()).parent == tmp_path

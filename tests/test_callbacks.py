@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedlightning.callback import Callback
 from fedlightning.callbacks import EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
+from fedlightning.callbacks.base import Callback
 from fedlightning.callbacks.progress import _Text
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Round

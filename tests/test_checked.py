@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning import ConfigurationError, Examples, FedMethod, SlotStrategy, Stragglers, hyper
-from fedlightning.checked import COUNT, MISFIT, checked, fitted
+from fedlightning._checked import COUNT, MISFIT, checked, fitted
 from fedlightning.data import IID, Partitioner
 
 

@@ -22,9 +22,9 @@ from fedlightning import (
     Scaffold,
     State,
 )
-from fedlightning.checkpoint import load_checkpoint, save_checkpoint
 from fedlightning.errors import SaveError
-from fedlightning.memory import ClientMemory
+from fedlightning.server.checkpoint import load_checkpoint, save_checkpoint
+from fedlightning.server.client_memory import ClientMemory
 from fedlightning.testing import Quadratics
 
 EYE = torch.eye(2)

@@ -18,14 +18,15 @@ import torch
 import yaml
 from recipe_runner import RECIPES, load
 
-from fedlightning import Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer, centralised
-from fedlightning.checkpoint import load_checkpoint
-from fedlightning.cli import Run, run_recipe
-from fedlightning.data import Synthetic
+from fedlightning import Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer
+from fedlightning._signals import stop_on_signal
+from fedlightning.baselines import centralised
+from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.datasets import Synthetic
 from fedlightning.method import FedMethod
 from fedlightning.methods import method_names
 from fedlightning.models import LogisticRegression
-from fedlightning.signals import stop_on_signal
+from fedlightning.server.checkpoint import load_checkpoint
 
 QUICK = ["--local-steps", "2", "--rounds", "3"]
 

@@ -13,12 +13,12 @@ import pytest
 from recipe_runner import RECIPES, load
 
 from fedlightning import ConfigurationError, FederatedTrainer
-from fedlightning.cli import call_program, run_recipe
-from fedlightning.command import GENERAL, Command
-from fedlightning.data import FakeImages
-from fedlightning.early import Sources, read_program
-from fedlightning.flags import Flag, members
-from fedlightning.run import Run
+from fedlightning.cli.command import GENERAL, Command
+from fedlightning.cli.early import Sources, read_program
+from fedlightning.cli.flags import Flag, members
+from fedlightning.cli.recipe import call_program, run_recipe
+from fedlightning.cli.run import Run
+from fedlightning.datasets import FakeImages
 
 VALUES = (
     "", "-1", "0", "-0", "1.5", "-0.5", "nan", "inf", "1e400", "99999999999999999999", "wrong", "null", "true", "[1, 2]",
@@ -70,7 +70,7 @@ def _no_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
         raise TimeoutError("a value that takes so long is a wrong one")
 
     monkeypatch.setattr(Run, "_begin", begin)
-    monkeypatch.setattr("fedlightning.run.fit_centralised", begin)
+    monkeypatch.setattr("fedlightning.cli.run.fit_centralised", begin)
     monkeypatch.chdir(tmp_path)
     before = signal.signal(signal.SIGALRM, late)
     yield

@@ -24,12 +24,16 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.callback import CohortResult
-from fedlightning.data import FakeImages, Synthetic
+from fedlightning.callbacks.base import CohortResult
 from fedlightning.data.module import Schedule
-from fedlightning.engine import choices, cohort, compiled, packages, walks
-from fedlightning.engine.choices import pack, share_out
-from fedlightning.engine.executors import Gathered
+from fedlightning.datasets import FakeImages, Synthetic
+from fedlightning.execution import auto as choices
+from fedlightning.execution.auto import pack, share_out
+from fedlightning.execution.runners import base as cohort
+from fedlightning.execution.runners import traced as compiled
+from fedlightning.execution.runners.compiled import build as packages
+from fedlightning.execution.runners.compiled import native as walks
+from fedlightning.execution.runners.loop import Gathered
 from fedlightning.methods import DeltaSGD, FedDane
 from fedlightning.models import LeNet, LogisticRegression
 

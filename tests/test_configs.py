@@ -9,8 +9,8 @@ import yaml
 from recipe_runner import RECIPES
 
 from fedlightning import ConfigurationError, FedAvg, FedMethod, FedProx
-from fedlightning.cli import Run, run_recipe
-from fedlightning.configs import ConfigFile, fit_slots, merged, preset_file
+from fedlightning.cli.configs import ConfigFile, fit_slots, merged, preset_file
+from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.data import parse_partition
 from fedlightning.methods import method_named
 from fedlightning.models import _KNOWN

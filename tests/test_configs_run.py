@@ -7,9 +7,10 @@ import pytest
 from recipe_runner import RECIPES, load
 
 from fedlightning import Callback
-from fedlightning.cli import run_recipe
-from fedlightning.configs import ConfigFile
-from fedlightning.data import FakeImages, parse_partition
+from fedlightning.cli.configs import ConfigFile
+from fedlightning.cli.recipe import run_recipe
+from fedlightning.data import parse_partition
+from fedlightning.datasets import FakeImages
 
 FILES = sorted((RECIPES / "configs").glob("*/*.yaml"))
 SMALL = "--data fake --rounds 1 --local-steps 1 --batch-size 1 --clients-per-round 1".split()

@@ -8,22 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlightning.data import (
-    CIFAR10,
-    CIFAR100,
-    IID,
-    MNIST,
-    Dirichlet,
-    Examples,
-    FakeImages,
-    FashionMNIST,
-    Partition,
-    RandomCropFlip,
-    TensorData,
-)
+from fedlightning.data import IID, Dirichlet, Examples, Partition, RandomCropFlip, TensorData
 from fedlightning.data.module import Schedule
+from fedlightning.datasets import CIFAR10, CIFAR100, MNIST, FakeImages, FashionMNIST
 from fedlightning.errors import ConfigurationError
-from fedlightning.streams import stream
+from fedlightning.randomness import stream
 
 ROOT = Path(os.environ.get("FEDLIGHTNING_DATA", "data"))
 

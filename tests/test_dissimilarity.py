@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import fedlightning.callbacks.dissimilarity as module
+import fedlightning.analysis.dissimilarity as module
 from fedlightning import (
     Callback,
     Classification,
@@ -28,15 +28,15 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.callbacks import Dissimilarity
-from fedlightning.data import FakeImages, Synthetic
-from fedlightning.engine.gradients import GradientSums, _evaluating, deal, gradient_sums
-from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
+from fedlightning.analysis import Dissimilarity
+from fedlightning.analysis.gradients import GradientSums, _evaluating, deal, gradient_sums
+from fedlightning.datasets import FakeImages, Synthetic
+from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
+from fedlightning.layout import Layout
 from fedlightning.loggers import run_loggers
 from fedlightning.models import LogisticRegression
 from fedlightning.task import FederatedTask
 from fedlightning.testing import Quadratics
-from fedlightning.vector import Layout
 
 SIZES = [3, 5, 11, 20]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlightning.data import CIFAR10, EMNIST
+from fedlightning.datasets import CIFAR10, EMNIST
 from fedlightning.errors import ConfigurationError
 
 

@@ -8,9 +8,9 @@ import pytest
 from recipe_runner import RECIPES, load
 
 from fedlightning import Callback, ModelCheckpoint
-from fedlightning.checkpoint import load_checkpoint
-from fedlightning.cli import run_recipe
-from fedlightning.ending import again, clock, ending
+from fedlightning.cli.ending import again, clock, ending
+from fedlightning.cli.recipe import run_recipe
+from fedlightning.server.checkpoint import load_checkpoint
 
 QUICK = ["--local-steps", "1", "--rounds", "3", "--compile", "false"]
 

@@ -10,10 +10,10 @@ import yaml
 from recipe_runner import load
 
 from fedlightning import ConfigurationError
-from fedlightning.cli import run_recipe
-from fedlightning.federatedx import parse_command, read, translate
-from fedlightning.federatedx.__main__ import main
-from fedlightning.federatedx.tables import READ
+from fedlightning.cli.recipe import run_recipe
+from fedlightning.contrib.federatedx import parse_command, read, translate
+from fedlightning.contrib.federatedx.__main__ import main
+from fedlightning.contrib.federatedx.tables import READ
 from fedlightning.methods import method_named, method_names
 
 CONFIG: dict[str, Any] = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image  # torchvision's own requirement
 
-from fedlightning.data import femnist
-from fedlightning.data.femnist import FEMNIST, OmniglotWriters, deal_classes
-from fedlightning.data.power_law import split_devices
+from fedlightning.datasets import femnist
+from fedlightning.datasets.femnist import FEMNIST, OmniglotWriters, deal_classes
+from fedlightning.datasets.power_law import split_devices
 from fedlightning.errors import ConfigurationError
 
 ROOT = Path(os.environ.get("FEDLIGHTNING_DATA", "data"))

@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from fedlightning.data.files import prepared, require_file, stamp
+from fedlightning.datasets._files import prepared, require_file, stamp
 from fedlightning.errors import ConfigurationError
 
 CONTENT = b"twelve bytes"

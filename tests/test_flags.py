@@ -8,10 +8,9 @@ from typing import Any, Literal
 import pytest
 from recipe_runner import RECIPES, load
 
-from fedlightning.configs import Methods
-from fedlightning.early import Sources, read_program, refuse_mistakes
-from fedlightning.errors import ConfigurationError
-from fedlightning.flags import (
+from fedlightning.cli.configs import Methods
+from fedlightning.cli.early import Sources, read_program, refuse_mistakes
+from fedlightning.cli.flags import (
     REQUIRED,
     Flag,
     Repeated,
@@ -25,6 +24,7 @@ from fedlightning.flags import (
     read,
     wording,
 )
+from fedlightning.errors import ConfigurationError
 from fedlightning.methods import method_named, method_names
 
 COMPILE = bool | Literal["auto", "trace"]
@@ -196,7 +196,7 @@ def test_a_mistake_is_told_without_torch(name: str, words: str, tmp_path: Path) 
 
 
 SOURCES = [
-    "from fedlightning.cli import run_recipe\nfrom elsewhere import main\nif __name__ == '__main__':\n    run_recipe(main)\n",
+    "from fedlightning.cli.recipe import run_recipe\nfrom elsewhere import main\nif __name__ == '__main__':\n    run_recipe(main)\n",
     "def main(*, a: Mine = 3): ...\nif __name__ == '__main__':\n    run_recipe(main)\n",
     "def main(*, a: int = THREE): ...\nif __name__ == '__main__':\n    run_recipe(main)\n",
     "def main(*, a: int = 3): ...\nif __name__ == '__main__':\n    run_recipe(main, argv=['--a', '4'])\n",

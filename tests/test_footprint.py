@@ -20,11 +20,11 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning import strategy as strategy_module
-from fedlightning.centralised import fit_centralised
-from fedlightning.engine import footprint
-from fedlightning.engine.evaluate import EvaluationGivenUp, Scored, evaluate_chunk
-from fedlightning.engine.footprint import examples_at_once
+from fedlightning.baselines.centralised import fit_centralised
+from fedlightning.evaluation import footprint
+from fedlightning.evaluation.footprint import examples_at_once
+from fedlightning.evaluation.pooled import EvaluationGivenUp, Scored, evaluate_chunk
+from fedlightning.execution import strategy as strategy_module
 from fedlightning.models import build_model
 
 MIB = 2**20

@@ -34,25 +34,26 @@ from fedlightning import (
     State,
     TensorData,
 )
-from fedlightning import strategy as strategy_module
-from fedlightning.cli import call_program
-from fedlightning.data import FakeImages
-from fedlightning.data.stragglers import Work
-from fedlightning.engine import bill, cohort, slots
-from fedlightning.engine.capture import Capture, NoWaiting, StepGraph
-from fedlightning.engine.choices import Workload
-from fedlightning.engine.executors import CohortExecutor, Executor, LoopExecutor
-from fedlightning.engine.graphs import GraphExecutor, Graphs, check_capture
-from fedlightning.engine.hooks import GradientPass, Hooks
-from fedlightning.engine.job import RoundJob, draw_cohort, plan_cohort
-from fedlightning.engine.precision import Numerics, _uses_tensor_cores
-from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
-from fedlightning.engine.slots import Slot, Worker, WorkerPool, out_of_memory
-from fedlightning.memory import ClientMemory
+from fedlightning.cli.recipe import call_program
+from fedlightning.datasets import FakeImages
+from fedlightning.execution import bill, slots
+from fedlightning.execution import strategy as strategy_module
+from fedlightning.execution.auto import Workload
+from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
+from fedlightning.execution.numerics import Numerics, _uses_tensor_cores
+from fedlightning.execution.plan import RoundJob, draw_cohort, plan_cohort
+from fedlightning.execution.runners import base as cohort
+from fedlightning.execution.runners._capture import Capture, NoWaiting, StepGraph
+from fedlightning.execution.runners.cuda_graph import GraphExecutor, Graphs, check_capture
+from fedlightning.execution.runners.loop import CohortExecutor, Executor, LoopExecutor
+from fedlightning.execution.slots import Slot, Worker, WorkerPool, out_of_memory
+from fedlightning.hooks.diagnose import GradientPass, Hooks
+from fedlightning.layout import Layout
 from fedlightning.method import Round, visible
 from fedlightning.methods import method_names
 from fedlightning.models import MLP, LogisticRegression
-from fedlightning.vector import Layout
+from fedlightning.participation.stragglers import Work
+from fedlightning.server.client_memory import ClientMemory
 
 META = torch.device("meta")
 

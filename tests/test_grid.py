@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlightning.engine.grid import Grid, Padding
+from fedlightning.execution.grid import Grid, Padding
 
 EMPTY = -7
 

@@ -366,7 +366,7 @@ def test_a_server_hook_that_gives_something_else_later_is_told_in_that_round() -
 
 
 def test_rounds_beyond_those_looked_at_before_are_looked_at_when_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlightning.engine.server._SCHEDULED", 1)
+    monkeypatch.setattr("fedlightning.hooks.server._SCHEDULED", 1)
 
     class Falls(FedMethod):
         def client_lr(self, round):

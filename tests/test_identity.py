@@ -26,10 +26,10 @@ from fedlightning import (
     State,
     TensorData,
 )
-from fedlightning.data.sampling import ClientSampler
-from fedlightning.hashing import described, digest
-from fedlightning.memory import ClientMemory
+from fedlightning._hashing import described, digest
 from fedlightning.methods import FedLESAM, FedNova
+from fedlightning.participation.samplers import ClientSampler
+from fedlightning.server.client_memory import ClientMemory
 
 SIZE = 3000  # more than the thousand examples that were once looked at
 

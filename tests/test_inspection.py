@@ -21,9 +21,9 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.engine import compiled
-from fedlightning.engine.inspection import inspect
-from fedlightning.vector import Layout
+from fedlightning.execution.inspection import inspect
+from fedlightning.execution.runners import traced as compiled
+from fedlightning.layout import Layout
 
 
 def data(sizes: list[int] | None = None, kind: type[TensorData] = TensorData, **batching: Any) -> TensorData:
@@ -97,7 +97,7 @@ def remembering() -> dict[str, nn.Module]:
 # -- models that change their buffers -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", remembering())
 def test_auto_trains_models_with_a_memory_one_client_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlightning.engine.choices._LONG", 1)
+    monkeypatch.setattr("fedlightning.execution.auto._LONG", 1)
     usual, strategy = fit(task(remembering()[name]), data())
     assert strategy.cohort_size == 1
     assert strategy.programs is None
@@ -176,7 +176,7 @@ def test_graphs_are_told_apart_by_the_frozen_layers_in_them(monkeypatch: pytest.
         raise RuntimeError("recorded")
 
     monkeypatch.setattr(compiled, "build", build)
-    monkeypatch.setattr("fedlightning.engine.choices.compiler", lambda: "c++")
+    monkeypatch.setattr("fedlightning.execution.auto.compiler", lambda: "c++")
     for seed in (0, 1, 0):
         model = task(nn.Tanh())
         frozen = model.get_submodule("model.0")

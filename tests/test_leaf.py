@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlightning.data.leaf import LeafData, read_leaf
+from fedlightning.datasets.leaf import LeafData, read_leaf
 from fedlightning.errors import ConfigurationError
 
 ROOT = Path(os.environ.get("FEDLIGHTNING_DATA", "data"))

@@ -12,12 +12,12 @@ from torch.utils import _pytree
 from unequal_clients import ALL, SMALL, data, task
 
 from fedlightning import ClientContext, FedAvg, FederatedTrainer, FedMethod, MethodError, SlotStrategy, State
-from fedlightning.engine.hooks import Hooks
-from fedlightning.engine.job import Clients
-from fedlightning.engine.lifted import LiftedHook
+from fedlightning.execution.plan import Clients
+from fedlightning.execution.runners.hooks import LiftedHook
+from fedlightning.hooks.diagnose import Hooks
+from fedlightning.layout import Layout
 from fedlightning.method import visible
 from fedlightning.methods import method_named
-from fedlightning.vector import Layout
 
 LAYOUT = Layout.of(task(dtype=torch.float32))
 P = LAYOUT.size

@@ -24,7 +24,7 @@ from fedlightning import (
     FederatedTrainer,
     ModelCheckpoint,
 )
-from fedlightning.locks import locked
+from fedlightning._locks import locked
 from fedlightning.loggers import run_loggers
 from fedlightning.testing import Quadratics
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedlightning import FedAvg, FederatedTrainer, FedMethod, FedProx, Scaffold, SlotStrategy
-from fedlightning.data import FixedSchedule
+from fedlightning.participation import FixedSchedule
 from fedlightning.testing import Quadratics, check_method
 
 A = [torch.tensor(a) for a in ([[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.5, 2.0]], [[3.0, -1.0], [-1.0, 1.0]])]

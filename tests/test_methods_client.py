@@ -23,13 +23,12 @@ from fedlightning import (
     SlotStrategy,
     State,
 )
-from fedlightning.callback import Callback
-from fedlightning.cli import run_recipe
-from fedlightning.data import FixedSchedule
+from fedlightning.callbacks.base import Callback
+from fedlightning.cli.recipe import run_recipe
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.tensors import TensorData
-from fedlightning.memory import ClientMemory
+from fedlightning.layout import Layout
 from fedlightning.method import ClientContext, hyper
 from fedlightning.methods.adaptive_fedprox import AdaptiveFedProx
 from fedlightning.methods.deltasgd import DeltaSGD
@@ -45,9 +44,10 @@ from fedlightning.methods.fedred import FedRed
 from fedlightning.methods.fedsam import FedSAM
 from fedlightning.methods.scaffnew import Scaffnew
 from fedlightning.methods.scaffold import Scaffold
+from fedlightning.participation import FixedSchedule
+from fedlightning.server.client_memory import ClientMemory
 from fedlightning.task import Classification
 from fedlightning.testing import Quadratics, check_method
-from fedlightning.vector import Layout
 
 A = [torch.tensor(a) for a in ([[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.5, 2.0]], [[3.0, -1.0], [-1.0, 1.0]])]
 B = [torch.tensor(b) for b in ([1.0, 0.0], [0.0, 2.0], [-1.0, -1.0])]

@@ -37,8 +37,9 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.compare import compare
-from fedlightning.data import LeafData, RandomCropFlip, RandomCropRotate, read_leaf
-from fedlightning.data.files import visible_files
+from fedlightning.data import RandomCropFlip, RandomCropRotate
+from fedlightning.datasets import LeafData, read_leaf
+from fedlightning.datasets._files import visible_files
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(24, 4, generator=GENERATOR), torch.arange(24) % 3

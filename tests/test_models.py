@@ -28,7 +28,7 @@ from fedlightning.models import (
     resnet101,
     set_dropout_key,
 )
-from fedlightning.streams import keys
+from fedlightning.randomness import keys
 
 NAMES = ("logistic", "mlp", "cnn", "fedavg-cnn", "lenet", "resnet18", "resnet34", "resnet50")
 KEYS = keys(4, 0, "dropout", (1, 2))[:, 0]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlightning.data import IID, Dirichlet, Natural, Partition, QuantitySkew, Shards, parse_partition
-from fedlightning.data.dealing import _draw, _fill
+from fedlightning.data._dealing import _draw, _fill
 from fedlightning.errors import ConfigurationError
-from fedlightning.streams import stream
+from fedlightning.randomness import stream
 
 LABELS = torch.from_numpy(stream(7, "test-labels").integers(0, 10, 5000))
 

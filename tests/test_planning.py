@@ -6,21 +6,23 @@ import pytest
 import torch
 from unequal_clients import data, task
 
-from fedlightning import FedAvg, FederatedTrainer, FedMethod, SlotStrategy, interpreter
-from fedlightning.data import Schedule, Stragglers, TensorData
-from fedlightning.data.stragglers import Work
-from fedlightning.engine import planning
-from fedlightning.engine.executors import LoopExecutor
-from fedlightning.engine.grid import Padding
-from fedlightning.engine.job import CohortPlan, Drawn, RoundJob, draw_cohort, plan_cohort
-from fedlightning.engine.planning import Ahead, Plans
-from fedlightning.engine.replica import Replica, flatten_buffers, persistent_buffers
-from fedlightning.engine.slots import Slot, Worker
+from fedlightning import FedAvg, FederatedTrainer, FedMethod, SlotStrategy
+from fedlightning import _interpreter as interpreter
+from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
-from fedlightning.memory import ClientMemory
+from fedlightning.execution import prefetch as planning
+from fedlightning.execution.grid import Padding
+from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
+from fedlightning.execution.plan import CohortPlan, Drawn, RoundJob, draw_cohort, plan_cohort
+from fedlightning.execution.prefetch import Ahead, Plans
+from fedlightning.execution.runners.loop import LoopExecutor
+from fedlightning.execution.slots import Slot, Worker
+from fedlightning.layout import Layout
 from fedlightning.method import Round, visible
 from fedlightning.methods import FedDane, Scaffold
-from fedlightning.vector import Layout
+from fedlightning.participation import Stragglers
+from fedlightning.participation.stragglers import Work
+from fedlightning.server.client_memory import ClientMemory
 
 CPU, COHORTS = torch.device("cpu"), [(1,), (3,), (5,), (6,), (2,), (0,), (4,)]
 CLIENTS = tuple(client for cohort in COHORTS for client in cohort)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedlightning.data import Partition
-from fedlightning.data.power_law import PowerLawMNIST, deal_power_law, split_devices
 from fedlightning.data.statistics import Statistics, statistics_table
+from fedlightning.datasets.power_law import PowerLawMNIST, deal_power_law, split_devices
 from fedlightning.errors import ConfigurationError
 
 ROOT = Path(os.environ.get("FEDLIGHTNING_DATA", "data"))

@@ -18,7 +18,7 @@ from fedlightning import (
     Scaffold,
     SlotStrategy,
 )
-from fedlightning.data import FakeImages
+from fedlightning.datasets import FakeImages
 from fedlightning.models import LeNet
 
 METHODS = [FedAvg(lr=0.05), FedProx(lr=0.05, mu=0.1), Scaffold(lr=0.05)]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from recipe_runner import load
 
-from fedlightning.cli import run_recipe
-from fedlightning.early import read_program
+from fedlightning.cli.early import read_program
+from fedlightning.cli.recipe import run_recipe
 from fedlightning.methods import method_names
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import torch
 from recipe_runner import RECIPES, load
 
 from fedlightning import ConfigurationError
-from fedlightning.cli import call_program, run_recipe
+from fedlightning.cli.recipe import call_program, run_recipe
 from fedlightning.testing import Quadratics
 
 PICTURES = ["angles", "landscape", "optima", "partition"]

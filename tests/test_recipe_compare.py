@@ -18,10 +18,10 @@ from recipe_runner import RECIPES, load
 from rich.console import Console
 
 from fedlightning import Classification, ConfigurationError, Dissimilarity, FedAvg, FederatedTrainer
-from fedlightning.cli import call_program, run_recipe, values_of
+from fedlightning.cli.early import read_program
+from fedlightning.cli.recipe import call_program, run_recipe, values_of
 from fedlightning.compare import Outcome, Table
-from fedlightning.data import FakeImages
-from fedlightning.early import read_program
+from fedlightning.datasets import FakeImages
 from fedlightning.loggers import run_loggers
 from fedlightning.models import build_model
 

@@ -16,11 +16,11 @@ import pytest
 from recipe_runner import RECIPES
 
 from fedlightning import ConfigurationError, FederatedTrainer, ModelCheckpoint
-from fedlightning.callbacks import Dissimilarity
-from fedlightning.cli import call_program
-from fedlightning.data import Synthetic
-from fedlightning.data.sampling import RoundSeeded, SizeWeighted
-from fedlightning.data.stragglers import Stragglers
+from fedlightning.analysis import Dissimilarity
+from fedlightning.cli.recipe import call_program
+from fedlightning.datasets import Synthetic
+from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.stragglers import Stragglers
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra `figures`")
 

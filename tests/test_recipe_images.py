@@ -12,11 +12,11 @@ import torch
 from PIL import Image  # torchvision's own requirement
 from recipe_runner import RECIPES, load
 
-from fedlightning.checkpoint import load_checkpoint
-from fedlightning.cli import run_recipe
+from fedlightning.cli.recipe import run_recipe
 from fedlightning.data import Examples, Partition
-from fedlightning.data.power_law import PowerLawMNIST
+from fedlightning.datasets.power_law import PowerLawMNIST
 from fedlightning.methods import method_names
+from fedlightning.server.checkpoint import load_checkpoint
 
 QUICK = ["--rounds", "2", "--local-steps", "2", "--slots", "1", "--cohort-size", "1"]
 

@@ -14,11 +14,11 @@ import yaml
 from recipe_runner import load
 from test_emnist import letters
 
-from fedlightning.checkpoint import load_checkpoint
-from fedlightning.cli import run_recipe
-from fedlightning.data import FakeImages
+from fedlightning.cli.recipe import run_recipe
+from fedlightning.datasets import FakeImages
 from fedlightning.method import field_names
 from fedlightning.methods import method_named, method_names
+from fedlightning.server.checkpoint import load_checkpoint
 
 RECIPES = ("cifar10", "cifar100", "fashion_mnist", "emnist", "emnist_autoencoder", "stackoverflow")
 QUICK = ["--rounds", "1", "--local-steps", "1", "--clients-per-round", "2", "--evaluate-every", "1", "--slots", "1"]

@@ -14,8 +14,8 @@ import pytest
 from recipe_runner import RECIPES, load
 
 from fedlightning import ConfigurationError, FederatedTrainer
-from fedlightning.cli import call_program, values_of
-from fedlightning.data import FakeImages
+from fedlightning.cli.recipe import call_program, values_of
+from fedlightning.datasets import FakeImages
 from fedlightning.method import field_names
 from fedlightning.methods import method_named
 

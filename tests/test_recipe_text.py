@@ -12,11 +12,11 @@ import yaml
 from recipe_runner import load
 
 from fedlightning import FederatedTrainer
-from fedlightning.cli import run_recipe
-from fedlightning.data.sampling import RoundSeeded
-from fedlightning.data.shakespeare import Shakespeare
-from fedlightning.data.stragglers import Stragglers
+from fedlightning.cli.recipe import run_recipe
+from fedlightning.datasets.shakespeare import Shakespeare
 from fedlightning.methods import method_names
+from fedlightning.participation.samplers import RoundSeeded
+from fedlightning.participation.stragglers import Stragglers
 
 QUICK = ["--clients-per-round", "3", "--local-steps", "2", "--rounds", "2", "--evaluate-every", "1", "--slots", "1"]
 

@@ -24,9 +24,9 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.engine.replica import Replica
+from fedlightning.execution.model import Replica
+from fedlightning.layout import Layout
 from fedlightning.models import CharLSTM, LSTMLayer, SentimentLSTM
-from fedlightning.vector import Layout
 
 WORDS = torch.from_numpy(np.random.default_rng(0).normal(size=(41, 12)))
 

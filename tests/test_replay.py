@@ -26,10 +26,11 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.data import RoundSeeded, Synthetic, UniformSampling
-from fedlightning.data.replay import FedProxReplay
-from fedlightning.data.stragglers import Rounds
+from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.datasets import Synthetic
 from fedlightning.models import MLP, LogisticRegression
+from fedlightning.participation import RoundSeeded, UniformSampling
+from fedlightning.participation.stragglers import Rounds
 
 PROGRAM = np.load(Path(__file__).parent / "fedprox_program.npz")
 SIZES = [45, 54, 100, 7, 23, 10, 61, 33, 12, 9, 18, 27]

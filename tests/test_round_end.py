@@ -28,9 +28,9 @@ from fedlightning import (
     TensorData,
     Throughput,
 )
-from fedlightning.checkpoint import load_checkpoint
 from fedlightning.errors import SaveError
 from fedlightning.loggers import RunCSVLogger, RunTensorBoardLogger, run_loggers
+from fedlightning.server.checkpoint import load_checkpoint
 
 ROUNDS = 9
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from fedlightning import Classification, Examples, FedAvg, FederatedTrainer, TensorData
-from fedlightning.data import ClientSampler, FixedSchedule, Partition, RoundSeeded, UniformSampling
-from fedlightning.data.sampling import SizeWeighted, named_clients
-from fedlightning.data.stragglers import Rounds, Stragglers, Work
+from fedlightning.data import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.models import MLP
+from fedlightning.participation import ClientSampler, FixedSchedule, RoundSeeded, UniformSampling
+from fedlightning.participation.samplers import SizeWeighted, named_clients
+from fedlightning.participation.stragglers import Rounds, Stragglers, Work
 
 
 def test_uniform_sampling_is_without_replacement_and_addressed():

@@ -26,17 +26,19 @@ from fedlightning import (
     SlotStrategy,
     State,
     TensorData,
-    columns,
-    memory,
     stream,
 )
-from fedlightning.checkpoint import load_checkpoint, save_checkpoint
-from fedlightning.data import FakeImages, RandomCropFlip, SizeWeighted, UniformSampling
-from fedlightning.data.sampling import _successive
-from fedlightning.engine.evaluate import ClientSums, Split
-from fedlightning.memory import ClientMemory, read_dump
+from fedlightning.data import RandomCropFlip
+from fedlightning.datasets import FakeImages
+from fedlightning.evaluation.pooled import ClientSums, Split
 from fedlightning.models import MLP
-from fedlightning.reduce import OrderedMean
+from fedlightning.participation import SizeWeighted, UniformSampling
+from fedlightning.participation.samplers import _successive
+from fedlightning.server import _columns as columns
+from fedlightning.server import client_memory as memory
+from fedlightning.server.aggregation import OrderedMean
+from fedlightning.server.checkpoint import load_checkpoint, save_checkpoint
+from fedlightning.server.client_memory import ClientMemory, read_dump
 
 MILLION = 1_000_000
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fedlightning import Classification, FedAvg, FederatedTrainer, SlotStrategy
-from fedlightning.data import glove as glove_module
-from fedlightning.data import sent140
-from fedlightning.data.glove import Glove
-from fedlightning.data.sent140 import Sent140, Tweet, read_tweets, split_words
+from fedlightning.datasets import glove as glove_module
+from fedlightning.datasets import sent140
+from fedlightning.datasets.glove import Glove
+from fedlightning.datasets.sent140 import Sent140, Tweet, read_tweets, split_words
 from fedlightning.errors import ConfigurationError
 from fedlightning.models.recurrent import SentimentLSTM
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlightning import Classification, FedAvg, FederatedTrainer, SlotStrategy
-from fedlightning.data import shakespeare
-from fedlightning.data.leaf_split import contiguous_split, count_train, random_split, take_clients
-from fedlightning.data.shakespeare import ALPHABET, Shakespeare, parse_roles, tokenise
+from fedlightning.datasets import shakespeare
+from fedlightning.datasets._leaf_split import contiguous_split, count_train, random_split, take_clients
+from fedlightning.datasets.shakespeare import ALPHABET, Shakespeare, parse_roles, tokenise
 from fedlightning.errors import ConfigurationError
 from fedlightning.models.recurrent import CharLSTM
 

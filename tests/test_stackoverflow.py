@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedlightning import ConfigurationError, Examples, FederatedTrainer, FedProx, Natural, SlotStrategy, TensorData
-from fedlightning.data import NextWord, StackOverflow
-from fedlightning.data.stackoverflow import encode
+from fedlightning.datasets import NextWord, StackOverflow
+from fedlightning.datasets.stackoverflow import encode
+from fedlightning.layout import Layout
 from fedlightning.models import GRULayer, WordRNN
-from fedlightning.vector import Layout
 
 TRAIN = {
     "7": ["how do i sort a list", "sort it", "a b c d e f"],

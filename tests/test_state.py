@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fedlightning import ConfigurationError, MethodError, State, interpreter
+from fedlightning import ConfigurationError, MethodError, State
+from fedlightning import _interpreter as interpreter
 from fedlightning.errors import nearest, require_within
-from fedlightning.reduce import OrderedMean
-from fedlightning.vector import Layout
+from fedlightning.layout import Layout
+from fedlightning.server.aggregation import OrderedMean
 
 
 def test_a_state_is_read_by_name_and_never_changed() -> None:

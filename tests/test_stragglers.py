@@ -26,10 +26,10 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.data import FixedSchedule, UniformSampling
-from fedlightning.data.stragglers import Rounds, Stragglers, Work
 from fedlightning.methods import Scaffnew
 from fedlightning.models import MLP
+from fedlightning.participation import FixedSchedule, UniformSampling
+from fedlightning.participation.stragglers import Rounds, Stragglers, Work
 from fedlightning.testing import Quadratics
 
 SIZES = [4, 9, 17, 30, 5, 12, 8, 21, 10, 10, 13, 7]

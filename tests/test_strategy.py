@@ -20,17 +20,18 @@ from fedlightning import (
     Partition,
     SlotStrategy,
     TensorData,
-    interpreter,
 )
-from fedlightning import strategy as strategy_module
-from fedlightning.engine import choices, slots
-from fedlightning.engine.choices import slots_under_lock, step_flops
-from fedlightning.engine.precision import Numerics
-from fedlightning.engine.replica import Replica
-from fedlightning.engine.slots import Slot, Worker, WorkerPool, cpu_count
-from fedlightning.interpreter import gil_enabled
+from fedlightning import _interpreter as interpreter
+from fedlightning._interpreter import gil_enabled
+from fedlightning.execution import auto as choices
+from fedlightning.execution import slots
+from fedlightning.execution import strategy as strategy_module
+from fedlightning.execution.auto import slots_under_lock, step_flops
+from fedlightning.execution.model import Replica
+from fedlightning.execution.numerics import Numerics
+from fedlightning.execution.slots import Slot, Worker, WorkerPool, cpu_count
+from fedlightning.layout import Layout
 from fedlightning.testing import Quadratics
-from fedlightning.vector import Layout
 
 EYE = torch.eye(2)
 

@@ -8,7 +8,7 @@ import torch
 from torch.func import vmap
 
 from fedlightning import keyed_uniform, stream
-from fedlightning.streams import keys, legacy, permute, torch_stream
+from fedlightning.randomness import keys, legacy, permute, torch_stream
 
 
 def test_the_same_address_gives_the_same_numbers_and_others_do_not() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlightning.data import Synthetic, generate
+from fedlightning.datasets import Synthetic, generate
 from fedlightning.errors import ConfigurationError
 
 SETS = {"iid": (0.0, 0.0, True), "0_0": (0.0, 0.0, False), "0.5": (0.5, 0.5, False), "1_1": (1.0, 1.0, False)}

@@ -8,7 +8,7 @@ from torch import nn
 from unequal_clients import ALL, data, named, task
 
 from fedlightning import FederatedTrainer, FedMethod, RoundState, SlotStrategy
-from fedlightning.engine import traces
+from fedlightning.execution.runners import vmap as traces
 
 
 def fit(method: FedMethod, compile: object, slots: int = 1, precision: str = "32-true") -> tuple[RoundState, Any]:

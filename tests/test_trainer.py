@@ -27,8 +27,8 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.checkpoint import load_checkpoint
 from fedlightning.models import MLP
+from fedlightning.server.checkpoint import load_checkpoint
 
 EYE = torch.eye(2)
 

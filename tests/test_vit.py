@@ -22,10 +22,10 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.engine.replica import Replica
+from fedlightning.execution.model import Replica
+from fedlightning.layout import Layout
 from fedlightning.models import ViT, build_model, vit_base, vit_small
 from fedlightning.models.vit import Attention
-from fedlightning.vector import Layout
 
 
 def size(model: nn.Module) -> int:

@@ -43,19 +43,24 @@ from fedlightning import (
     Regression,
     SlotStrategy,
     TensorData,
+    analysis,
     callbacks,
     compare,
     data,
+    datasets,
     hyper,
     keyed_uniform,
     methods,
     models,
+    participation,
     stream,
     testing,
 )
-from fedlightning.callbacks import analysis
-from fedlightning.data import IID, FakeImages, LeafData, UniformSampling
+from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.data import IID
+from fedlightning.datasets import FakeImages, LeafData
 from fedlightning.loggers import run_loggers
+from fedlightning.participation import UniformSampling
 
 SECONDS = 20
 """After which a call has hung."""
@@ -313,24 +318,30 @@ def of_data() -> Iterator[Case]:
     )
     yield Case(data.FederatedDataModule, lambda: options)
     yield Case(FakeImages, lambda: images, fit_images)
-    yield Case(data.ImageData, lambda: {"partition": "IIDC4"})
-    for known in (data.CIFAR10, data.CIFAR100, data.MNIST, data.FashionMNIST, data.EMNIST):
+    yield Case(datasets.ImageData, lambda: {"partition": "IIDC4"})
+    for known in (datasets.CIFAR10, datasets.CIFAR100, datasets.MNIST, datasets.FashionMNIST, datasets.EMNIST):
         yield Case(
             known, lambda: {"partition": "IIDC4", "root": "nowhere", "download": False}, lambda made: made.setup()
         )
-    for known in (data.FEMNIST, data.OmniglotWriters, data.Sent140, data.Shakespeare, data.StackOverflow):
+    for known in (
+        datasets.FEMNIST,
+        datasets.OmniglotWriters,
+        datasets.Sent140,
+        datasets.Shakespeare,
+        datasets.StackOverflow,
+    ):
         yield Case(known, lambda: {"root": "nowhere"}, lambda made: made.setup())
-    yield Case(data.PowerLawMNIST, lambda: {"root": "nowhere", "download": False}, lambda made: made.setup())
-    yield Case(data.Synthetic, lambda: {"alpha": 0.5, "epochs": 1}, lambda made: made.setup())
-    yield Case(data.generate, lambda: {"alpha": 0.5, "beta": 0.5, "iid": False})
+    yield Case(datasets.PowerLawMNIST, lambda: {"root": "nowhere", "download": False}, lambda made: made.setup())
+    yield Case(datasets.Synthetic, lambda: {"alpha": 0.5, "epochs": 1}, lambda made: made.setup())
+    yield Case(datasets.generate, lambda: {"alpha": 0.5, "beta": 0.5, "iid": False})
     yield Case(
         data.statistics_table,
         lambda: {"name": "a name", "clients": Partition.of_sizes(sizes), "test_clients": Partition.of_sizes(sizes)},
     )
-    yield Case(data.Glove.read, lambda: {"root": Path("nowhere")}, owner="Glove")
-    yield Case(data.read_leaf, lambda: {"path": Path("nowhere")})
+    yield Case(datasets.Glove.read, lambda: {"root": Path("nowhere")}, owner="Glove")
+    yield Case(datasets.read_leaf, lambda: {"path": Path("nowhere")})
     yield Case(LeafData, lambda: {"train": "nowhere"}, lambda made: made.setup())
-    yield Case(data.NextWord, lambda: {"model": nn.Embedding(9, 9), "vocab_size": 9})
+    yield Case(datasets.NextWord, lambda: {"model": nn.Embedding(9, 9), "vocab_size": 9})
     yield Case(data.RandomCropFlip, lambda: {"padding": 1}, lambda made: fit_crops(made))
     yield Case(data.RandomCropRotate, lambda: {"size": 4, "image_size": 4}, lambda made: fit_crops(made))
 
@@ -349,21 +360,23 @@ def of_rounds() -> Iterator[Case]:
     asked = {"round": 0, "num_clients": 4, "count": 2, "seed": 0}
     for sampler in (
         UniformSampling(),
-        data.SizeWeighted((6, 6, 6, 6)),
-        data.RoundSeeded(),
-        data.FixedSchedule(((0, 1),)),
+        participation.SizeWeighted((6, 6, 6, 6)),
+        participation.RoundSeeded(),
+        participation.FixedSchedule(((0, 1),)),
     ):
         name = type(sampler).__name__
         yield Case(sampler.sample, lambda: asked, owner=name)
         yield Case(sampler.check, lambda: {"num_clients": 4, "count": 2})
         yield Case(sampler.bind, lambda: {"clients": Partition.of_sizes(torch.tensor([6, 6]))}, owner=name)
-    yield Case(data.SizeWeighted, lambda: {"sizes": (6, 6, 6, 6)}, lambda made: fit(sampler=made, clients_per_round=2))
-    yield Case(data.FixedSchedule, lambda: {"rounds": ((0, 1),)}, lambda made: fit(sampler=made))
-    yield Case(data.Stragglers, lambda: {"fraction": 0.5}, lambda made: fit(stragglers=made))
     yield Case(
-        data.FedProxReplay,
+        participation.SizeWeighted, lambda: {"sizes": (6, 6, 6, 6)}, lambda made: fit(sampler=made, clients_per_round=2)
+    )
+    yield Case(participation.FixedSchedule, lambda: {"rounds": ((0, 1),)}, lambda made: fit(sampler=made))
+    yield Case(participation.Stragglers, lambda: {"fraction": 0.5}, lambda made: fit(stragglers=made))
+    yield Case(
+        FedProxReplay,
         lambda: {"fraction": 0.5},
-        lambda made: fit(stragglers=made, sampler=data.RoundSeeded(), data=tensors(epochs=3)),
+        lambda made: fit(stragglers=made, sampler=participation.RoundSeeded(), data=tensors(epochs=3)),
     )
     yield Case(SlotStrategy, lambda: {"slots": 1, "cohort_size": 2, "compile": False}, fit_slots)
     yield Case(
@@ -537,7 +550,7 @@ UNTRIED = {
 
 
 def test_everything_public_is_tried() -> None:
-    modules = (fedlightning, data, models, methods, callbacks, analysis, compare)
+    modules = (fedlightning, data, datasets, participation, models, methods, callbacks, analysis, compare)
     public = {name: getattr(module, name) for module in modules for name in module.__all__}
     tried = {case.call.__qualname__.split(".")[0] for case in CASES}
     tried |= {type(getattr(case.call, "__self__", None)).__name__ for case in CASES}

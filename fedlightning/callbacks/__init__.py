@@ -1,20 +1,9 @@
-"""Callbacks, by Lightning's protocol."""
+"""Callbacks, by Lightning's protocol; those that analyse a run are in `fedlightning.analysis`."""
 
-from fedlightning.callbacks.analysis import ClientOptima, LossLandscape, PartitionReport, UpdateAngles
+from fedlightning.callbacks.base import Callback
 from fedlightning.callbacks.checkpoint import ModelCheckpoint
-from fedlightning.callbacks.dissimilarity import Dissimilarity
 from fedlightning.callbacks.early_stopping import EarlyStopping
 from fedlightning.callbacks.progress import RoundProgress
 from fedlightning.callbacks.throughput import Throughput
 
-__all__ = [
-    "ClientOptima",
-    "Dissimilarity",
-    "EarlyStopping",
-    "LossLandscape",
-    "ModelCheckpoint",
-    "PartitionReport",
-    "RoundProgress",
-    "Throughput",
-    "UpdateAngles",
-]
+__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint", "RoundProgress", "Throughput"]

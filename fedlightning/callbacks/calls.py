@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedlightning.callback import Callback
+from fedlightning.callbacks.base import Callback
 from fedlightning.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:

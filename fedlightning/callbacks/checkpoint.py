@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlightning.atomic import remove_leftovers
+from fedlightning._atomic import remove_leftovers
+from fedlightning._checked import COUNT, checked
 from fedlightning.callbacks.monitor import Mode, Monitored
-from fedlightning.checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 
 if TYPE_CHECKING:

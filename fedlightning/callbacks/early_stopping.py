@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fedlightning._checked import COUNT, checked
 from fedlightning.callbacks.monitor import Mode, Monitored
-from fedlightning.checked import COUNT, checked
 
 if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fedlightning.callback import Callback
-from fedlightning.checked import checked
+from fedlightning._checked import checked
+from fedlightning.callbacks.base import Callback
 from fedlightning.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from fedlightning.callback import Callback, CohortResult
-from fedlightning.checked import checked
+from fedlightning._checked import checked
+from fedlightning.callbacks.base import Callback, CohortResult
 from fedlightning.method import Round
 
 if TYPE_CHECKING:

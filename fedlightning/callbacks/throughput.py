@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from fedlightning.callback import Callback, CohortResult
+from fedlightning.callbacks.base import Callback, CohortResult
 from fedlightning.method import Round
 
 if TYPE_CHECKING:

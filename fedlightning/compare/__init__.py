@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from fedlightning.arguments import refuse_unknown
-from fedlightning.callback import Callback
+from fedlightning._arguments import refuse_unknown
+from fedlightning._checked import COUNT, checked
 from fedlightning.callbacks import ModelCheckpoint, Throughput
-from fedlightning.checked import COUNT, checked
+from fedlightning.callbacks.base import Callback
 from fedlightning.compare.diary import (
     Checked,
     Diary,

@@ -10,11 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from fedlightning.atomic import remove_leftovers, written
-from fedlightning.callback import Callback
+from fedlightning._atomic import remove_leftovers, written
+from fedlightning._hashing import digest
+from fedlightning.callbacks.base import Callback
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, SaveError, nearest
-from fedlightning.hashing import digest
 from fedlightning.method import FedMethod, hyperparameters
 from fedlightning.task import FederatedTask
 from fedlightning.trainer import FederatedTrainer

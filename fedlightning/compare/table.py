@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedlightning.checked import COUNT, check_fields, checked
+from fedlightning._checked import COUNT, check_fields, checked
 from fedlightning.compare.diary import read_diary, write
 from fedlightning.errors import ConfigurationError
 

@@ -11,11 +11,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from fedlightning.checked import COUNT, checked
+from fedlightning._checked import COUNT, checked
+from fedlightning._hashing import described, digest, digest_text
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, shown
-from fedlightning.hashing import described, digest, digest_text
-from fedlightning.streams import permute, stream
+from fedlightning.randomness import permute, stream
 
 
 class Examples(NamedTuple):

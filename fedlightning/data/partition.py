@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.checked import check_fields, checked
+from fedlightning._checked import check_fields, checked
 from fedlightning.errors import ConfigurationError
 
 

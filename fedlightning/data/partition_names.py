@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from fedlightning.checked import checked
+from fedlightning._checked import checked
 from fedlightning.data.partitioners import IID, Dirichlet, Partitioner, QuantitySkew, Shards
 from fedlightning.errors import ConfigurationError
 

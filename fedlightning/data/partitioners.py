@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.checked import COUNT, check_fields, checked
-from fedlightning.data.dealing import Ints, blocks, by_mixtures, by_shares
+from fedlightning._checked import COUNT, check_fields, checked
+from fedlightning.data._dealing import Ints, blocks, by_mixtures, by_shares
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, require_within
-from fedlightning.streams import stream
+from fedlightning.randomness import stream
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedlightning.checked import checked
+from fedlightning._checked import checked
 from fedlightning.data.partition import Partition
 
 

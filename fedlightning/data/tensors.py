@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedlightning.checked import checked
+from fedlightning._checked import checked
 from fedlightning.data.module import BATCHING, Augmentation, Examples, FederatedDataModule, check_examples
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError

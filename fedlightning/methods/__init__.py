@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedlightning.checked import checked
+from fedlightning._checked import checked
 from fedlightning.errors import ConfigurationError, nearest, no_such_method
 from fedlightning.method import FedMethod
 from fedlightning.methods.adaptive_fedprox import AdaptiveFedProx

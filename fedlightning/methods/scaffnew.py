@@ -7,8 +7,8 @@ from torch import Tensor, zeros_like
 from fedlightning.method import ClientContext, Grad, Round, hyper
 from fedlightning.methods.conditions import expect_full_participation
 from fedlightning.methods.fedavg import FedAvg
+from fedlightning.randomness import stream
 from fedlightning.state import State
-from fedlightning.streams import stream
 
 
 class Scaffnew(FedAvg):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedlightning.checked import COUNT, checked
+from fedlightning._checked import COUNT, checked
 from fedlightning.errors import ConfigurationError, nearest
 from fedlightning.models.autoencoder import ConvAutoencoder, DenseAutoencoder
 from fedlightning.models.cnn import CNN, FedAvgCNN, LeNet
@@ -20,7 +20,7 @@ from fedlightning.models.recurrent import CharLSTM, LSTMLayer, SentimentLSTM
 from fedlightning.models.resnet import resnet6, resnet18, resnet34, resnet50, resnet101
 from fedlightning.models.text import GRULayer, WordRNN
 from fedlightning.models.vit import ViT, vit_base, vit_small
-from fedlightning.streams import torch_stream
+from fedlightning.randomness import torch_stream
 
 __all__ = [
     "CNN",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fedlightning.checked import COUNT, checked
+from fedlightning._checked import COUNT, checked
 from fedlightning.errors import ConfigurationError, shown
 from fedlightning.models.size import dense, require_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedlightning.checked import COUNT, checked
+from fedlightning._checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 from fedlightning.models.size import require_size
 

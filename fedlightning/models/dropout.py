@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from fedlightning.checked import checked
+from fedlightning._checked import checked
 from fedlightning.errors import ConfigurationError, shown
-from fedlightning.streams import keyed_uniform
+from fedlightning.randomness import keyed_uniform
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from fedlightning.checked import COUNT, checked
+from fedlightning._checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 from fedlightning.models.size import require_size
 

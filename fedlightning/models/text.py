@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlightning.checked import COUNT, checked
+from fedlightning._checked import COUNT, checked
 from fedlightning.models.recurrent import LSTMLayer, _glorot, _is_transformed, _linear
 from fedlightning.models.size import require_size
-from fedlightning.streams import stream
+from fedlightning.randomness import stream
 
 
 class GRULayer(nn.Module):

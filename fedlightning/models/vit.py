@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlightning.checked import COUNT, checked
+from fedlightning._checked import COUNT, checked
 from fedlightning.errors import ConfigurationError
 from fedlightning.models.recurrent import _is_transformed
 from fedlightning.models.size import require_size

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedlightning.callbacks.analysis.figures import new_figure
+from fedlightning.analysis.figures import new_figure
 from fedlightning.compare import Outcome, Table
 
 if TYPE_CHECKING:

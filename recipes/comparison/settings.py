@@ -9,23 +9,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from fedlightning import Classification, ConfigurationError, FederatedDataModule, FederatedTask, FedMethod
-from fedlightning.data import (
-    CIFAR10,
-    CIFAR100,
-    ClientSampler,
-    FakeImages,
-    FashionMNIST,
-    PowerLawMNIST,
-    RoundSeeded,
-    Shakespeare,
-    Synthetic,
-    UniformSampling,
-)  # fmt: skip
+from fedlightning.cli.flags import conform, of_dataclass, wording
+from fedlightning.datasets import CIFAR10, CIFAR100, FakeImages, FashionMNIST, PowerLawMNIST, Shakespeare, Synthetic
 from fedlightning.errors import nearest
-from fedlightning.flags import conform, of_dataclass, wording
 from fedlightning.method import field_names
 from fedlightning.methods import method_named
 from fedlightning.models import CharLSTM, LogisticRegression, build_model
+from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
 
 Values = dict[str, Any]
 

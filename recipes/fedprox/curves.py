@@ -19,10 +19,10 @@ from fedlightning import (
     SlotStrategy,
     Throughput,
 )
-from fedlightning.callbacks import Dissimilarity
-from fedlightning.data.sampling import RoundSeeded, SizeWeighted
-from fedlightning.data.stragglers import Stragglers
+from fedlightning.analysis import Dissimilarity
 from fedlightning.loggers import run_loggers
+from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.stragglers import Stragglers
 
 ROOT = Path("logs", "fedprox_paper")
 

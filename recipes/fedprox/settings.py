@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlightning import Classification, FederatedDataModule, FederatedTask, FedMethod
-from fedlightning.data import Synthetic
-from fedlightning.data.femnist import FEMNIST
-from fedlightning.data.power_law import PowerLawMNIST
-from fedlightning.data.sent140 import Sent140
-from fedlightning.data.shakespeare import Shakespeare
+from fedlightning.datasets import Synthetic
+from fedlightning.datasets.femnist import FEMNIST
+from fedlightning.datasets.power_law import PowerLawMNIST
+from fedlightning.datasets.sent140 import Sent140
+from fedlightning.datasets.shakespeare import Shakespeare
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression
 from fedlightning.models.recurrent import CharLSTM, SentimentLSTM

@@ -18,8 +18,9 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
-from fedlightning.callback import CohortResult
-from fedlightning.data import ClientSampler, RandomCropFlip, RoundSeeded, UniformSampling
+from fedlightning.callbacks.base import CohortResult
+from fedlightning.data import RandomCropFlip
+from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
 
 MODES: dict[str, dict[str, Any]] = {
     "auto": {},

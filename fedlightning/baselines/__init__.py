@@ -1,0 +1,1 @@
+"""What federated training is compared with."""

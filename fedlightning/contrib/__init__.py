@@ -1,0 +1,1 @@
+"""Other projects' programs and configurations, read or replayed."""

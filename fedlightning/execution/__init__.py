@@ -1,0 +1,1 @@
+"""Where and how local steps run; README.md draws it."""

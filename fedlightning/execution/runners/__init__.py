@@ -1,0 +1,1 @@
+"""What takes the local steps of a slot."""

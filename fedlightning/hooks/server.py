@@ -1,0 +1,146 @@
+"""The hooks of the server, as the trainer calls them: what they give back and what they write to is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import Tensor
+
+from fedlightning.errors import MethodError
+from fedlightning.hooks.contract import Contract
+from fedlightning.hooks.diagnose import naming, where
+from fedlightning.hooks.generators import no_draws
+from fedlightning.layout import Layout
+from fedlightning.method import FedMethod, Round, declared_fault
+from fedlightning.state import State
+
+_SCHEDULED = 1000
+"""Rounds whose numbers are looked at before the first one; those of the others when they come."""
+
+
+class ServerHooks:
+    """The hooks of a method that run in the trainer's thread. Each raises a `MethodError` where it breaks the contract.
+
+    Args:
+        method: whose hooks they are.
+        layout: of the model.
+        rounds: of the run, of which the learning rates and local steps of the first thousand are asked for at once.
+
+    Raises:
+        MethodError: the method's class declares what cannot be, or gives such numbers.
+    """
+
+    def __init__(self, method: FedMethod, layout: Layout, rounds: int = 1) -> None:
+        if fault := declared_fault(method):
+            raise MethodError(fault)
+        self._method, self._contract = method, Contract(method, layout)
+        self._called = set[str]()
+        classes = type(method).__mro__[:-1]
+        self._ours = all(each.__module__.startswith("fedlightning.") for each in classes)
+        with naming(method, "gradient_pass"):
+            wish = method.gradient_pass()
+        self._contract.gradient_pass(wish)
+        for round in range(min(rounds, _SCHEDULED)):
+            self.lr(round)
+            self.steps(round)
+
+    def lr(self, round: int) -> float:
+        """η_t, the clients' learning rate in a round."""
+        with naming(self._method, "client_lr"):
+            lr = self._method.client_lr(round)
+        return self._contract.lr(lr, round)
+
+    def steps(self, round: int) -> int | None:
+        """K for every client in a round, or None."""
+        with naming(self._method, "local_steps"):
+            steps = self._method.local_steps(round)
+        return self._contract.steps(steps, round)
+
+    def check(self, round: Round) -> None:
+        """Ask the method whether it is made for the run."""
+        with naming(self._method, "check"):
+            self._method.check(round)
+
+    def configure(self, x: Tensor) -> State:
+        """What the server remembers at first."""
+        with self._calling("configure_server", State(x=x)):
+            server = self._method.configure_server(x)
+        return self._contract.server("configure_server", server)
+
+    def configure_client(self, x: Tensor) -> State:
+        """What a client remembers at first."""
+        with self._calling("configure_client", State(x=x)):
+            state = self._method.configure_client(x)
+        return self._contract.state("configure_client", state)
+
+    def evaluation_point(self, server: State) -> Tensor:
+        """The model that is evaluated [P]."""
+        if type(self._method).evaluation_point is FedMethod.evaluation_point:
+            return server.x
+        with self._calling("evaluation_point", server):
+            x = self._method.evaluation_point(server)
+        return self._contract.vector("evaluation_point", x, "return a model, e.g. `server.x`")
+
+    def aggregate(self, server: State, mean: State, round: Round) -> State:
+        """The server's next state."""
+        self._check_delta(mean)
+        with self._calling("on_aggregate", server):
+            after = self._method.on_aggregate(server, mean, round)
+        return self._contract.server("on_aggregate", after, server)
+
+    def returned(
+        self, rows: dict[int, State], uploads: Mapping[int, State], server: State, step: Tensor, round: Round
+    ) -> dict[int, State]:
+        """What the participants remember once they know the server's step, by client.
+
+        Args:
+            rows: what `on_client_end` left them with.
+            uploads: what those whom it is asked of sent.
+            server: the state after the step.
+            step: x_{t+1} − x_t [P].
+            round: the round that ends.
+        """
+        after = dict(rows)
+        with self._calling("on_return", server.replace(step=step)):
+            for client, upload in uploads.items():
+                there = step.to(next(iter(upload.values())).device)
+                after[client] = self._method.on_return(rows[client], upload, there, round)
+        for client in uploads:
+            self._contract.remembered("on_return", after[client], rows[client])
+        return after
+
+    def evaluated(self, server: State, metrics: Mapping[str, float], round: Round) -> State:
+        """The server's state with what it learns from an evaluation."""
+        with self._calling("on_evaluation", server):
+            after = self._method.on_evaluation(server, metrics, round)
+        return self._contract.server("on_evaluation", after, server)
+
+    def _check_delta(self, mean: State) -> None:
+        """`FedMethod`'s own `on_aggregate` adds up `delta`."""
+        if type(self._method).on_aggregate is FedMethod.on_aggregate and "delta" not in mean:
+            raise MethodError(
+                f"{where(self._method, 'on_client_end')} must upload `delta`, which FedMethod's `on_aggregate` adds to x, but "
+                f"uploads {', '.join(mean)}; upload it, or override `on_aggregate`."
+            )
+
+    @contextmanager
+    def _calling(self, hook: str, state: State) -> Iterator[None]:
+        """Reword what a hook raises, and detect a write to what the server remembers."""
+        versions = [tensor._version for tensor in state.values()]
+        device = next(iter(state.values())).device
+        # At first each operation is looked at. In later rounds only whether a generator has moved, which costs some 60 µs, and
+        # that only where a class from elsewhere may draw.
+        known = hook in self._called
+        draws: AbstractContextManager[None] = nullcontext()
+        if not (known and self._ours):
+            draws = no_draws(where(self._method, hook), device, models=known)
+        self._called.add(hook)
+        with naming(self._method, hook), draws:
+            yield
+        changed = [name for name, before in zip(state, versions, strict=True) if state[name]._version != before]
+        if changed:
+            raise MethodError(
+                f"{where(self._method, hook)} changed `{changed[0]}` in place, which is the server's; compute a new tensor and "
+                f"return `server.replace({changed[0]}=…)`."
+            )

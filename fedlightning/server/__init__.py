@@ -1,0 +1,1 @@
+"""What the server does with what clients send, and what it keeps."""
