@@ -141,3 +141,25 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, int):
         return value.bit_length() < 10_000
     return isinstance(value, (str, bytes, Real, complex, type, type(None)))
+
+
+_NO_MEMORY = (
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "std::bad_alloc",
+)
+"""How memory runs out elsewhere than in torch's own allocator for a GPU."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it rewords, says that memory ran out."""
+    from torch import OutOfMemoryError  # importing it takes seconds, and a command line is refused before
+
+    while error is not None:
+        if isinstance(error, OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False

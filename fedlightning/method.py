@@ -117,7 +117,7 @@ class ClientContext:
         num_examples: n, the client's examples.
         round: t, counted from 0.
         key: this client's randomness in this step (int64 []), for `keyed_uniform(client.key, shape)`.
-        first_step: whether this is the first local step; a plain bool, so that one traced graph serves the others.
+        step: which local step this is, from 0, of w's dtype; 0 in `on_client_start`, and K in `on_client_end`.
         layout: where each layer lies in w.
         gradient: ∇f_i(x) over all the client's data [P], if the method's `gradient_pass` asks for it; else empty [0].
     """
@@ -130,7 +130,7 @@ class ClientContext:
     num_examples: Tensor
     round: Tensor
     key: Tensor
-    first_step: bool
+    step: Tensor
     layout: Layout
     gradient: Tensor
 
@@ -188,6 +188,9 @@ class FedMethod:
     preshared: ClassVar[tuple[str, ...]] = ()
     """Entries of the server's state that never change, which every client has from the beginning: not in the bill."""
 
+    own_objective: ClassVar[bool] = False
+    """Whether `objective` is a method's own; derived where a class is made. Else a gradient is a plain backward pass."""
+
     _fault: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
@@ -195,6 +198,7 @@ class FedMethod:
         inherited = (vars(base).get("_fault") for base in cls.__mro__[1:])
         cls._fault = fault_in(cls, HOOKS, ("downlink", "preshared")) or next(filter(None, inherited), "")
         cls.downlink, cls.preshared = _declared(cls, "downlink"), _declared(cls, "preshared")
+        cls.own_objective = cls.objective is not FedMethod.objective
         dataclass(frozen=True, kw_only=True)(cls)
         _inherit_defaults(cls)
 

@@ -108,7 +108,7 @@ def check_method(method: FedMethod, *, cohort: bool = True) -> None:
     Args:
         method: an instance of any `FedMethod`.
         cohort: also run it under vmap, where a branch on a tensor is found, and as a traced graph of several steps, where
-            one on `client.round` or `client.num_steps` is; False for a method that needs `cohort_size=1`.
+            one on `client.round` or `client.num_steps` is; False for a method that needs `runner="loop"`.
 
     Raises:
         MethodError: it does not; the message names the hook and the remedy.
@@ -126,8 +126,8 @@ def check_method(method: FedMethod, *, cohort: bool = True) -> None:
         if not all(map(torch.equal, looped, _run(method, task, **options))):
             raise MethodError(f"`{type(method).__name__}` must give the same bits {when}, but does not: {why}.")
     if cohort:
-        _check_close(method, looped, _run(method, task, cohort_size=4), "vmapped")
-        _check_close(method, looped, _run(method, task, cohort_size=4, compile="trace"), "traced")
+        _check_close(method, looped, _run(method, task, runner="vmap"), "vmapped")
+        _check_close(method, looped, _run(method, task, runner="traced"), "traced")
 
 
 _SAME_BITS: tuple[tuple[dict[str, Any], str, str], ...] = (
@@ -171,14 +171,14 @@ def _run(
     method: FedMethod,
     task: FederatedTask,
     slots: int = 1,
-    cohort_size: int = 1,
     resume: bool = False,
-    compile: bool | Literal["trace"] = False,
+    runner: Literal["loop", "vmap", "traced"] = "loop",
 ) -> list[Tensor]:
     """All that the server and the clients remember after four rounds."""
 
     def trainer(rounds: int) -> FederatedTrainer:
-        strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], cohort_size=cohort_size, compile=compile)
+        size: Literal["auto"] | int = "auto" if runner == "loop" else 4
+        strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], runner=runner, cohort_size=size)
         return FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=1)
 
     if not resume:

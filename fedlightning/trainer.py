@@ -23,14 +23,16 @@ from fedlightning._identity import check_state, identify
 from fedlightning._locks import locked
 from fedlightning._signals import stop_on_signal
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
-from fedlightning.callbacks.base import Callback, CohortResult
+from fedlightning.callbacks.base import Callback
 from fedlightning.callbacks.calls import Calls, in_order
 from fedlightning.callbacks.monitor import Monitored
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError
-from fedlightning.evaluation.pooled import EvaluationGivenUp
+from fedlightning.evaluation.pooled import Evaluation, EvaluationGivenUp
 from fedlightning.execution.auto import Workload
-from fedlightning.execution.plan import RoundJob
+from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.runners.base import CohortResult
+from fedlightning.execution.step import GRADIENT, LOCAL, Phase
 from fedlightning.execution.strategy import SlotStrategy
 from fedlightning.hooks.server import ServerHooks
 from fedlightning.layout import Layout, flatten_buffers, identify_model, persistent_buffers
@@ -183,9 +185,10 @@ class FederatedTrainer:
                 "`trial` must be called in a callback's `on_round_start`, but no round begins here; move the call there, "
                 "and keep what it gives."
             )
-        state, round, work = self._beginning
-        job, _ = self._with_gradients(self._job(state, round, replace(work, clients=tuple(clients))), clients)
-        for cohort in self.strategy.run_round(job, clients):
+        state, round = self._beginning
+        plan = self._plan(round.index).among(clients)
+        inputs, _ = self._with_gradients(plan, self._inputs(state, round))
+        for cohort in self.strategy.run(plan, inputs):
             look(cohort)
 
     @checked()
@@ -202,7 +205,14 @@ class FederatedTrainer:
         if not hasattr(self, "_finished"):
             raise ConfigurationError("`save_checkpoint` must be called in a `fit` or after it, but none has begun.")
         finished = self._finished
-        save_checkpoint(Path(path), finished.state, self._identity, self._calls.remembered, finished.row)
+        save_checkpoint(
+            Path(path),
+            finished.state,
+            self._identity,
+            self._calls.remembered,
+            finished.row,
+            self.strategy.execution.saved(),
+        )
 
     def _stop_soon(self, reason: str) -> None:
         """End the run after the round that is being trained; an evaluation gets some seconds."""
@@ -217,7 +227,7 @@ class FederatedTrainer:
         self._current: dict[str, float] = {}
         self._own: set[str] = set()  # the metrics that are not the callbacks'
         self._finished = _Finished(RoundState(0, State()), {})
-        self._beginning: tuple[RoundState, Round, Work] | None = None
+        self._beginning: tuple[RoundState, Round] | None = None
         self.should_stop, self.stop_reason = False, ""
         self._deadline, self._status = math.inf, "failed"
 
@@ -249,11 +259,12 @@ class FederatedTrainer:
         self._reset()
         self._identity = self._identify()
         self._open_folder(opened)
-        self.strategy.setup(
-            method, task, self._layout, data, Workload.of(method, data, self.clients_per_round, self.max_rounds)
-        )
+        saved, before = self._read_checkpoint(ckpt_path)
+        work = Workload.of(method, data, self.clients_per_round, self.max_rounds)
+        self.strategy.setup(method, task, self._layout, data, work, before)
         opened.callback(self.strategy.teardown)
-        self.state = self._start_state(state, ckpt_path)
+        self._evaluation = Evaluation(self.strategy, task, data)
+        self.state = self._start_state(saved or state, taken_up=saved is None)
         self._finished = replace(self._finished, state=self.state)
         self.round = self.start_round = self.state.round
 
@@ -286,26 +297,56 @@ class FederatedTrainer:
         else:
             _add_notes(error, failures)
 
-    def _start_state(self, state: RoundState | None, ckpt_path: str | Path | None) -> RoundState:
-        device, folder = self.strategy.root_device, self.strategy.memory_dir
-        memory = ClientMemory(None, folder or self.log_dir, self.num_clients, 0 if folder else HOST_BYTES)
-        if ckpt_path is not None:
-            path = self._last_checkpoint() if ckpt_path == "last" else Path(ckpt_path)
-            state, meta = load_checkpoint(path, memory, self.num_clients)
-            check_identity(path, meta["identity"], self._identity)
-            self._calls.take_up(meta["callbacks"])
-            self._finished = replace(self._finished, row=meta["row"])
+    def _memory(self) -> ClientMemory:
+        """What the clients remember: nothing yet."""
+        folder = self.strategy.memory_dir
+        return ClientMemory(None, folder or self.log_dir, self.num_clients, 0 if folder else HOST_BYTES)
+
+    def _read_checkpoint(self, ckpt_path: str | Path | None) -> tuple[RoundState | None, dict[str, Any] | None]:
+        """The state in a checkpoint, if the run goes on from one, and how it was executed; callbacks take up theirs."""
+        if ckpt_path is None:
+            return None, None
+        path = self._last_checkpoint() if ckpt_path == "last" else Path(ckpt_path)
+        state, meta = load_checkpoint(path, self._memory(), self.num_clients)
+        check_identity(path, meta["identity"], self._identity)
+        self._calls.take_up(meta["callbacks"])
+        self._finished = replace(self._finished, row=meta["row"])
+        return state, meta["execution"]
+
+    def _start_state(self, state: RoundState | None, taken_up: bool) -> RoundState:
+        """What the first round begins at.
+
+        Args:
+            state: what the run goes on from, if it does.
+            taken_up: whether that is what a `fit` returned, and no checkpoint.
+        """
+        device = self.strategy.root_device
         if state is None:
             x = self._layout.read(self._task).to(device)
             buffers = flatten_buffers(persistent_buffers(self._task).values(), device)
-            return self._state(0, self._hooks.configure(x), memory, buffers)
+            return self._state(0, self._hooks.configure(x), self._memory(), buffers)
         check_model(state, identify_model(self._task), f"`{type(self._task).__name__}`")
-        if ckpt_path is None:
+        if taken_up:
             x = self._layout.read(self._task)
             server, row = self._hooks.configure(x), self.method.configure_client(x)
             check_state(state, self._identity, server, row, self.num_clients)
         server = state.server.apply(lambda tensor: tensor.to(device))
         return self._state(state.round, server, state.memory, state.buffers.to(device))
+
+    def _prepare(self) -> None:
+        """Let the strategy make what the first round needs, before anything is trained."""
+        if self.round >= self.max_rounds:
+            return
+        plan, wanted = self._plan(self.round), self.method.gradient_pass()
+        given: dict[Phase, RoundInputs] = {}
+        inputs = self._inputs(self.state, self._round(self.round, plan.work))
+        if wanted != "none":
+            zeros = torch.zeros_like(self.state.server.x)
+            given[GRADIENT] = inputs
+            inputs = replace(inputs, gradients=dict.fromkeys(plan.clients, zeros))
+            if wanted == "mean":
+                inputs = replace(inputs, server=inputs.server.replace(gradient=zeros))
+        self.strategy.prepare(plan, {**given, LOCAL: inputs})
 
     def _last_checkpoint(self) -> Path:
         path = self.log_dir / "checkpoints" / "last.ckpt"
@@ -360,6 +401,7 @@ class FederatedTrainer:
 
     def _run(self) -> None:
         self._announce()
+        self._prepare()
         self._calls.call("on_fit_start")
         self._calls.check()
         self._calls.remember()
@@ -433,7 +475,7 @@ class FederatedTrainer:
         t, self._current = self.round, {}
         work = self._work(t)
         round = self._round(t, work)
-        self._beginning = state, round, work
+        self._beginning = state, round
         self._calls.call("on_round_start", round)
         self._beginning = None
         if self.stragglers:
@@ -470,24 +512,24 @@ class FederatedTrainer:
         return []
 
     def _round(self, t: int, work: Work) -> Round:
-        self._hooks.steps(t)
         return Round(t, self.num_clients, len(work.clients), self._hooks.lr(t))
 
-    def _job(self, state: RoundState, round: Round, work: Work) -> RoundJob:
-        return RoundJob(
-            self.method, round, self.seed, self._layout, visible(self.method, state.server), state.memory,
-            state.buffers, self.data, self.strategy.examples, self.strategy.cancelled, work=work,
-        )  # fmt: skip
+    def _plan(self, t: int) -> RoundPlan:
+        """Who trains in a round, and how much: known before the round begins."""
+        return RoundPlan(t, self.seed, self.data, self._work(t), self._hooks.steps(t))
+
+    def _inputs(self, state: RoundState, round: Round) -> RoundInputs:
+        return RoundInputs(round, visible(self.method, state.server), state.memory, state.buffers)
 
     def _aggregate(self, state: RoundState, round: Round, work: Work) -> tuple[State, dict[int, State], Tensor]:
         """The server's state, what the participants remember, and the buffers after the round."""
-        clients = work.clients
-        job, up = self._with_gradients(self._job(state, round, work), clients)
+        clients, plan = work.clients, self._plan(round.index)
+        inputs, up = self._with_gradients(plan, self._inputs(state, round))
         mean, buffers = (OrderedMean(self.strategy.root_device, self._layout.dtype) for _ in range(2))
         loss = examples = 0.0
         rows, uploads = dict[int, State](), dict[int, State]()
         returns = type(self.method).on_return is not FedMethod.on_return
-        for cohort in self.strategy.run_round(job, clients, self._following(round)):
+        for cohort in self.strategy.run(plan, inputs, self._following(round.index + 1)):
             weight = weights(self.method, cohort.num_examples.to(torch.float64))
             mean.add(cohort.upload, weight)
             buffers.add(State(all=cohort.buffers), weight)
@@ -498,46 +540,40 @@ class FederatedTrainer:
                 uploads.update(_rows(cohort.clients, cohort.upload) if returns else {})
             up += cohort.upload.nbytes + cohort.buffers.numel() * cohort.buffers.element_size()
             self._calls.call("on_cohort_end", cohort)
-        down = sum(tensor.nbytes for name, tensor in job.server.items() if name not in self.method.preshared)
+        down = sum(tensor.nbytes for name, tensor in inputs.server.items() if name not in self.method.preshared)
         down += state.buffers.numel() * state.buffers.element_size()
         if returns and len(clients) < self.num_clients:  # else the next round's model, which is in its bill
             down += state.server.x.nbytes
-        self._log({"train/loss": loss / examples})
-        self._log({"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))})
+        bill = {"communication/up_bytes": float(up), "communication/down_bytes": float(down * len(clients))}
+        self._log({"train/loss": loss / examples, **bill})
         server = self._hooks.aggregate(state.server, mean.result(), round)
         if uploads:
             rows = self._hooks.returned(rows, uploads, server, server.x - state.server.x, round)
         return server, rows, buffers.result().all
 
-    def _following(self, round: Round) -> Callable[[], RoundJob] | None:
-        """What is known of the next round before it begins: who trains, and how much; nothing that this round changes."""
-        t = round.index + 1
+    def _following(self, t: int) -> Callable[[], RoundPlan] | None:
+        """The first plan that the next round runs, if there is one."""
+        phase = LOCAL if self.method.gradient_pass() == "none" else GRADIENT
+        return (lambda: self._plan(t).of(phase)) if t < self.max_rounds else None
 
-        def following() -> RoundJob:
-            unknown = RoundState(t, State(), ClientMemory(), torch.empty(0))
-            job = self._job(unknown, replace(round, index=t), self._work(t))
-            return replace(job, gradient_pass=self.method.gradient_pass() != "none")
-
-        return following if t < self.max_rounds else None
-
-    def _with_gradients(self, job: RoundJob, clients: Sequence[int]) -> tuple[RoundJob, int]:
-        """The job of the local steps with what `gradient_pass` asks for, and the bytes that went up for it."""
+    def _with_gradients(self, plan: RoundPlan, inputs: RoundInputs) -> tuple[RoundInputs, int]:
+        """What the local steps are given with what `gradient_pass` asks for, and the bytes that went up for it."""
         wanted = self.method.gradient_pass()
         if wanted == "none":
-            return job, 0
+            return inputs, 0
         gradients: dict[int, Tensor] = {}
         mean = OrderedMean(self.strategy.root_device)
-        for cohort in self.strategy.run_round(replace(job, gradient_pass=True), clients):
+        for cohort in self.strategy.run(plan.of(GRADIENT), inputs):
             gradients.update(zip(cohort.clients, cohort.upload.gradient, strict=True))
             mean.add(cohort.upload, weights(self.method, cohort.num_examples.to(torch.float64)))
         if wanted == "local":
-            return replace(job, gradients=gradients), 0
-        server = job.server.replace(gradient=mean.result().gradient)
-        return replace(job, gradients=gradients, server=server), sum(row.nbytes for row in gradients.values())
+            return replace(inputs, gradients=gradients), 0
+        server = inputs.server.replace(gradient=mean.result().gradient)
+        return replace(inputs, gradients=gradients, server=server), sum(row.nbytes for row in gradients.values())
 
     def _evaluate(self, server: State, buffers: Tensor, round: Round) -> tuple[State, dict[str, float]]:
         """The server's state after the method's look at an evaluation, and what is logged of it."""
-        metrics = self.strategy.evaluate(self._hooks.evaluation_point(server), buffers, self._evaluating)
+        metrics = self._evaluation.run(self._hooks.evaluation_point(server), buffers, self._evaluating)
         server = self._hooks.evaluated(server, metrics, round)
         sent = {name: tensor for name, tensor in visible(self.method, server).items() if tensor.ndim == 0}
         return server, metrics | {f"server/{name}": float(sent[name]) for name in sent}

@@ -40,7 +40,7 @@ def main(
     crop: int | None = None,
     slots: str = "auto",
     cohort_size: int | str = "auto",
-    compile: bool | Literal["auto", "trace"] = "auto",
+    runner: Literal["auto", "loop", "vmap", "traced", "compiled", "cuda_graph"] = "auto",
     precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true",
     evaluate_every: int = 5,
     seed: int = 0,
@@ -62,9 +62,8 @@ def main(
         augment: random crops and flips.
         crop: train on turned windows of this size and test on the centre, each standardised by itself; 24 in FederatedX.
         slots: auto, a number, or names such as cuda:0/0,cuda:0/1.
-        cohort_size: clients trained at once, or auto.
-        compile: build several local steps into one graph ahead of time; auto does so where it pays, on CPUs alone: on a GPU
-            it is experimental.
+        cohort_size: clients that are trained at once under vmap, or auto.
+        runner: what takes the local steps; auto decides before the first round, and says why.
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the partition, the start model, the clients and the batches.
@@ -91,7 +90,7 @@ def main(
     trainer = FederatedTrainer(
         max_rounds=rounds,
         clients_per_round=clients_per_round,
-        strategy=SlotStrategy(slots, cohort_size=cohort_size, compile=compile, precision=precision),
+        strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
         callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,

@@ -86,7 +86,7 @@ def fit(
     method: FedMethod, data: Quadratics, start: Tensor, rounds: int, look: Callback, count: int = CLIENTS, seed: int = 0
 ) -> FederatedTrainer:
     """Run a method without loggers or evaluation."""
-    strategy = SlotStrategy(1, cohort_size=count if count > 2 else 1, compile=False)
+    strategy = SlotStrategy(1, runner="vmap", cohort_size=count) if count > 2 else SlotStrategy(1, runner="loop")
     trainer = FederatedTrainer(rounds, count, strategy, [look], logger=False, evaluate_every=0, seed=seed)
     trainer.fit(method, Quadratics.task(start.tolist()), data)
     return trainer

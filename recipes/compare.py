@@ -43,7 +43,7 @@ from fedlightning.compare import Comparison, Table
 from fedlightning.compare.diary import check_folder
 from fedlightning.loggers import run_loggers
 
-NOT_VALUES = ("dataset", "methods", "seeds", "out", "sweep", "slots", "compile", "lr", "last", "checkpoint_every")
+NOT_VALUES = ("dataset", "methods", "seeds", "out", "sweep", "slots", "runner", "lr", "last", "checkpoint_every")
 
 
 class Measured(Exception):
@@ -122,8 +122,8 @@ class Sitting:
     def _comparison(self, point: Point) -> Comparison:
         options, values = self.options, point.values
         lr = {} if options.lr is None else {"lr": options.lr}
-        strategy = partial(SlotStrategy, options.slots, compile=options.compile)
-        SlotStrategy(options.slots, compile=options.compile)
+        strategy = partial(SlotStrategy, options.slots, runner=options.runner)
+        SlotStrategy(options.slots, runner=options.runner)
         keys = {"max_rounds": values["rounds"]} | {k: values[k] for k in ("clients_per_round", "evaluate_every")}
         return Comparison(
             [(spec.text, spec.build(self.setting.fields, lr)) for spec in point.specs],
@@ -252,7 +252,7 @@ def main(
     data_alpha: float | None = None,
     data_beta: float | None = None,
     slots: str = "auto",
-    compile: bool | Literal["auto", "trace"] = "auto",
+    runner: Literal["auto", "loop", "vmap", "traced", "compiled", "cuda_graph"] = "auto",
     data: Literal["real", "fake"] | None = None,
     data_dir: str | None = None,
     out: str | None = None,
@@ -280,7 +280,7 @@ def main(
         data_alpha: α of the synthetic data.
         data_beta: β of the synthetic data.
         slots: auto, a number, or names such as cpu/0,cpu/1.
-        compile: true (on), false (off), auto or trace.
+        runner: what takes the local steps.
         data: real, or fake for images made on the spot.
         data_dir: where the data are, or are downloaded to.
         out: the folder of the runs and tables; logs/compare/<dataset>/<settings> unless given.

@@ -48,7 +48,7 @@ def main(
     drop_stragglers: bool = False,
     slots: str = "auto",
     cohort_size: int | str = "auto",
-    compile: bool | Literal["auto", "trace"] = "auto",
+    runner: Literal["auto", "loop", "vmap", "traced", "compiled", "cuda_graph"] = "auto",
     precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true",
     evaluate_every: int = 1,
     seed: int = 0,
@@ -68,9 +68,8 @@ def main(
         stragglers: fraction of a round's clients that do less than asked; the paper takes 0, 0.5 and 0.9.
         drop_stragglers: leave the stragglers out instead of taking what they did.
         slots: auto, a number, or names such as cpu/0,cpu/1.
-        cohort_size: clients trained at once, or auto.
-        compile: build several local steps into one graph ahead of time; auto does so where it pays, on CPUs alone: on a GPU
-            it is experimental.
+        cohort_size: clients that are trained at once under vmap, or auto.
+        runner: what takes the local steps; auto decides before the first round, and says why.
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the partition, the start model, the stragglers and the batches.
@@ -91,7 +90,7 @@ def main(
         clients_per_round=clients_per_round,
         sampler=RoundSeeded(),
         stragglers=slow,
-        strategy=SlotStrategy(slots, cohort_size=cohort_size, compile=compile, precision=precision),
+        strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
         callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,

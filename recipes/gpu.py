@@ -1,4 +1,4 @@
-"""What a GPU does: clients per second and TFLOP/s for 1 to 16 slots, cohorts of 10 and 50, with and without CUDA graphs.
+"""What a GPU does: clients per second and TFLOP/s for 1 to 16 slots, as CUDA graphs, too, and cohorts of 10 and 50.
 
 python recipes/gpu.py
 
@@ -90,11 +90,11 @@ def ceiling(device: torch.device, precision: str) -> float:
     return 2 * size**3 / statistics.median(times) / 1e12
 
 
-def row(options: SimpleNamespace, data: ImageData, model: str, slots: int, cohort: int, graphs: bool) -> Clock:
+def row(options: SimpleNamespace, data: ImageData, model: str, runner: str, slots: int, cohort: int) -> Clock:
     """A few rounds of one setting."""
     clock = Clock(data, options.limit)
     names = [f"{options.device}/{i}" for i in range(slots)]
-    strategy = SlotStrategy(names, cohort_size=cohort, compile=graphs, precision=options.precision)
+    strategy = SlotStrategy(names, runner=runner, cohort_size=cohort, precision=options.precision)
     task = Classification(build_model(model, (3, 32, 32), 100), 100)
     trainer = FederatedTrainer(
         options.rounds + 1, options.participants, strategy, [clock], logger=False, evaluate_every=0
@@ -169,25 +169,25 @@ def measure(options: SimpleNamespace) -> None:
     print(f"{name}; {interpreter.description()}; torch {torch.__version__}; {data.name}; {options.precision}")
     best = ceiling(device, options.precision)
     print(f"A product of large matrices runs at {best:.3g} TFLOP/s.")
-    settings = [(count, 1) for count in options.slots] + [(1, size) for size in options.cohorts]
-    graphs = (False, True) if device.type == "cuda" else (False,)
-    print(f"{'model':10} slots cohort graphs  s/round  clients/s  TFLOP/s  of the card's")
+    runners = ["loop", "cuda_graph"] if device.type == "cuda" else ["loop"]
+    settings = [(runner, count, 1) for count in options.slots for runner in runners]
+    settings += [("vmap", 1, size) for size in options.cohorts]
+    print(f"{'model':10} runner     slots cohort  s/round  clients/s  TFLOP/s  of the card's")
     for model in options.models:
         each = flops(model, options.batch_size)
-        for count, size in settings:
-            for captured in graphs:
-                what = f"{model:10} {count:5} {size:6} {'on' if captured else 'off':>6}"
-                if time.perf_counter() - began > 60 * options.minutes:
-                    print(f"{what}  left out: the time is up")
-                    continue
-                try:
-                    clock = row(options, data, model, count, size, captured)
-                except (ValueError, RuntimeError) as error:
-                    print(f"{what}  failed: {str(error).splitlines()[0]}")
-                    continue
-                seconds = statistics.median(clock.seconds[1:])
-                speed = each * statistics.mean(clock.examples) / seconds / 1e12
-                print(f"{what} {seconds:8.3f} {options.participants / seconds:10.1f} {speed:8.3g} {speed / best:9.1%}")
+        for runner, count, size in settings:
+            what = f"{model:10} {runner:10} {count:5} {size:6}"
+            if time.perf_counter() - began > 60 * options.minutes:
+                print(f"{what}  left out: the time is up")
+                continue
+            try:
+                clock = row(options, data, model, runner, count, size)
+            except (ValueError, RuntimeError) as error:
+                print(f"{what}  failed: {str(error).splitlines()[0]}")
+                continue
+            seconds = statistics.median(clock.seconds[1:])
+            speed = each * statistics.mean(clock.examples) / seconds / 1e12
+            print(f"{what} {seconds:8.3f} {options.participants / seconds:10.1f} {speed:8.3g} {speed / best:9.1%}")
 
 
 if __name__ == "__main__":

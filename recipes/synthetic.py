@@ -45,7 +45,7 @@ def main(
     local_steps: int | None = None,
     slots: str = "auto",
     cohort_size: int | str = "auto",
-    compile: bool | Literal["auto", "trace"] = "auto",
+    runner: Literal["auto", "loop", "vmap", "traced", "compiled", "cuda_graph"] = "auto",
     precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true",
     evaluate_every: int = 1,
     seed: int = 0,
@@ -67,9 +67,8 @@ def main(
         local_epochs: passes over a client's data in a round; 20 unless local_steps is given.
         local_steps: local steps of every client in a round, instead of local_epochs.
         slots: auto, a number, or names such as cpu/0,cpu/1.
-        cohort_size: clients trained at once, or auto.
-        compile: build several local steps into one graph ahead of time; auto does so where it pays, on CPUs alone: on a GPU
-            it is experimental.
+        cohort_size: clients that are trained at once under vmap, or auto.
+        runner: what takes the local steps; auto decides before the first round, and says why.
         precision: 32-true, tf32 (products on a GPU), or bf16-mixed (products and convolutions in bfloat16).
         evaluate_every: rounds between evaluations.
         seed: of the data, the start model and the batches.
@@ -87,7 +86,7 @@ def main(
         clients_per_round=clients_per_round,
         sampler=RoundSeeded(),
         stragglers=heterogeneity,
-        strategy=SlotStrategy(slots, cohort_size=cohort_size, compile=compile, precision=precision),
+        strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
         callbacks=[*measured, RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,

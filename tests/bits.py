@@ -54,10 +54,10 @@ METHODS: dict[str, FedMethod] = {
     "start of its own": FedInit(lr=0.05, beta=0.1),
 }
 RUNNERS: dict[str, dict[str, Any]] = {
-    "loop": {"cohort_size": 1, "compile": False},
-    "vmap": {"cohort_size": 3, "compile": False},
-    "traced": {"cohort_size": 3, "compile": "trace"},
-    "compiled": {"cohort_size": 3, "compile": True},
+    "loop": {},
+    "vmap": {"cohort_size": 3},
+    "traced": {"cohort_size": 3},
+    "compiled": {"cohort_size": 3},
 }
 HARD = ("dropout", "augmentation", "stragglers", "batch norm")
 SLOTS = (1, 3)
@@ -87,7 +87,7 @@ def fit(method: str, hard: str, runner: str, slots: int, folder: Path) -> Federa
     trainer = FederatedTrainer(
         max_rounds=5,
         clients_per_round=4,
-        strategy=SlotStrategy(slots, **RUNNERS[runner]),
+        strategy=SlotStrategy(slots, runner=runner, **RUNNERS[runner]),
         callbacks=[ModelCheckpoint(monitor="val/loss", mode="min")],
         logger=run_loggers(folder, "run"),
         evaluate_every=2,

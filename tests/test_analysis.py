@@ -86,7 +86,7 @@ def updates(x: Tensor, steps: int = STEPS) -> list[Tensor]:
 
 
 def trainer_of(rounds: int, *callbacks: Callback, slots: int = 1, logger: Any = False, **options: Any) -> FederatedTrainer:  # fmt: skip
-    strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], compile=False)
+    strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], runner="loop")
     return FederatedTrainer(rounds, strategy=strategy, callbacks=callbacks, logger=logger, **options)
 
 

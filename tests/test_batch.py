@@ -54,9 +54,9 @@ def fit(method: FedMethod, model: FederatedTask, clients: TensorData | None = No
     return trainer(**strategy).fit(method, model, clients or data())
 
 
-LOOP: dict[str, Any] = {"cohort_size": 1, "compile": False}
+LOOP: dict[str, Any] = {"runner": "loop"}
 LIFTED: list[dict[str, Any]] = [
-    {"cohort_size": 4, "compile": False}, {"cohort_size": 1, "compile": "trace"}, {"cohort_size": 4, "compile": "trace"},
+    {"runner": "vmap", "cohort_size": 4}, {"runner": "traced"}, {"runner": "traced", "cohort_size": 4},
 ]  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_auto_trains_a_loss_that_looks_across_its_batch_one_client_at_a_time() -
     for method, model in ((PerFedAvg(), task), (FedAvg(), contrast)):
         run = trainer()
         usual = run.fit(method, model(), data())
-        assert run.strategy.cohort_size == 1
+        assert run.strategy.execution.cohort_size == 1
         assert torch.equal(usual.server.x, fit(method, model(), **LOOP).server.x)
 
 
@@ -131,7 +131,7 @@ def test_a_coupled_loss_that_no_trial_finds_may_be_declared() -> None:
     for method, model in ((FedAvg(), Declared(MLP(6, 3, (8,)).double(), 3)), (Method(), task())):
         run = trainer()
         run.fit(method, model, data())
-        assert run.strategy.cohort_size == 1
+        assert run.strategy.execution.cohort_size == 1
         with pytest.raises(ConfigurationError, match="a loss that looks across a batch"):
             fit(method, model, cohort_size=4)
 
@@ -181,13 +181,13 @@ def test_a_loss_of_each_example_alone_is_none_even_where_it_is_small(dtype: torc
     ):
         run = trainer(1, cohort_size=4)
         run.fit(FedAvg(), Classification(model.to(dtype), 3), clients)
-        assert run.strategy.cohort_size == 4
+        assert run.strategy.execution.cohort_size == 4
 
 
 def test_dropout_is_no_coupling() -> None:
     run = trainer()
     run.fit(FedAvg(), task(nn.Dropout(0.5)), data())
-    assert run.strategy.cohort_size > 1
+    assert run.strategy.execution.cohort_size > 1
 
 
 # -- the shape of a loss ----------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_plain_and_ours_reach_the_same_weights(rivals: Any, name: str) -> None:
     for t in range(work.rounds):
         loop.run_round(t)
     task = rivals.ours.Classification(rivals.networks.network(work), work.classes)
-    strategy = SlotStrategy(1, cohort_size=1, compile=False)
+    strategy = SlotStrategy(1, runner="loop")
     arguments: dict[str, Any] = {"logger": False, "callbacks": [], "evaluate_every": 0, "sampler": RoundSeeded()}
     trainer = FederatedTrainer(work.rounds, work.participants, strategy, **arguments)
     ours = trainer.fit(FedAvg(lr=work.lr), task, module).server.x

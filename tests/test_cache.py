@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fedlightning.errors import ConfigurationError
-from fedlightning.execution.runners import traced as compiled
 from fedlightning.execution.runners.compiled import build as packages
 from fedlightning.execution.runners.compiled import cache
 from fedlightning.execution.runners.compiled import native as walks
+from fedlightning.execution.runners.compiled import runner as compiled
 from fedlightning.execution.runners.compiled.cache import cache_folder, kept
 
 CONTENT = bytes(range(256)) * 3
@@ -294,7 +294,7 @@ def test_a_compiler_that_fails_is_said_in_one_line(
     monkeypatch.setattr(walks, "compiler", lambda: compiler)
     monkeypatch.setattr(walks, "_library", lambda path: path)
     walks._walker.cache_clear()
-    with pytest.raises(ConfigurationError, match=r"^[^\n]*use `compile=False`\.$"):
+    with pytest.raises(ConfigurationError, match=r"^[^\n]*use `runner=.loop.`\.$"):
         compiled._package("any.pt2", Makes())
 
 
@@ -305,5 +305,5 @@ def test_a_machine_without_room_for_a_temporary_file_is_said_in_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
-    with pytest.raises(ConfigurationError, match=r"^[^\n]*No space left on device; use `compile=False`\.$"):
+    with pytest.raises(ConfigurationError, match=r"^[^\n]*No space left on device; use `runner=.loop.`\.$"):
         compiled._package("any.pt2", Makes())

@@ -88,7 +88,7 @@ def test_the_method_of_the_readme_passes() -> None:
         (DrawsFromNumpy(), r"`DrawsFromNumpy.direction` .* drew global random numbers"),
         (
             Branches(),
-            r"`Branches.direction` \(.*\.py:\d+\) lets the program's path depend .* use `torch.where`, or .*`cohort_size=1`",
+            r"`Branches.direction` \(.*\.py:\d+\) lets the program's path depend .* use `torch.where`, or say `runner='loop'`",
         ),
         (
             Remembers(),

@@ -254,7 +254,7 @@ def fewer(meta: dict[str, Any], content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (to(format=99), "is of `format` 99 in place of 3"),
+        (to(format=99), "is of `format` 99 in place of 4"),
         (without("format"), "is of `format` None"),
         (to(round=-1), "has -1 as `round`"),
         (to(round=1.0), "has 1.0 as `round`"),

@@ -432,7 +432,7 @@ def test_a_method_of_ones_own_comes_before_the_programs_beside_the_recipe() -> N
     """Which are first on the path of a recipe that is run, and one of which is called methods."""
     Path("methods.py").write_text(OWN)
     command = [sys.executable, str(RECIPES / "synthetic.py"), "--method", "methods:MyProx", "--strength", "1", *QUICK]
-    done = subprocess.run([*command, "--compile", "false"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "--runner", "loop"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert folder("myprox").is_dir()
 
@@ -462,8 +462,8 @@ def test_ctrl_c_saves_the_last_finished_round_and_exits_cleanly() -> None:
         "20",
         "--rounds",
         "100000",
-        "--compile",
-        "false",
+        "--runner",
+        "loop",
         "--name",
         "long",
     ]
@@ -492,8 +492,8 @@ def listen() -> None:
 
 def started(*argv: str, name: str = "long") -> subprocess.Popen[str]:
     """The recipe in a process of its own, once it has finished a round."""
-    command = [sys.executable, str(RECIPES / "synthetic.py"), "--rounds", "100000", "--local-steps", "2", "--compile"]
-    command += ["false", "--name", name, *argv]
+    command = [sys.executable, str(RECIPES / "synthetic.py"), "--rounds", "100000", "--local-steps", "2", "--runner"]
+    command += ["loop", "--name", name, *argv]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.monotonic() + 60
     while not (folder(name=name) / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
@@ -511,7 +511,7 @@ def test_sigterm_ends_the_run_after_the_round_and_it_goes_on_to_the_same_bits() 
     assert "Traceback" not in errors
     round = last_round("long")
     assert f"stopped after round {round}: SIGTERM" in output
-    rest = ["--rounds", str(round + 2), "--local-steps", "2", "--compile", "false"]
+    rest = ["--rounds", str(round + 2), "--local-steps", "2", "--runner", "loop"]
     synthetic("--name", "long", "--resume", "last", *rest)
     synthetic("--name", "whole", *rest)
     one, _ = load_checkpoint(folder(name="long") / "checkpoints" / "last.ckpt")
@@ -612,7 +612,7 @@ def test_a_run_in_the_background_outlives_its_terminal_and_is_stopped_by_its_num
         "2",
     ]
     done = subprocess.run(
-        [*command, "--compile", "false", "--name", "behind"], capture_output=True, text=True, timeout=60
+        [*command, "--runner", "loop", "--name", "behind"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     found = re.search(r"as process (\d+) in (\S+), output in (\S+);", done.stdout)

@@ -104,7 +104,7 @@ LEGAL = {
     "weight_decay": {"0", "-0", "1.5", "99999999999999999999"}, "lr": {"1.5", "99999999999999999999"},
     "server_lr": {"1.5", "99999999999999999999"}, "lr_decay": {"1.5"},
     "data_alpha": {"0", "-0", "1.5", "99999999999999999999"}, "data_beta": {"0", "-0", "1.5", "99999999999999999999"},
-    "iid": {"true"}, "drop_stragglers": {"true"}, "dissimilarity": {"true"}, "centralised": {"true"}, "compile": {"true"},
+    "iid": {"true"}, "drop_stragglers": {"true"}, "dissimilarity": {"true"}, "centralised": {"true"},
 }  # fmt: skip
 """The values above that a flag of synthetic.py may have."""
 WHOLE = [flag.name for flag in flags_of("synthetic") if flag.name != "background"]
@@ -116,7 +116,7 @@ def test_what_a_flag_of_synthetic_cannot_be_is_refused_before_the_first_round(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main, flag = load("synthetic").main, name.replace("_", "-")
-    usual = [] if name == "compile" else ["--compile", "false"]
+    usual = [] if name == "runner" else ["--runner", "loop"]
     legal = {value for value in VALUES if refused(main, [*usual, f"--{flag}={value}"], capsys) is None}
     assert legal == LEGAL.get(name, set())
 
@@ -147,8 +147,8 @@ def test_what_a_flag_of_a_recipe_of_images_cannot_be_is_refused_before_the_first
         "1",
         "--model",
         "cnn",
-        "--compile",
-        "false",
+        "--runner",
+        "loop",
     ]
     flag = name.replace("_", "-")
     legal = {value for value in VALUES if refused(module.main, [*usual, f"--{flag}={value}"], capsys) is None}
@@ -173,7 +173,7 @@ def test_values_that_do_not_fit_one_another_are_refused_before_the_first_round(
 ) -> None:
     module = load("cifar10")
     monkeypatch.setattr(module, "FakeImages", partial(FakeImages, num_train=200, num_test=20))
-    usual = "--data fake --partition IIDC10 --clients-per-round 1 --model cnn --compile false".split()
+    usual = "--data fake --partition IIDC10 --clients-per-round 1 --model cnn --runner loop".split()
     said = refused(module.main, [*usual, *words.split()], capsys)
     assert said
     assert message in said

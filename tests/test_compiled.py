@@ -1,5 +1,6 @@
 """Local steps as graphs: they give the loop's numbers, are built once, and say why where they cannot be."""
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.callbacks.base import CohortResult
-from fedlightning.data.module import Schedule
+from fedlightning.data.module import FederatedDataModule, Schedule
 from fedlightning.datasets import FakeImages, Synthetic
-from fedlightning.execution import auto as choices
-from fedlightning.execution.auto import pack, share_out
-from fedlightning.execution.runners import base as cohort
-from fedlightning.execution.runners import traced as compiled
+from fedlightning.execution import auto
+from fedlightning.execution.auto import AutoRules, Execution, Wishes, Workload, resolve
+from fedlightning.execution.packing import pack, share_out, steps_together
+from fedlightning.execution.runners import traced
 from fedlightning.execution.runners.compiled import build as packages
 from fedlightning.execution.runners.compiled import native as walks
-from fedlightning.execution.runners.loop import Gathered
+from fedlightning.execution.runners.compiled import runner as compiled
+from fedlightning.execution.runners.traced import Given, Walk, Walked
+from fedlightning.layout import Layout
 from fedlightning.methods import DeltaSGD, FedDane
 from fedlightning.models import LeNet, LogisticRegression
 
@@ -51,15 +54,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def fit(
     method: FedMethod,
     model: Classification,
-    compile: object = False,
+    runner: Any = "loop",
     *,
     slots: int = 1,
     rounds: int = 3,
-    cohort_size: int | str = "auto",
+    cohort_size: Any = "auto",
     callbacks: tuple[Callback, ...] = (),
     clients: TensorData | None = None,
+    rules: AutoRules | None = None,
 ) -> RoundState:
-    strategy = SlotStrategy(slots, cohort_size=cohort_size if compile else 1, compile=compile)  # type: ignore[arg-type]
+    size = "auto" if runner == "loop" else cohort_size
+    strategy = SlotStrategy(slots, runner=runner, cohort_size=size, rules=rules)
     trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=callbacks, logger=False, evaluate_every=0)
     return trainer.fit(method, model, clients or data())
 
@@ -72,7 +77,7 @@ def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> No
     """1 to 20 steps, in cohorts that are padded at their end, in their batches and in their width, with dropout."""
     method = named(name)
     model = task(nn.Dropout(0.3))
-    same(fit(method, model, "trace", cohort_size=2, rounds=2), fit(method, model, rounds=2), 1e-12)
+    same(fit(method, model, "traced", cohort_size=2, rounds=2), fit(method, model, rounds=2), 1e-12)
 
 
 @needs_compiler
@@ -89,14 +94,14 @@ def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> No
 def test_compiled_steps_give_the_loops_numbers(method: FedMethod) -> None:
     """DeltaSGD's first step is another than the rest; FedDANE has a pass of gradients, which is a graph of its own."""
     model, losses = task(nn.Dropout(0.3)), (Losses(), Losses())
-    compiled_run = fit(method, model, True, cohort_size=2, callbacks=(losses[0],))
+    compiled_run = fit(method, model, "compiled", cohort_size=2, callbacks=(losses[0],))
     same(compiled_run, fit(method, model, callbacks=(losses[1],)), 1e-12)
     assert losses[0].seen.keys() == losses[1].seen.keys()
     assert all(abs(loss - losses[1].seen[where]) < 1e-12 for where, loss in losses[0].seen.items())
 
 
-@pytest.mark.parametrize("how", ["trace", pytest.param(True, marks=needs_compiler)])
-def test_large_steps_are_graphs_of_one_step(how: object) -> None:
+@pytest.mark.parametrize("how", ["traced", pytest.param("compiled", marks=needs_compiler)])
+def test_large_steps_are_graphs_of_one_step(how: str) -> None:
     """LeNet on batches of 8 images; the last client's second batch has three."""
     generator = torch.Generator().manual_seed(5)
     inputs, targets = torch.randn(43, 3, 32, 32, generator=generator).double(), torch.arange(43) % 10
@@ -105,12 +110,12 @@ def test_large_steps_are_graphs_of_one_step(how: object) -> None:
     model = Classification(LeNet(3, 10).double(), 10)
     described = Described()
     runs = [
-        fit(Scaffold(), model, compile, slots=slots, rounds=2, clients=images, callbacks=(described,))
-        for compile, slots in ((how, 1), (how, 2), (False, 1))
+        fit(Scaffold(), model, runner, slots=slots, rounds=2, clients=images, callbacks=(described,))
+        for runner, slots in ((how, 1), (how, 2), ("loop", 1))
     ]
     same(runs[0], runs[2], 1e-12)
     assert torch.equal(runs[0].server.x, runs[1].server.x)
-    assert "one client at a time, 1 local step a graph" in described.lines[0]
+    assert "1 local step a graph, one client at a time" in described.lines[0]
 
 
 class Described(Callback):
@@ -126,9 +131,9 @@ class Described(Callback):
 @needs_compiler
 def test_compiled_bits_do_not_depend_on_slots_nor_on_what_the_cache_held(cache: Path) -> None:
     method, model = FedProx(mu=0.5), task(nn.Dropout(0.3))
-    first = fit(method, model, True, cohort_size=2)
+    first = fit(method, model, "compiled", cohort_size=2)
     before = sorted(cache.rglob("*.pt2"))
-    again = fit(method, model, True, cohort_size=2, slots=3)
+    again = fit(method, model, "compiled", cohort_size=2, slots=3)
     assert torch.equal(first.server.x, again.server.x)
     assert before
     assert sorted(cache.rglob("*.pt2")) == before
@@ -145,7 +150,7 @@ def test_a_damaged_package_is_compiled_again_before_anything_of_it_is_loaded(mon
         return found[-1]
 
     monkeypatch.setattr(compiled, "kept", kept)
-    expected = fit(method, model, True, cohort_size=2)
+    expected = fit(method, model, "compiled", cohort_size=2)
     whole, built = found[0].read_bytes(), list[Path]()
 
     def build(order: packages.Order, path: Path) -> None:
@@ -159,7 +164,7 @@ def test_a_damaged_package_is_compiled_again_before_anything_of_it_is_loaded(mon
     for damaged in (whole[:1000], b"", flipped):
         found[0].write_bytes(damaged)
         walks._library.cache_clear()  # as in a new process
-        assert torch.equal(fit(method, model, True, cohort_size=2).server.x, expected.server.x)
+        assert torch.equal(fit(method, model, "compiled", cohort_size=2).server.x, expected.server.x)
         assert found[0].read_bytes() == whole
     assert len(built) == 3
 
@@ -170,16 +175,16 @@ def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeyp
     """Several clients of a cohort, of unequal steps; batches that C picks from the examples, or that were made before."""
     walked: list[int] = []
 
-    def both(path: Path, used: tuple[int, ...], unroll: int) -> walks.Walk:
+    def both(path: Path, used: tuple[int, ...], unroll: int) -> Walk:
         native = walks.compiled_walk(path, used, unroll)
         assert isinstance(native, walks.NativeWalk)
-        python = walks.walk_in_python(packages.load(path), used, unroll)
+        python = traced.walk_in_python(packages.load(path), used, unroll)
 
-        def walk(inputs: walks.Inputs, calls: list[int]) -> walks.Steps:
-            assert any(isinstance(row, Gathered) for row in inputs.rows) == gathers
-            from_c, from_python = native(inputs, calls), python(inputs, calls)
+        def walk(given: Sequence[Given], calls: Sequence[int]) -> Callable[[], Walked]:
+            assert any(each.index is not None for each in given) == gathers
+            from_c, from_python = native(given, calls), python(given, calls)
 
-            def steps() -> tuple[list[Tensor], Tensor]:
+            def steps() -> Walked:
                 (state, losses), (expected, known) = from_c(), from_python()
                 assert all(map(torch.equal, (*state, losses), (*expected, known)))
                 walked.append(len(calls))
@@ -191,7 +196,7 @@ def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeyp
 
     monkeypatch.setattr(compiled, "compiled_walk", both)
     clients = data(kind=TensorData if gathers else Identity)
-    fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), True, cohort_size=3, rounds=2, clients=clients)
+    fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), "compiled", cohort_size=3, rounds=2, clients=clients)
     assert max(walked) > 1
 
 
@@ -199,39 +204,39 @@ def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeyp
 def test_blocks_that_end_within_a_client_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeltaSGD's first step is another than the rest, SCAFFOLD's clients remember something."""
     losses = Losses(), Losses()
-    whole = fit(named(name), task(nn.Dropout(0.3)), "trace", cohort_size=3, rounds=2, callbacks=(losses[0],))
-    monkeypatch.setattr(compiled, "_BLOCK", 1)
+    whole = fit(named(name), task(nn.Dropout(0.3)), "traced", cohort_size=3, rounds=2, callbacks=(losses[0],))
+    monkeypatch.setattr(traced, "BLOCK", 1)
     blocks: list[tuple[int, ...]] = []
-    original = compiled.CompiledExecutor.prepare
+    usual = traced._blocks
 
-    def noted(executor: Any, hooks: Any, local: Any, block: Any) -> Any:
-        blocks.append(block.lengths)
-        return original(executor, hooks, local, block)
+    def noted(lengths: Sequence[int], most: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
+        found = list(usual(lengths, most))
+        blocks.extend(part for _, part, _ in found)
+        return iter(found)
 
-    monkeypatch.setattr(compiled.CompiledExecutor, "prepare", noted)
-    cut = fit(named(name), task(nn.Dropout(0.3)), "trace", cohort_size=3, rounds=2, callbacks=(losses[1],))
+    monkeypatch.setattr(traced, "_blocks", noted)
+    cut = fit(named(name), task(nn.Dropout(0.3)), "traced", cohort_size=3, rounds=2, callbacks=(losses[1],))
     assert set(blocks) == {(8,)}
     assert torch.equal(whole.server.x, cut.server.x)
     assert losses[0].seen == losses[1].seen
 
 
 def test_blocks_hold_all_rows_in_order() -> None:
-    assert list(cohort._parts((24, 16, 8, 0), 16)) == [(0, (16,)), (0, (8, 8)), (1, (8, 8))]
-    assert list(cohort._parts((16, 8, 8, 8), 24)) == [(0, (16, 8)), (2, (8, 8))]
-    assert list(cohort._parts((16, 8), 4096)) == [(0, (16, 8))]
-    assert not list(cohort._parts((0, 0), 16))
+    assert list(traced._blocks((24, 16, 8), 16)) == [(0, (16,), 0), (0, (8, 8), 16), (1, (8, 8), 32)]
+    assert list(traced._blocks((16, 8, 8, 8), 24)) == [(0, (16, 8), 0), (2, (8, 8), 24)]
+    assert list(traced._blocks((16, 8), 4096)) == [(0, (16, 8), 0)]
 
 
 @pytest.mark.parametrize("batching", [{"epochs": 1}, {"epochs": None, "steps": 1}])
 def test_a_first_step_that_is_the_only_one_gives_the_loops_numbers(batching: dict[str, int | None]) -> None:
-    runs = [fit(DeltaSGD(), task(), how, cohort_size=4, clients=data(**batching)) for how in ("trace", False)]
+    runs = [fit(DeltaSGD(), task(), how, cohort_size=4, clients=data(**batching)) for how in ("traced", "loop")]
     same(*runs)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
 def test_cohorts_come_in_packing_order_for_any_number_of_slots(slots: int) -> None:
     seen = Cohorts()
-    fit(FedAvg(), task(), "trace", slots=slots, cohort_size=2, rounds=2, callbacks=(seen,))
+    fit(FedAvg(), task(), "traced", slots=slots, cohort_size=2, rounds=2, callbacks=(seen,))
     assert seen.clients == [(1, 3), (5, 6), (2, 0), (4,)] * 2
     assert min(seen.seconds) > 0
 
@@ -277,7 +282,7 @@ class Astray(TensorData):
 @needs_compiler
 def test_an_example_that_is_not_there_is_an_error() -> None:
     with pytest.raises(IndexError, match="examples that the training set has"):
-        fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), True, cohort_size=3, clients=data(kind=Astray))
+        fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), "compiled", cohort_size=3, clients=data(kind=Astray))
 
 
 @needs_compiler
@@ -292,7 +297,7 @@ def test_an_operation_that_only_python_knows_is_compiled_around(monkeypatch: pyt
             return inputs + torch.linalg.det(squares).unsqueeze(1)
 
     model = task(Determined())
-    same(fit(FedAvg(lr=0.05), model, True, cohort_size=2), fit(FedAvg(lr=0.05), model), 1e-12)
+    same(fit(FedAvg(lr=0.05), model, "compiled", cohort_size=2), fit(FedAvg(lr=0.05), model), 1e-12)
     assert len(loaded) == 1
 
 
@@ -304,14 +309,14 @@ def test_traced_steps_take_augmentation_and_uint8() -> None:
     run = {
         how: FederatedTrainer(
             2,
-            strategy=SlotStrategy(1, cohort_size=c, compile=how),
+            strategy=SlotStrategy(1, runner=how),
             callbacks=[],
             logger=False,
-            evaluate_every=0,  # type: ignore[arg-type]
+            evaluate_every=0,
         ).fit(FedAvg(lr=0.01), model, images)
-        for how, c in (("trace", 2), (False, 1))
+        for how in ("traced", "loop")
     }
-    torch.testing.assert_close(run["trace"].server.x, run[False].server.x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(run["traced"].server.x, run["loop"].server.x, rtol=0, atol=1e-6)
 
 
 def test_each_hyperparameter_and_layer_has_its_own_graph() -> None:
@@ -319,16 +324,16 @@ def test_each_hyperparameter_and_layer_has_its_own_graph() -> None:
 
     def name(method: FedMethod, model: Classification, **batching: int) -> str:
         found: list[str] = []
-        usual = compiled.Programs._name
+        usual = compiled.CompiledBackend._name
 
-        def noted(self: compiled.Programs, *arguments: Any) -> str:
+        def noted(self: compiled.CompiledBackend, *arguments: Any) -> str:
             found.append(usual(self, *arguments))
             raise ZeroDivisionError
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compiled.Programs, "_name", noted)
+            patch.setattr(compiled.CompiledBackend, "_name", noted)
             with pytest.raises(ZeroDivisionError):
-                fit(method, model, True, cohort_size=1, clients=data(**batching))
+                fit(method, model, "compiled", cohort_size=1, clients=data(**batching))
         return found[0]
 
     names = [
@@ -342,34 +347,36 @@ def test_each_hyperparameter_and_layer_has_its_own_graph() -> None:
 
 
 # -- what is chosen, and refused --------------------------------------------------------------------------------------
+def chosen(model: nn.Module, clients: FederatedDataModule, participants: int, rounds: int) -> Execution:
+    """What auto decides."""
+    clients.setup()
+    work = Workload.of(FedAvg(), clients, participants, rounds)
+    classification = Classification(model, 10)
+    return resolve(Wishes(), FedAvg(), classification, Layout.of(classification), clients, work)[0]
+
+
 def test_auto_compiles_long_runs_of_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "compiler", lambda: "c++")
+    monkeypatch.setattr(auto, "compiler", lambda: "c++")
 
-    def how(rounds: int, model: nn.Module, batch_size: int | None = 10) -> str | None:
-        synthetic = Synthetic(seed=1, batch_size=batch_size)
-        synthetic.setup()
-        work = choices.Workload.of(FedAvg(), synthetic, 10, rounds)
-        classification = Classification(model, 10)
-        layout = choices.Layout.of(classification)
-        return choices.choose_compile("auto", classification, layout, work, True, None)[0]
+    def how(rounds: int, model: nn.Module, batch_size: int | None = 10) -> str:
+        return chosen(model, Synthetic(seed=1, batch_size=batch_size), 10, rounds).runner
 
-    assert how(200, LogisticRegression(60, 10)) == "compile"
-    assert how(10, LogisticRegression(60, 10)) is None
-    assert how(200, LogisticRegression(60, 10), batch_size=None) is None
+    assert how(200, LogisticRegression(60, 10)) == "compiled"
+    assert how(10, LogisticRegression(60, 10)) == "loop"
+    assert how(200, LogisticRegression(60, 10), batch_size=None) == "loop"
     convolutional = nn.Sequential(nn.Unflatten(1, (1, 60)), nn.Conv1d(1, 1, 51), nn.Flatten())
-    assert how(20, convolutional) == "compile"
-    assert how(20, LogisticRegression(60, 10)) is None
-    assert how(1, convolutional) is None
-    assert how(200, nn.Sequential(*convolutional[:2], nn.GroupNorm(1, 1), nn.Flatten())) is None
-    monkeypatch.setattr(choices, "compiler", lambda: None)
-    assert how(200, LogisticRegression(60, 10)) is None
+    assert how(20, convolutional) == "compiled"
+    assert how(20, LogisticRegression(60, 10)) == "loop"
+    assert how(1, convolutional) == "loop"
+    assert how(200, nn.Sequential(*convolutional[:2], nn.GroupNorm(1, 1), nn.Flatten())) == "loop"
+    monkeypatch.setattr(auto, "compiler", lambda: None)
+    assert how(200, LogisticRegression(60, 10)) == "loop"
 
 
 def test_auto_compiles_no_convolutions_of_empty_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five clients of 9 images in batches of 8, and as many of 15: 16 places each."""
-    monkeypatch.setattr(choices, "compiler", lambda: "c++")
-    model = Classification(LeNet(1, 10, 28), 10)
-    filled, compiled = [], []
+    monkeypatch.setattr(auto, "compiler", lambda: "c++")
+    filled, taken = [], []
     for size in (9, 15):
         images = TensorData(
             Examples(torch.zeros(5 * size, 1, 28, 28), torch.zeros(5 * size, dtype=torch.int64)),
@@ -377,21 +384,19 @@ def test_auto_compiles_no_convolutions_of_empty_places(monkeypatch: pytest.Monke
             batch_size=8,
         )
         images.setup()
-        work = choices.Workload.of(FedAvg(), images, 5, 10_000)
-        filled.append(work.filled)
-        compiled.append(choices.choose_compile("auto", model, choices.Layout.of(model), work, True, None)[0])
+        filled.append(Workload.of(FedAvg(), images, 5, 10_000).filled)
+        taken.append(chosen(LeNet(1, 10, 28), images, 5, 10_000).runner)
     assert filled == [9 / 16, 15 / 16]
-    assert compiled == [None, "compile"]
+    assert taken == ["loop", "compiled"]
 
 
 def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "compiler", lambda: None)
-    with pytest.raises(ConfigurationError, match="`compile=True` needs a C\\+\\+ compiler"):
-        fit(FedAvg(), task(), True)
-    monkeypatch.setattr(choices, "_LONG", 1)
+    monkeypatch.setattr(auto, "compiler", lambda: None)
+    with pytest.raises(ConfigurationError, match="`runner='compiled'` needs a C\\+\\+ compiler"):
+        fit(FedAvg(), task(), "compiled")
     described = Described()
-    fit(FedAvg(), task(), "auto", callbacks=(described,), rounds=1)
-    assert "not compiled (no C++ compiler was found)" in described.lines[0]
+    fit(FedAvg(), task(), "auto", callbacks=(described,), rounds=1, rules=AutoRules(compile_dense=1))
+    assert "not compiled: no C++ compiler was found" in described.lines[0]
 
 
 def test_running_statistics_are_refused() -> None:
@@ -399,10 +404,10 @@ def test_running_statistics_are_refused() -> None:
     given = data()
     given.setup()
     even = TensorData(given.train, Partition.of(torch.arange(96).split(32)), batch_size=4)
-    with pytest.raises(ConfigurationError, match=r"`compile` must be False for a model with 'model\.1'"):
-        fit(FedAvg(), model, "trace", clients=even)
-    with pytest.raises(ConfigurationError, match="`compile` of SlotStrategy must be True"):
-        SlotStrategy(compile="yes")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"`runner` must be 'loop' for a model with 'model\.1'"):
+        fit(FedAvg(), model, "traced", clients=even)
+    with pytest.raises(ConfigurationError, match="`runner` of SlotStrategy must be 'auto', 'loop', 'vmap', "):
+        SlotStrategy(runner="yes")  # type: ignore[arg-type]
 
 
 def test_a_hook_that_branches_on_a_tensor_is_named() -> None:
@@ -411,7 +416,7 @@ def test_a_hook_that_branches_on_a_tensor_is_named() -> None:
             return grad(local.w) if client.round < 1 else 2 * grad(local.w)
 
     with pytest.raises(MethodError, match=r"Branches.direction.*torch.where"):
-        fit(Branches(), task(), "trace")
+        fit(Branches(), task(), "traced")
 
 
 class DrawsGlobally(FedMethod):
@@ -438,13 +443,13 @@ class WritesToShared(FedMethod):
 )
 def test_a_hook_that_a_graph_would_not_repeat_is_named(method: FedMethod, says: str) -> None:
     with pytest.raises(MethodError, match=says):
-        fit(method, task(), "trace")
+        fit(method, task(), "traced")
 
 
 def test_a_model_that_draws_global_random_numbers_is_refused() -> None:
     model = Classification(nn.Sequential(nn.Linear(6, 3), nn.RReLU()).double(), 3)
-    with pytest.raises(ConfigurationError, match=r"`compile` must be False .* random numbers that no key reaches"):
-        fit(FedAvg(), model, "trace")
+    with pytest.raises(ConfigurationError, match=r"`runner` must be 'loop' .* random numbers that no key reaches"):
+        fit(FedAvg(), model, "traced")
 
 
 class Attends(nn.Module):
@@ -463,9 +468,9 @@ class Attends(nn.Module):
 
 def test_attention_is_traced_but_not_its_own_dropout() -> None:
     model = Classification(Attends(0.0).double(), 3)
-    same(fit(FedAvg(), model, "trace"), fit(FedAvg(), model), 1e-12)
+    same(fit(FedAvg(), model, "traced"), fit(FedAvg(), model), 1e-12)
     with pytest.raises(ConfigurationError, match=r"random numbers that no key reaches"):
-        fit(FedAvg(), Classification(Attends(0.1).double(), 3), "trace")
+        fit(FedAvg(), Classification(Attends(0.1).double(), 3), "traced")
 
 
 def test_auto_falls_back_to_the_loop_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,19 +478,20 @@ def test_auto_falls_back_to_the_loop_and_says_why(monkeypatch: pytest.MonkeyPatc
         def direction(self, local, grad, client) -> Tensor:  # type: ignore[no-untyped-def]
             return grad(local.w) if client.round < 1 else 2 * grad(local.w)
 
-    monkeypatch.setattr(choices, "compiler", lambda: "c++")
-    monkeypatch.setattr(choices, "_LONG", 1)
-    model = task()
-    with pytest.warns(UserWarning, match=r"One client at a time, since .*Branches.direction.*torch.where"):
-        chosen = fit(Branches(), model, "auto")
-    assert torch.equal(chosen.server.x, fit(Branches(), model).server.x)
+    monkeypatch.setattr(auto, "compiler", lambda: "c++")
+    model, described = task(), Described()
+    with pytest.warns(
+        UserWarning, match=r"otherwise than planned: .*not compiled, since .*Branches.direction.*torch.where"
+    ):
+        taken = fit(Branches(), model, "auto", rules=AutoRules(compile_dense=1), callbacks=(described,))
+    assert "one client at a time" in described.lines[0]
+    assert torch.equal(taken.server.x, fit(Branches(), model).server.x)
 
 
 # -- who trains with whom ---------------------------------------------------------------------------------------------
 def test_clients_are_packed_with_their_like() -> None:
     steps = [2620, 420, 400, 220, 200, 180, 120, 120, 100, 60]
     order = list(range(10))
-    assert pack(order, steps, 4, 2) == [(0,), (1, 2, 3), (4, 5, 6, 7), (8, 9)]
     assert pack(order, steps, 4) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
     assert pack(order, steps, 4, share=0.2) == [(0,), (1, 2), (3, 4, 5, 6), (7, 8, 9)]
     assert pack(order, [5] * 10, 8, share=0.2) == [tuple(range(8)), (8, 9)]
@@ -510,59 +516,45 @@ def test_batches_that_are_made_beforehand_are_few() -> None:
     for module in (images, plain, gathered):
         module.setup()
     inputs, targets = plain.batch(plain.train, torch.arange(4))
-    assert (
-        choices.steps_together(images)
-        == choices.steps_together(plain)
-        == 32 * 2**20 // (inputs.nbytes + targets.nbytes)
-    )
-    assert choices.steps_together(gathered) == 32_768
+    assert steps_together(images) == steps_together(plain) == 32 * 2**20 // (inputs.nbytes + targets.nbytes)
+    assert steps_together(gathered) == 32_768
 
 
 @pytest.mark.parametrize(("features", "products"), [(20, False), (20_000, True)])
 def test_only_small_products_become_sums(features: int, products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A product below a hundred thousand multiplications or so is fused with what is around it; a larger one is a library's."""
-    traced: list[str] = []
-    usual = compiled._trace
+    seen: list[str] = []
+    usual = traced.traced_steps
 
-    def noted(*arguments: Any, **options: Any) -> Any:
-        graph = usual(*arguments, **options)
-        traced.append(graph.code)
+    def noted(*arguments: Any) -> Any:
+        graph = usual(*arguments)
+        seen.append(graph.code)
         return graph
 
-    monkeypatch.setattr(compiled, "_trace", noted)
+    monkeypatch.setattr(traced, "traced_steps", noted)
     inputs, targets = torch.randn(24, features, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 3
     clients = TensorData(Examples(inputs, targets), Partition.of(torch.arange(24).split(6)), batch_size=3, epochs=2)
     model = Classification(LogisticRegression(features, 3), 3)
     runs = [
-        FederatedTrainer(
-            1, strategy=SlotStrategy(1, cohort_size=2, compile=how), callbacks=[], logger=False, evaluate_every=0
-        ).fit(FedAvg(lr=0.1), model, clients)
-        for how in ("trace", False)
+        FederatedTrainer(1, strategy=SlotStrategy(1, runner=how), callbacks=[], logger=False, evaluate_every=0).fit(
+            FedAvg(lr=0.1), model, clients
+        )
+        for how in ("traced", "loop")
     ]
     torch.testing.assert_close(runs[0].server.x, runs[1].server.x, rtol=0, atol=1e-5)
-    assert traced
-    assert all(("aten.addmm" in code) == ("aten.mm" in code) == products for code in traced)
+    assert seen
+    assert all(("aten.addmm" in code) == ("aten.mm" in code) == products for code in seen)
 
 
-def test_inputs_that_a_graph_does_not_look_at_are_left_out() -> None:
-    strategy = SlotStrategy(1, cohort_size=2, compile="trace")
-    FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0).fit(
-        FedAvg(lr=0.1), Classification(LogisticRegression(6, 3).double(), 3), data()
-    )
-    assert strategy.programs is not None
-    program = strategy.programs._programs[False]
-    names = [
-        "w",
-        "server.x",
-        "gradient",
-        "lr",
-        "num_steps",
-        "num_examples",
-        "round",
-        "key",
-        "mask",
-        "active",
-        "inputs",
-        "targets",
-    ]
-    assert [names[i] for i in program.used] == ["w", "lr", "mask", "active", "inputs", "targets"]
+def test_inputs_that_a_graph_does_not_look_at_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Sequence[int]] = []
+    usual = traced.walk_in_python
+
+    def noted(run: Any, used: Sequence[int], unroll: int) -> Walk:
+        found.append(used)
+        return usual(run, used, unroll)
+
+    monkeypatch.setattr(traced, "walk_in_python", noted)
+    fit(FedAvg(lr=0.1), Classification(LogisticRegression(6, 3).double(), 3), "traced")
+    names = "w server.x gradient lr num_steps num_examples round key step inputs targets mask active".split()
+    assert [names[i] for i in found[0]] == ["w", "lr", "inputs", "targets", "mask", "active"]

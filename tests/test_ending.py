@@ -12,7 +12,7 @@ from fedlightning.cli.ending import again, clock, ending
 from fedlightning.cli.recipe import run_recipe
 from fedlightning.server.checkpoint import load_checkpoint
 
-QUICK = ["--local-steps", "1", "--rounds", "3", "--compile", "false"]
+QUICK = ["--local-steps", "1", "--rounds", "3", "--runner", "loop"]
 
 
 def synthetic(*argv: str) -> None:
@@ -47,7 +47,7 @@ def test_the_newest_run_is_named_where_none_is(caplog: pytest.LogCaptureFixture)
     synthetic("--name", "old", *QUICK)
     synthetic("--name", "new", *QUICK)
     with caplog.at_level("INFO", "lightning.pytorch"):
-        synthetic("--resume", "last", "--local-steps", "1", "--rounds", "4", "--compile", "false")
+        synthetic("--resume", "last", "--local-steps", "1", "--rounds", "4", "--runner", "loop")
     assert "synthetic_1_1/fedavg/new goes on after round 3 of 4." in caplog.text
 
 

@@ -97,7 +97,7 @@ def test_yamls_values_are_taken(value: Any, kind: Any, result: Any) -> None:
 )
 def test_yamls_other_values_are_refused(value: Any, kind: Any) -> None:
     with pytest.raises(ConfigurationError, match="`--some-flag` must be "):
-        Flag("some_flag", kind).take(value)
+        Flag("some_flag", kind).read_yaml(value)
 
 
 FLAGS = [Flag("seeds", list[int], [0]), Flag("on", bool, False), Flag("sweep", Repeated, []), Flag("mu", float, 0.1)]

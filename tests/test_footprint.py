@@ -21,10 +21,9 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.baselines.centralised import fit_centralised
-from fedlightning.evaluation import footprint
+from fedlightning.evaluation import footprint, pooled
 from fedlightning.evaluation.footprint import examples_at_once
 from fedlightning.evaluation.pooled import EvaluationGivenUp, Scored, evaluate_chunk
-from fedlightning.execution import strategy as strategy_module
 from fedlightning.models import build_model
 
 MIB = 2**20
@@ -125,7 +124,7 @@ class Sizes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
-        monkeypatch.setattr(strategy_module, "evaluate_chunk", self)
+        monkeypatch.setattr(pooled, "evaluate_chunk", self)
 
     def __call__(self, replica, data, split, chunk, x, buffers) -> Scored:  # type: ignore[no-untyped-def]
         self.sizes.append(min(chunk[1], len(split.clients.indices)) - chunk[0])
@@ -237,14 +236,15 @@ def test_an_evaluation_that_is_given_up_begins_no_more(monkeypatch: pytest.Monke
         def on_fit_start(self, trainer: FederatedTrainer) -> None:
             x, buffers = trainer.state.server.x, trainer.state.buffers
             with pytest.raises(EvaluationGivenUp):
-                strategy.evaluate(x, buffers, lambda done, total: False)
+                pooled.Evaluation(strategy, task, data).run(x, buffers, lambda done, total: False)
             list(strategy.map([lambda worker: None]))
             ended.append(len(seen.sizes))
 
     inputs, targets = torch.zeros(400, 1000), torch.zeros(400, dtype=torch.int64)
     data = TensorData(Examples(inputs, targets), IID(2).split(targets, 0), batch_size=1, steps=1)
     trainer = FederatedTrainer(1, strategy=strategy, callbacks=[Ends()], logger=False, evaluate_every=0)
-    trainer.fit(FedAvg(), Classification(nn.Linear(1000, 3)), data)
+    task = Classification(nn.Linear(1000, 3))
+    trainer.fit(FedAvg(), task, data)
     assert ended[0] <= 2 + 3  # two to measure, and a window
 
 

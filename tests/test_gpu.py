@@ -6,9 +6,9 @@ devices gets an error. A tape of operations stands for a CUDA graph: it runs the
 
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -36,18 +36,23 @@ from fedlightning import (
 )
 from fedlightning.cli.recipe import call_program
 from fedlightning.datasets import FakeImages
-from fedlightning.execution import bill, slots
-from fedlightning.execution import strategy as strategy_module
-from fedlightning.execution.auto import Workload
+from fedlightning.errors import out_of_memory
+from fedlightning.execution import bill, pool
+from fedlightning.execution.auto import AutoRules, Execution, Wishes, Workload, _Chooser
+from fedlightning.execution.inspection import ACROSS, Obstacle
 from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
 from fedlightning.execution.numerics import Numerics, _uses_tensor_cores
-from fedlightning.execution.plan import RoundJob, draw_cohort, plan_cohort
-from fedlightning.execution.runners import base as cohort
+from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.pool import WorkerPool
+from fedlightning.execution.runners import loop, vmap
 from fedlightning.execution.runners._capture import Capture, NoWaiting, StepGraph
-from fedlightning.execution.runners.cuda_graph import GraphExecutor, Graphs, check_capture
-from fedlightning.execution.runners.loop import CohortExecutor, Executor, LoopExecutor
-from fedlightning.execution.slots import Slot, Worker, WorkerPool, out_of_memory
-from fedlightning.hooks.diagnose import GradientPass, Hooks
+from fedlightning.execution.runners.base import Backend, Runner
+from fedlightning.execution.runners.cuda_graph import CudaGraphBackend, CudaGraphRunner
+from fedlightning.execution.runners.loop import LoopRunner
+from fedlightning.execution.runners.traced import TracedRunner
+from fedlightning.execution.runners.vmap import VmapRunner
+from fedlightning.execution.slots import Slot, Worker
+from fedlightning.execution.step import GRADIENT, LOCAL, LocalStep, Phase
 from fedlightning.layout import Layout
 from fedlightning.method import Round, visible
 from fedlightning.methods import method_names
@@ -77,11 +82,11 @@ def test_other_precisions_and_models_are_refused() -> None:
 
 def half(slots: int = 1, precision: str = "bf16-mixed", method: FedMethod | None = None, **how: Any) -> RoundState:
     model, clients = task(nn.Dropout(0.3), dtype=torch.float32), data(torch.float32)
-    strategy = SlotStrategy(slots, precision=precision, **({"cohort_size": 1, "compile": False} | how))  # type: ignore[arg-type]
+    strategy = SlotStrategy(slots, precision=precision, **({"runner": "loop"} | how))  # type: ignore[arg-type]
     return fit(method or Scaffold(lr=0.05), model, strategy, clients)
 
 
-@pytest.mark.parametrize("how", [{}, {"cohort_size": 3}, {"cohort_size": 1, "compile": "trace"}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"runner": "vmap", "cohort_size": 3}, {"runner": "traced"}], ids=str)
 def test_bfloat16_is_used_in_every_executor_and_states_stay_float32(how: dict[str, object]) -> None:
     loop, full, here = half(), half(precision="32-true"), half(**how)
     assert here.server.x.dtype == here.server.c.dtype == torch.float32
@@ -103,7 +108,7 @@ class Outputs(FedAvg):
 
 @pytest.mark.parametrize("cohort_size", [1, 3])
 def test_a_methods_own_mathematics_is_in_float32(cohort_size: int) -> None:
-    half(method=Outputs(lr=0.01), cohort_size=cohort_size)
+    half(method=Outputs(lr=0.01), runner="auto", cohort_size=cohort_size)
 
 
 def test_evaluation_takes_the_precision_too() -> None:
@@ -199,33 +204,24 @@ class Captured(SlotStrategy):
 
     capture = staticmethod(on_tape)
 
-    def _choose(self, task, layout, data, work, obstacle):  # type: ignore[no-untyped-def]
-        super()._choose(task, layout, data, work, obstacle)
-        self.graphs = Graphs(self.cohort_size, data.batch_size, self.capture)
-
-    def _executor(self, worker: Worker, job: RoundJob) -> Executor:
-        assert self.graphs
-        return GraphExecutor(worker.replica, self.graphs, str(worker.slot), job.gradient_pass)
+    def _make_backend(self) -> Backend:
+        return CudaGraphBackend(self._data.batch_size or 0, self.capture)
 
 
-def captured(slots: int = 1, cohort_size: int = 1) -> Captured:
-    return Captured(slots, cohort_size=cohort_size, compile=False)
+def captured(slots: int = 1) -> Captured:
+    return Captured(slots, runner="loop")
 
 
-@pytest.mark.parametrize("cohort_size", [1, 3])
 @pytest.mark.parametrize("name", ALL)
-def test_captured_steps_give_the_loops_numbers(name: str, cohort_size: int) -> None:
+def test_captured_steps_give_the_loops_numbers(name: str) -> None:
     """1 to 20 steps in batches of 1 to 4, with dropout, over two rounds: nothing of the first may be left in a graph."""
     method, model = named(name), task(nn.Dropout(0.3))
-    same(
-        fit(method, model, captured(1, cohort_size)), fit(method, model, SlotStrategy(1, cohort_size=1, compile=False))
-    )
+    same(fit(method, model, captured(1)), fit(method, model, SlotStrategy(1, runner="loop")))
 
 
-@pytest.mark.parametrize("cohort_size", [1, 3])
-def test_slots_change_no_bit_of_captured_steps(cohort_size: int) -> None:
+def test_slots_change_no_bit_of_captured_steps() -> None:
     method, model = Scaffold(lr=0.05), task(nn.Dropout(0.3))
-    one, three = (fit(method, model, captured(slots, cohort_size)) for slots in (1, 3))
+    one, three = (fit(method, model, captured(slots)) for slots in (1, 3))
     assert torch.equal(one.server.x, three.server.x)
     assert torch.equal(one.server.c, three.server.c)
 
@@ -235,7 +231,7 @@ def test_batch_norm_is_captured_on_full_batches_alone() -> None:
     whole = data()
     whole.setup()
     clients = TensorData(whole.train, Partition.of(torch.arange(97).split([10, 31, 56])), batch_size=4, epochs=2)
-    loop = fit(FedAvg(), model, SlotStrategy(1, cohort_size=1, compile=False), clients)
+    loop = fit(FedAvg(), model, SlotStrategy(1, runner="loop"), clients)
     same(fit(FedAvg(), model, captured(2), clients), loop)
     assert loop.buffers.abs().sum() > 0
 
@@ -247,9 +243,8 @@ def test_a_methods_objective_is_captured() -> None:
             return model.loss(w, batch) - (teacher * model(w, batch[0]).log_softmax(-1)).sum(-1)
 
     model = task(nn.Dropout(0.2))
-    loop = fit(Entropy(), model, SlotStrategy(1, cohort_size=1, compile=False))
-    for size in (1, 3):
-        same(fit(Entropy(), model, captured(1, size)), loop)
+    loop = fit(Entropy(), model, SlotStrategy(1, runner="loop"))
+    same(fit(Entropy(), model, captured()), loop)
 
 
 class Peeks(FedAvg):
@@ -302,12 +297,12 @@ def test_whatever_fails_of_captured_steps_names_the_setting_without_them(
     strategy = captured()
     strategy.capture = capture  # type: ignore[method-assign]
     with pytest.raises(
-        ClientError, match=r"^Local steps must run as CUDA graphs on slot cpu/0, .*`compile=True`"
+        ClientError, match=r"^Local steps must run as CUDA graphs on slot cpu/0, .*`runner='cuda_graph'`"
     ) as caught:
         fit(FedAvg(), task(layer), strategy)
     (line,) = str(caught.value).splitlines()
     assert said in line
-    assert line.endswith("; use `compile=False`.")
+    assert line.endswith("; use `runner='loop'`.")
     assert caught.value.__notes__[0].startswith("In round 0, client")
 
 
@@ -316,15 +311,15 @@ def add(state: Any, fixed: Any, stepped: Any) -> tuple[list[Tensor], Tensor]:
 
 
 def test_what_a_graph_gives_is_not_its_buffers() -> None:
-    state, fixed, steps = [torch.zeros(2), torch.zeros(2)], [torch.tensor(2.0)], [torch.tensor([[1.0, 1], [3, 4]])]
-    graph = StepGraph(add, state, fixed, [steps[0][0]], on_tape())
-    first, losses = graph(state, fixed, steps)
-    kept = [tensor.clone() for tensor in (*first, losses)]
-    assert first[0].tolist() == [8.0, 10.0]
-    assert first[1].tolist() == [2.0, 2.0]  # the state before, though the next was written to its place
-    assert losses.tolist() == [2.0, 7.0]
-    graph([torch.ones(2), torch.ones(2)], [torch.tensor(5.0)], steps)
-    assert all(torch.equal(now, then) for now, then in zip((*first, losses), kept, strict=True))
+    state, fixed, step = [torch.zeros(2), torch.zeros(2)], [torch.tensor(2.0)], [torch.tensor([3.0, 4])]
+    graph = StepGraph(add, state, fixed, step, on_tape())
+    first, loss = graph(state, fixed, step)
+    kept = [tensor.clone() for tensor in (*first, loss)]
+    assert first[0].tolist() == [6.0, 8.0]
+    assert first[1].tolist() == [0.0, 0.0]  # the state before, though the next was written to its place
+    assert loss == 7.0
+    graph([torch.ones(2), torch.ones(2)], [torch.tensor(5.0)], step)
+    assert all(torch.equal(now, then) for now, then in zip((*first, loss), kept, strict=True))
     assert state[0].tolist() == [0.0, 0.0]
 
 
@@ -333,60 +328,70 @@ def test_an_input_of_another_shape_or_dtype_is_refused(wrong: Tensor) -> None:
     state, fixed, step = [torch.zeros(2), torch.zeros(2)], [torch.tensor(2.0)], torch.ones(2)
     graph = StepGraph(add, state, fixed, [step], on_tape())
     with pytest.raises(ValueError, match="A graph's input must be"):
-        graph([wrong, state[1]], fixed, [step[None]])
+        graph([wrong, state[1]], fixed, [step])
 
 
-def test_each_slot_has_its_own_graphs_and_few_of_them() -> None:
-    strategy = captured(3, 3)
-    kept: list[Graphs] = []
-    forget = Graphs.forget
+def test_each_slot_has_a_graph_of_its_own_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[CudaGraphRunner] = []
+    usual = CudaGraphRunner._captured
 
-    def look(graphs: Graphs, slot: str) -> None:
-        kept.append(graphs)
-        assert len(graphs._slots[slot][1]) <= 6  # three widths, with and without the first step
-        forget(graphs, slot)
+    def noted(runner: CudaGraphRunner, *arguments: Any) -> StepGraph:
+        made.append(runner)
+        return usual(runner, *arguments)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Graphs, "forget", look)
-        fit(Scaffold(), task(), strategy, rounds=4)
-    assert len(kept) == 3
-    assert not kept[0]._slots
+    monkeypatch.setattr(CudaGraphRunner, "_captured", noted)
+    strategy = captured(3)
+    fit(Scaffold(), task(), strategy, rounds=4)
+    assert len(made) == len(set(made)) <= 3
+    assert not strategy._runners  # and their memory is free once the run is over
     assert strategy.compile_seconds > 0
+
+
+def chooser(wishes: Wishes, model: Classification, work: Workload) -> _Chooser:
+    slots = (Slot("cuda", 0, 0), Slot("cuda", 0, 1))
+    return _Chooser(wishes, model, Layout.of(model), work, AutoRules(), slots, 0.0, None)
 
 
 @pytest.mark.parametrize("total", [1.0, 1e12])
 @pytest.mark.parametrize("participants", [2, 64])
 def test_auto_takes_the_plain_loop_on_a_gpu(total: float, participants: int) -> None:
     """No cohorts, no graphs, nothing compiled, however long the run is; by name there are graphs, called experimental."""
-    clients, model = data(torch.float32), Classification(LogisticRegression(6, 3), 3)
-    clients.setup()
+    model = Classification(LogisticRegression(6, 3), 3)
     work = Workload(participants, total, 20, balanced=True, batched=True, filled=1.0)
-    for wish, graphs in (("auto", False), (False, False), (True, True)):
-        strategy = SlotStrategy(2, compile=wish)  # type: ignore[arg-type]
-        strategy.slots = [Slot("cuda", 0, 0), Slot("cuda", 0, 1)]
-        strategy._choose(model, Layout.of(model), clients, work, None)
-        assert (strategy.cohort_size, strategy.programs, strategy.graphs is not None) == (1, None, graphs)
-        assert ("steps as CUDA graphs (experimental)" in strategy.describe()) == graphs
-        assert "not compiled" not in strategy.describe()
+    taken = chooser(Wishes(), model, work).choose(None)
+    assert (taken.runner, taken.cohort_size, taken.describe()) == ("loop", 1, "one client at a time")
+    assert chooser(Wishes(cohort_size=2), model, work).choose(None).runner == "vmap"
+    by_name = chooser(Wishes(runner="cuda_graph"), model, work).choose(None)
+    assert (by_name.runner, by_name.describe()) == ("cuda_graph", "steps as CUDA graphs (experimental)")
+
+
+class Recurrent(nn.Module):
+    """Has a layer of cuDNN's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(2, 2)
 
 
 def test_what_cannot_be_captured_is_refused() -> None:
-    check_capture(task(), batched=True)
-    for model, batched, coupled, said in (
-        (task(), False, False, "batches are whole data sets"),
-        (nn.Sequential(nn.LSTM(2, 2)), True, False, "cuDNN's recurrent layer '0'"),
-        (task(), True, True, "the loss looks across a batch"),
-    ):
-        with pytest.raises(
-            ConfigurationError, match=f"must have batches of one size, .* but {said}.*; use `compile=False`"
-        ):
-            check_capture(model, batched, coupled)
+    recurrent = Classification(Recurrent(), 2)
+    cases: list[tuple[Classification, bool, Obstacle | None, str]] = [
+        (task(), False, None, "batches are whole data sets"),
+        (recurrent, True, None, "cuDNN's recurrent layer 'model.lstm'"),
+        (task(), True, ACROSS, "the loss looks across a batch"),
+    ]
+    for model, batched, obstacle, said in cases:
+        work = Workload(2, 1.0, 20, balanced=True, batched=batched, filled=1.0)
+        with pytest.raises(ConfigurationError, match=f"batches of one size, .* but {said}.*; use `runner='loop'`"):
+            chooser(Wishes(runner="cuda_graph"), model, work).choose(obstacle)
+    with pytest.raises(ConfigurationError, match=r"`runner='cuda_graph'` must have slots on GPUs, .* on a CPU"):
+        fit(FedAvg(), task(), SlotStrategy(["cpu/0"], runner="cuda_graph"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_slot_whose_stream_cannot_be_made_is_said_in_one_line() -> None:
     strategy = SlotStrategy(1)
-    strategy.slots = [Slot("cuda", 0, 0)]
+    strategy.execution = Execution((Slot("cuda", 0, 0),), "loop")
     strategy._task, strategy._layout = task(), Layout.of(task())
     with pytest.raises(
         ConfigurationError, match=r"^Slot cuda:0/0 must have a copy [^\n]*; use [^\n]* `slots='cpu/0'`\.$"
@@ -395,8 +400,18 @@ def test_a_slot_whose_stream_cannot_be_made_is_said_in_one_line() -> None:
 
 
 # -- no waiting for the device ----------------------------------------------------------------------------------------
-def job_on(device: torch.device, method: FedMethod, model: Classification, clients: Any) -> tuple[RoundJob, Replica]:
+class Round1(NamedTuple):
     """A round as the trainer makes it, with everything on a device."""
+
+    step: LocalStep
+    worker: Worker
+    inputs: RoundInputs
+    plan: RoundPlan
+
+
+def round_on(
+    device: torch.device, method: FedMethod, model: Classification, clients: Any, phase: Phase = LOCAL
+) -> Round1:
     clients.setup()
     layout, replica = Layout.of(model), Replica(model, Layout.of(model), device)
     x = layout.read(model).to(device)
@@ -405,83 +420,72 @@ def job_on(device: torch.device, method: FedMethod, model: Classification, clien
         gradients = dict.fromkeys(range(clients.clients.num_clients), x)
         server = server.replace(gradient=x)
     buffers = flatten_buffers(persistent_buffers(model).values(), torch.device("cpu")).to(device)
-    examples = clients.train.to(device)
-    job = RoundJob(
-        method, Round(0, 7, 3, 0.05), 0, layout, server, ClientMemory(), buffers, clients, lambda _: examples, lambda: False,
-        gradients=gradients, work=Work(),
-    )  # fmt: skip
-    return job, replica
+    worker = Worker(Slot("cpu", 0, 0), replica, clients, clients.train.to(device), 1)
+    worker.device = device
+    inputs = RoundInputs(Round(0, 7, 3, 0.05), server, ClientMemory(), buffers, gradients)
+    return Round1(LocalStep(method, replica, layout, phase), worker, inputs, RoundPlan(0, 0, clients, Work()).of(phase))
 
 
-def finish(phases: Generator[None, None, tuple[State, Tensor]]) -> tuple[State, Tensor]:
-    """What comes of it."""
-    while True:
-        try:
-            next(phases)
-        except StopIteration as done:
-            return done.value
+def train(runner: Runner, given: Round1, chosen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> State:
+    """The uploads of a cohort whose steps are taken under a watch."""
+    watch(monkeypatch, type(runner), "_steps")
+    for module in (loop, vmap):
+        monkeypatch.setattr(module, "result", lambda plan, inputs, ends, losses, *_: (ends[0], losses))
+    upload, losses = runner.run([given.plan.draw(chosen)], given.inputs)[0]  # type: ignore[misc]
+    assert losses.device == given.worker.device
+    return upload  # type: ignore[return-value]
 
 
-def train(job: RoundJob, replica: Replica, executor: Executor, chosen: tuple[int, ...], kind: type[Hooks]) -> State:
-    """The steps of a cohort and its end, under a watch."""
-    hooks = kind(job.method, job.server, job.layout)
-    plan = plan_cohort(job, chosen, draw_cohort(job, chosen, executor.padding(len(chosen))), replica.device)
-    with torch.no_grad(), NoWaiting():  # type: ignore[no-untyped-call]
-        local, losses = finish(cohort._train(executor, hooks, plan, job, replica.device))
-        upload, _ = executor.call(hooks, "end", local, plan.clients(1))
-    assert losses.device == replica.device
-    return upload
+def watch(monkeypatch: pytest.MonkeyPatch, cls: type, name: str) -> None:
+    """Let a method's calls raise where they wait for the device."""
+    original = getattr(cls, name)
+
+    def watched(*arguments: Any) -> Any:
+        with NoWaiting():  # type: ignore[no-untyped-call]
+            return original(*arguments)
+
+    monkeypatch.setattr(cls, name, watched)
 
 
 @pytest.mark.parametrize("how", ["loop", "graphs"])
 @pytest.mark.parametrize("name", method_names())
-def test_no_step_of_any_method_waits_for_the_device_or_mixes_devices(name: str, how: str) -> None:
+def test_no_step_of_any_method_waits_for_the_device_or_mixes_devices(
+    name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Classification(nn.Sequential(MLP(6, 3, (8,)), nn.Dropout(0.3)), 3)
-    job, replica = job_on(META, named(name), model, data(torch.float32))
-    if how == "loop":
-        upload = train(job, replica, LoopExecutor(replica), (6,), Hooks)
-    else:  # 6, 4 and 2 steps: a cohort of three narrows to two, which takes the widest graph, and to one
-        graphs = Graphs(3, 4, on_tape)
-        upload = train(job, replica, GraphExecutor(replica, graphs, "meta", False), (6, 2, 0), Hooks)
+    given = round_on(META, named(name), model, data(torch.float32))
+    graphs = CudaGraphBackend(4, on_tape)
+    runner = LoopRunner(given.step, given.worker) if how == "loop" else graphs(given.step, given.worker)
+    upload = train(runner, given, (6,), monkeypatch)
     assert {tensor.device.type for tensor in upload.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_no_step_of_the_gradient_pass_waits_either(size: int) -> None:
-    job, replica = job_on(META, FedAvg(), task(dtype=torch.float32), data(torch.float32))
-    train(
-        job, replica, CohortExecutor(replica, 3) if size > 1 else LoopExecutor(replica), (6, 2, 0)[:size], GradientPass
-    )
+def test_no_step_of_the_gradient_pass_waits_either(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = round_on(META, FedAvg(), task(dtype=torch.float32), data(torch.float32), GRADIENT)
+    runner = VmapRunner(given.step, given.worker, 3) if size > 1 else LoopRunner(given.step, given.worker)
+    train(runner, given, (6, 2, 0)[:size], monkeypatch)
 
 
 @pytest.mark.parametrize("crop", [None, 6])
-def test_no_batch_of_images_waits_for_the_device(crop: int | None) -> None:
+def test_no_batch_of_images_waits_for_the_device(crop: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     images = FakeImages(
         "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batch_size=4, crop=crop
     )
     model = Classification(LogisticRegression(3 * (crop or 8) ** 2, 3), 3)
-    job, replica = job_on(META, FedProx(mu=0.1, clip_norm=1.0), model, images)
-    train(job, replica, LoopExecutor(replica), (1,), Hooks)
+    given = round_on(META, FedProx(mu=0.1, clip_norm=1.0), model, images)
+    train(LoopRunner(given.step, given.worker), given, (1,), monkeypatch)
 
 
-@pytest.mark.parametrize("how", [{}, {"cohort_size": 3}, {"cohort_size": 1, "compile": "trace"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"runner": "loop"}, {"runner": "vmap", "cohort_size": 3}, {"runner": "traced"}], ids=str
+)
 def test_no_step_reads_a_value_in_a_run(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = cohort._train
-
-    def watched(*arguments: Any) -> Any:
-        phases = original(*arguments)
-        while True:
-            try:
-                with NoWaiting():  # type: ignore[no-untyped-call]
-                    next(phases)
-            except StopIteration as done:
-                return done.value
-            yield
-
-    monkeypatch.setattr(cohort, "_train", watched)
-    fit(FedProx(clip_norm=1.0), task(nn.Dropout(0.2)), SlotStrategy(2, **({"cohort_size": 1, "compile": False} | how)))
+    for cls, name in ((LoopRunner, "_steps"), (VmapRunner, "_steps"), (TracedRunner, "_take")):
+        watch(monkeypatch, cls, name)
+    fit(FedProx(clip_norm=1.0), task(nn.Dropout(0.2)), SlotStrategy(2, **how))
     with pytest.raises((RuntimeError, MethodError), match="_local_scalar_dense"):
-        fit(Peeks(), task(), SlotStrategy(1, cohort_size=1, compile=False))
+        fit(Peeks(), task(), SlotStrategy(1, runner="loop"))
 
 
 @pytest.mark.parametrize(
@@ -515,32 +519,35 @@ class FakeMeter:
     """Counts how often the work is done."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.error, self.steps = error, 0
+        self.error, self.steps = error, list[int]()
 
     def peak(self, work: Callable[[], Any]) -> int:
         if self.error:
             raise self.error
         result = work()
-        self.steps = int(result.num_steps.sum())
+        self.steps = [int(one.num_steps.sum()) for one in result]
         return 5
 
     def free(self) -> int:
         return 10**9
 
 
-def test_the_bill_is_measured_on_one_step_of_each_client() -> None:
-    job, replica = job_on(torch.device("cpu"), Scaffold(), task(), data())
+def test_the_bill_is_measured_on_a_few_steps_of_the_largest_cohort() -> None:
+    given = round_on(torch.device("cpu"), Scaffold(), task(), data())
+    runner = VmapRunner(given.step, given.worker, 3)
+
+    def measured(meter: FakeMeter) -> bill.Bill:
+        return bill.measure(meter, runner, given.plan, (1, 3, 2), given.inputs, "cpu", 2, False)
+
     meter = FakeMeter()
-    found = bill.measure(meter, replica, job, (1, 3, 2), CohortExecutor(replica, 3), 2, False)
-    assert (meter.steps, found.peak, found.slots, found.device) == (3, 5, 2, "cpu")
-    meter = FakeMeter(torch.OutOfMemoryError("tried to allocate"))
+    found = measured(meter)
+    assert (meter.steps, found.peak, found.slots, found.device) == ([3 * loop.BLOCK], 5, 2, "cpu")
     with pytest.raises(ConfigurationError, match="must have memory for a local step of 3 clients"):
-        bill.measure(meter, replica, job, (1, 3, 2), CohortExecutor(replica, 3), 2, False)
-    meter = FakeMeter(RuntimeError("CUDA error: no kernel image is available\nmore"))
+        measured(FakeMeter(torch.OutOfMemoryError("tried to allocate")))
     with pytest.raises(
         ConfigurationError, match=r"^cpu must take a trial step, [^\n]*no kernel image[^\n]* `slots='cpu/0'`\.$"
     ):
-        bill.measure(meter, replica, job, (1, 3, 2), CohortExecutor(replica, 3), 2, False)
+        measured(FakeMeter(RuntimeError("CUDA error: no kernel image is available\nmore")))
 
 
 @pytest.mark.parametrize(
@@ -563,8 +570,10 @@ def test_what_counts_as_out_of_memory(error: Exception, is_memory: bool) -> None
 
 
 def worker(number: int) -> Worker:
-    model = task()
-    return Worker(Slot("cpu", 0, number), Replica(model, Layout.of(model), torch.device("cpu")), 1)
+    model, clients = task(), data()
+    clients.setup()
+    replica = Replica(model, Layout.of(model), torch.device("cpu"))
+    return Worker(Slot("cpu", 0, number), replica, clients, clients.train, 1)
 
 
 def test_a_retired_slot_holds_nothing_when_its_work_begins_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -595,18 +604,18 @@ def test_a_retired_slot_holds_nothing_when_its_work_begins_elsewhere(monkeypatch
         retired.set()
 
     forgotten: list[str] = []
-    monkeypatch.setattr(slots, "rank_zero_info", before_it_is_done_again)
-    pool: WorkerPool[str] = WorkerPool(workers, forgotten.append)
-    assert sorted(pool.map([work, work])) == ["cpu/1", "the other's"]
+    monkeypatch.setattr(pool, "rank_zero_info", before_it_is_done_again)
+    threads: WorkerPool[str] = WorkerPool(workers, forgotten.append)
+    assert sorted(threads.map([work, work])) == ["cpu/1", "the other's"]
     assert left == [None, 0, "cpu/0"]
-    assert pool.retired == ["cpu/0"]
-    pool.close()
+    assert threads.retired == ["cpu/0"]
+    threads.close()
 
 
 def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     method, model = Scaffold(lr=0.05), task(nn.Dropout(0.3))
-    reference = fit(method, model, SlotStrategy(1, cohort_size=1, compile=False), rounds=3)
-    original, calls = strategy_module.run_together, iter(range(1000))
+    reference = fit(method, model, SlotStrategy(1, runner="loop"), rounds=3)
+    original, calls = LoopRunner.run, iter(range(1000))
 
     def sometimes(*arguments: Any) -> Any:
         result = original(*arguments)
@@ -614,8 +623,8 @@ def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch:
             raise torch.OutOfMemoryError("tried to allocate")
         return result
 
-    monkeypatch.setattr(strategy_module, "run_together", sometimes)
-    strategy = SlotStrategy(3, cohort_size=1, compile=False)
+    monkeypatch.setattr(LoopRunner, "run", sometimes)
+    strategy = SlotStrategy(3, runner="loop")
     state = fit(method, model, strategy, rounds=3)
     assert len(strategy._pool.retired) == 2
     assert torch.equal(state.server.x, reference.server.x)
@@ -625,7 +634,7 @@ def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch:
 def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     method, model = Scaffold(lr=0.05), task()
     reference = fit(method, model, captured())
-    original, strategy, calls = strategy_module.run_together, captured(2), iter(range(1000))
+    original, strategy, calls = CudaGraphRunner.run, captured(2), iter(range(1000))
     left: list[int] = []
 
     def sometimes(*arguments: Any) -> Any:
@@ -634,11 +643,10 @@ def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(monkeypat
         if count == 5:
             raise torch.OutOfMemoryError("tried to allocate")
         if count > 7:
-            assert strategy.graphs
-            left.append(len(strategy.graphs._slots))
+            left.append(len(strategy._runners))
         return result
 
-    monkeypatch.setattr(strategy_module, "run_together", sometimes)
+    monkeypatch.setattr(CudaGraphRunner, "run", sometimes)
     state = fit(method, model, strategy)
     assert set(left) == {1}
     assert torch.equal(state.server.x, reference.server.x)
@@ -648,12 +656,12 @@ def test_all_slots_out_of_memory_is_an_error_with_its_cause() -> None:
     def work(_: Worker) -> None:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    pool: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
+    threads: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
     with pytest.raises(ClientError, match=r"all ran out of it .*tried to allocate 2 GiB") as caught:
-        list(pool.map([work]))
+        list(threads.map([work]))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert caught.value.__cause__.__traceback__
-    pool.close()
+    threads.close()
 
 
 # -- the recipe -------------------------------------------------------------------------------------------------------
@@ -666,7 +674,7 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     call_program(load("gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines[-3:]] == [
-        ["lenet", "1", "1", "off"], ["lenet", "2", "1", "off"], ["lenet", "1", "2", "off"],
+        ["lenet", "loop", "1", "1"], ["lenet", "loop", "2", "1"], ["lenet", "vmap", "1", "2"],
     ]  # fmt: skip
     assert all(float(line.split()[4]) > 0 and line.endswith("%") for line in lines[-3:])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

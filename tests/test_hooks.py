@@ -35,14 +35,14 @@ def fit(
     method: FedMethod, rounds: int = 2, cohort_size: int = 1, **options: Any
 ) -> tuple[FederatedTrainer, RoundState]:
     """A run on a small model of 83 weights in float64."""
-    strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, compile=False)
+    strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, runner="loop")
     trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, **options)
     return trainer, trainer.fit(method, task(), data(evaluate_on=("test", "train")))
 
 
 def refusal(method: FedMethod) -> str:
     """The one line with which `fit` refuses a method before the first round, as `check_method` does."""
-    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError) as raised:
         trainer.fit(method, task(), data(evaluate_on=("test", "train")))
@@ -358,7 +358,7 @@ def test_a_server_hook_that_gives_something_else_later_is_told_in_that_round() -
         def on_aggregate(self, server, mean, round):
             return super().on_aggregate(server, mean, round) if round.index < 2 else None
 
-    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` .* but gave None"):
         trainer.fit(Later(), task(), data())
@@ -444,7 +444,7 @@ def test_what_a_hook_raises_is_told_with_its_line_before_the_first_round(
     hook: str, body: Callable[..., Any], message: str
 ) -> None:
     line = body.__code__.co_firstlineno
-    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError, match=rf"`Mine.{hook}` \(.*test_hooks.py:{line}\).* {message}"):
         trainer.fit(made(**{hook: body}), task(), data())
@@ -465,7 +465,7 @@ def test_a_model_that_fails_is_not_the_methods_fault() -> None:
         def forward(self, inputs):
             raise KeyError("mine")
 
-    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
     from fedlightning import Classification
 
@@ -532,7 +532,7 @@ def test_a_server_hook_that_writes_in_place_in_a_later_round_is_told_then(hook: 
                 server.x.mul_(2)
             return server
 
-    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError, match=rf"`Later.{hook}` \(.*\) changed `\w+` in place, which is the server's"):
         trainer.fit(Later(lr=0.05), task(), data(evaluate_on=("test", "train")))
@@ -616,7 +616,7 @@ def test_a_model_that_draws_is_not_the_objectives_fault() -> None:
 
     from fedlightning import Classification
 
-    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
     with pytest.warns(UserWarning, match="must draw no random numbers of its own"):
         trainer.fit(Plain(), Classification(Noisy(6, 3).double(), 3), data())
@@ -806,7 +806,7 @@ def test_a_server_hook_that_draws_in_a_later_round_is_told_then() -> None:
             noise = torch.randn_like(server.x) if round.index == 2 else 0
             return server.replace(x=server.x + mean.delta + noise)
 
-    strategy = SlotStrategy(["cpu/0"], cohort_size=1, compile=False)
+    strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
     before = torch.get_rng_state()
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` \(.*\) drew global random numbers"):

@@ -21,8 +21,11 @@ from fedlightning import (
     SlotStrategy,
     TensorData,
 )
+from fedlightning.evaluation.pooled import Evaluation
+from fedlightning.execution.auto import AutoRules
 from fedlightning.execution.inspection import inspect
-from fedlightning.execution.runners import traced as compiled
+from fedlightning.execution.runners import traced
+from fedlightning.execution.runners.compiled import runner as compiled
 from fedlightning.layout import Layout
 
 
@@ -96,12 +99,10 @@ def remembering() -> dict[str, nn.Module]:
 
 # -- models that change their buffers -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", remembering())
-def test_auto_trains_models_with_a_memory_one_client_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlightning.execution.auto._LONG", 1)
-    usual, strategy = fit(task(remembering()[name]), data())
-    assert strategy.cohort_size == 1
-    assert strategy.programs is None
-    assert same(usual, fit(task(remembering()[name]), data(), cohort_size=1, compile=False)[0])
+def test_auto_trains_models_with_a_memory_one_client_at_a_time(name: str) -> None:
+    usual, strategy = fit(task(remembering()[name]), data(), rules=AutoRules(compile_dense=1))
+    assert (strategy.execution.runner, strategy.execution.cohort_size) == ("loop", 1)
+    assert same(usual, fit(task(remembering()[name]), data(), runner="loop")[0])
     assert usual.buffers.abs().max() > 0
 
 
@@ -115,9 +116,7 @@ def test_a_buffer_may_be_written_to_or_exchanged() -> None:
     assert same(fit(task(InPlace()), data())[0], fit(task(Reassigned()), data())[0])
 
 
-@pytest.mark.parametrize(
-    ("asked", "what"), [({"compile": "trace"}, "`compile`"), ({"cohort_size": 4}, "`cohort_size`")]
-)
+@pytest.mark.parametrize(("asked", "what"), [({"runner": "traced"}, "`runner`"), ({"cohort_size": 4}, "`cohort_size`")])
 def test_graphs_and_cohorts_of_them_are_refused(asked: dict[str, Any], what: str) -> None:
     for model in (task(InPlace()), task(Reassigned())):
         with pytest.raises(
@@ -153,18 +152,19 @@ def test_a_model_that_does_not_fit_the_data_is_refused() -> None:
 # -- models that cannot be lifted -----------------------------------------------------------------------------------------
 def test_auto_trains_a_model_with_branches_one_client_at_a_time() -> None:
     with pytest.warns(
-        UserWarning, match="One client at a time, since several cannot be trained side by side: .*control flow"
+        UserWarning,
+        match="otherwise than planned: one client at a time .not vmap, since its trial failed: .*control flow",
     ):
         usual, strategy = fit(task(Branching()), data())
-    assert strategy.cohort_size == 1
+    assert strategy.execution.cohort_size == 1
     assert same(usual, fit(task(Branching()), data(), cohort_size=1)[0])
 
 
 def test_random_numbers_of_a_models_own_are_warned_of_and_refused_in_cohorts() -> None:
     with pytest.warns(UserWarning, match=r"must draw no random numbers of its own, .* use `nn.Dropout`"):
-        assert fit(task(OwnDropout()), data())[1].cohort_size == 1
-    with pytest.raises(ConfigurationError, match=r"`compile` must be False .* random numbers that no key reaches"):
-        fit(task(OwnDropout()), data(), compile="trace")
+        assert fit(task(OwnDropout()), data())[1].execution.cohort_size == 1
+    with pytest.raises(ConfigurationError, match=r"`runner` must be 'loop' .* random numbers that no key reaches"):
+        fit(task(OwnDropout()), data(), runner="traced")
 
 
 # -- graphs ---------------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_graphs_are_told_apart_by_the_frozen_layers_in_them(monkeypatch: pytest.
         nn.init.constant_(frozen.weight, seed)  # type: ignore[arg-type]
         frozen.requires_grad_(False)
         with pytest.raises(RuntimeError, match="recorded"):
-            fit(model, data(), compile=True)
+            fit(model, data(), runner="compiled")
     assert names[0] == names[2] != names[1]
 
 
@@ -197,16 +197,16 @@ def test_a_graph_is_traced_with_the_buffers_of_the_run(monkeypatch: pytest.Monke
             return x * self.table
 
     seen: list[float] = []
-    usual = compiled.Programs.add
+    usual = traced.traced_steps
 
-    def add(self: Any, hooks: Any, gradient_pass: bool, local: Any, block: Any, replica: Any) -> None:
-        seen.append(float(replica.buffers()[0]))
-        usual(self, hooks, gradient_pass, local, block, replica)
+    def noted(step: Any, given: Any) -> Any:
+        seen.append(float(step.model.buffers()[0]))
+        return usual(step, given)
 
-    monkeypatch.setattr(compiled.Programs, "add", add)
+    monkeypatch.setattr(traced, "traced_steps", noted)
     begun = fit(task(Features(2.0)), data(), rounds=1)[0]
     trainer = FederatedTrainer(
-        2, strategy=SlotStrategy(1, compile="trace"), callbacks=[], logger=False, evaluate_every=0
+        2, strategy=SlotStrategy(1, runner="traced"), callbacks=[], logger=False, evaluate_every=0
     )
     trainer.fit(FedAvg(), task(Features(5.0)), data(), begun)
     assert seen == [2.0]
@@ -231,12 +231,12 @@ class Widths(TensorData):
 def test_batches_of_several_sizes_are_compiled_if_none_is_larger_than_batch_size() -> None:
     sizes = [8, 16, 4, 12]
     loop = fit(task(), data(sizes, Widths), cohort_size=1)[0]
-    traced = fit(task(), data(sizes, Widths), compile="trace")[0]
+    traced = fit(task(), data(sizes, Widths), runner="traced")[0]
     torch.testing.assert_close(traced.server.x, loop.server.x, rtol=0, atol=1e-12)
     with pytest.raises(
-        ConfigurationError, match=r"at most `batch_size` = 3 where steps are compiled, but that of Widths gives 4"
+        ConfigurationError, match=r"at most `batch_size` = 3 where steps are graphs, but that of Widths gives 4"
     ):
-        fit(task(), data(sizes, Widths, batch_size=3), compile="trace")
+        fit(task(), data(sizes, Widths, batch_size=3), runner="traced")
 
 
 class Gaps(TensorData):
@@ -251,7 +251,7 @@ class Gaps(TensorData):
 @pytest.mark.parametrize("cohort_size", [1, 4])
 def test_batches_are_filled_from_the_front(cohort_size: int) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"`schedule` must fill each batch from the front, .* of Gaps leaves a place"
+        ConfigurationError, match=r"`schedule` of Gaps must fill each batch from the front, .* leaves a place"
     ):
         fit(task(), data(kind=Gaps), cohort_size=cohort_size)
 
@@ -264,7 +264,7 @@ def test_nothing_is_computed_from_an_example_that_nobody_owns() -> None:
     shifted = Partition(clients.clients.indices + 1, clients.clients.offsets)
     states = [
         fit(task(), TensorData(Examples(inputs, targets), shifted, batch_size=4), **how)[0]
-        for how in ({"cohort_size": 1}, {"cohort_size": 4}, {"compile": "trace"})
+        for how in ({"cohort_size": 1}, {"cohort_size": 4}, {"runner": "traced"})
     ]
     for state in states[1:]:
         torch.testing.assert_close(state.server.x, states[0].server.x, rtol=0, atol=1e-12)
@@ -277,7 +277,7 @@ def test_examples_are_contiguous_however_a_data_module_leaves_them() -> None:
             self.train = Examples(self.train.inputs.T.contiguous().T, self.train.targets)
 
     state, strategy = fit(task(), data(kind=Columns), cohort_size=1)
-    assert strategy.examples(torch.device("cpu")).inputs.is_contiguous()
+    assert strategy.examples[torch.device("cpu")].inputs.is_contiguous()
     assert same(state, fit(task(), data(), cohort_size=1)[0])
 
 
@@ -286,7 +286,7 @@ def test_rows_that_a_data_module_turns_are_traced() -> None:
         def preprocess(self, inputs: Tensor) -> Tensor:
             return inputs.view(-1, 2, 3).transpose(1, 2)
 
-    states = [fit(task_of_flat(), data(kind=Turned), **how)[0] for how in ({"cohort_size": 1}, {"compile": "trace"})]
+    states = [fit(task_of_flat(), data(kind=Turned), **how)[0] for how in ({"cohort_size": 1}, {"runner": "traced"})]
     torch.testing.assert_close(states[1].server.x, states[0].server.x, rtol=0, atol=1e-12)
 
 
@@ -303,7 +303,8 @@ def test_a_callback_may_use_the_slots_while_clients_train(slots: int) -> None:
             self.accuracies: list[float] = []
 
         def on_cohort_end(self, trainer: FederatedTrainer, cohort: object) -> None:
-            metrics = trainer.strategy.evaluate(trainer.state.server.x, trainer.state.buffers)
+            evaluation = Evaluation(trainer.strategy, task(), trainer.data)
+            metrics = evaluation.run(trainer.state.server.x, trainer.state.buffers)
             self.accuracies.append(metrics["val/accuracy"])
             assert list(trainer.strategy.map([lambda worker: 1, lambda worker: 2])) == [1, 2]
             next(trainer.strategy.map([lambda worker: 3, lambda worker: 4]))  # the other one is given up

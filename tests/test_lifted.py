@@ -2,24 +2,25 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.func import vmap
-from torch.fx import GraphModule
 from torch.utils import _pytree
 from unequal_clients import ALL, SMALL, data, task
 
 from fedlightning import ClientContext, FedAvg, FederatedTrainer, FedMethod, MethodError, SlotStrategy, State
-from fedlightning.execution.plan import Clients
-from fedlightning.execution.runners.hooks import LiftedHook
-from fedlightning.hooks.diagnose import Hooks
+from fedlightning.execution.model import Replica
+from fedlightning.execution.runners._over_clients import traced_over_clients
+from fedlightning.execution.step import Clients, LocalStep
+from fedlightning.hooks.diagnose import calling
 from fedlightning.layout import Layout
 from fedlightning.method import visible
 from fedlightning.methods import method_named
 
 LAYOUT = Layout.of(task(dtype=torch.float32))
+REPLICA = Replica(task(dtype=torch.float32), LAYOUT, torch.device("cpu"))
 P = LAYOUT.size
 
 
@@ -33,15 +34,18 @@ def clients(method: FedMethod, count: int) -> Clients:
         known.apply(lambda tensor: torch.randn(count, *tensor.shape, generator=random)),
         State(**numbers),
         torch.randint(2**60, (count,), generator=random),
+        torch.rand(count, generator=random),
     )
 
 
-def hooks(method: FedMethod) -> Hooks:
-    """In the first round, where a server may hold the same tensor twice."""
+def sent(method: FedMethod) -> State:
+    """What the server sends in the first round, where it may hold the same tensor twice."""
     server = visible(method, method.configure_server(torch.linspace(-1, 1, P)))
-    if method.gradient_pass() == "mean":
-        server = server.replace(gradient=torch.linspace(0, 1, P))
-    return Hooks(method, server, LAYOUT)
+    return server.replace(gradient=torch.linspace(0, 1, P)) if method.gradient_pass() == "mean" else server
+
+
+def step_of(method: FedMethod) -> LocalStep:
+    return LocalStep(method, REPLICA, LAYOUT)
 
 
 leaves = _pytree.tree_leaves
@@ -50,31 +54,31 @@ leaves = _pytree.tree_leaves
 @pytest.mark.parametrize("name", ALL)
 def test_a_lifted_hook_gives_vmaps_bits_for_any_clients_and_any_server(name: str) -> None:
     method = method_named(name)(lr=0.1, **({"server_lr": 0.01} if name in SMALL else {}))  # type: ignore[arg-type]
-    first, one = hooks(method), clients(method, 1)
-    local = vmap(first.start)(one)
-    begin, finish = LiftedHook(first, "start", one), LiftedHook(first, "end", local, one)
-    later = Hooks(method, first.server.apply(lambda tensor: tensor.flip(-1) ** 3 if tensor.ndim else tensor), LAYOUT)
+    step, first, one = step_of(method), sent(method), clients(method, 1)
+    local = step.starts(first, one)
+    begin = traced_over_clients(step.starts, first, one)
+    finish = traced_over_clients(step.ends, first, local, one)
+    later = first.apply(lambda tensor: tensor.flip(-1) ** 3 if tensor.ndim else tensor)
     for count in (1, 2, 3, 6, 8, 33):
         some = clients(method, count)
-        started = vmap(later.start)(some)
-        assert list(begin(later.server, some)) == list(started)
-        assert all(map(torch.equal, leaves(begin(later.server, some)), leaves(started)))
-        ended = finish(later.server, started, some)
-        assert _pytree.tree_structure(ended) == _pytree.tree_structure(vmap(later.end)(started, some))
-        assert all(map(torch.equal, leaves(ended), leaves(vmap(later.end)(started, some))))
+        started = step.starts(later, some)
+        assert list(begin(later, some)) == list(started)
+        assert all(map(torch.equal, leaves(begin(later, some)), leaves(started)))
+        ended = finish(later, started, some)
+        assert _pytree.tree_structure(ended) == _pytree.tree_structure(step.ends(later, started, some))
+        assert all(map(torch.equal, leaves(ended), leaves(step.ends(later, started, some))))
 
 
 def test_a_client_alone_gets_the_bits_that_it_gets_among_others() -> None:
     method = method_named("fedexp")(lr=0.1)
-    first, all_of_them = hooks(method), clients(method, 9)
-    finish = LiftedHook(first, "end", vmap(first.start)(all_of_them), all_of_them)
+    step, first, all_of_them = step_of(method), sent(method), clients(method, 9)
+    finish = traced_over_clients(step.ends, first, step.starts(first, all_of_them), all_of_them)
     local = State(w=torch.randn(9, P))
-    together = leaves(finish(first.server, local, all_of_them))
+    together = leaves(finish(first, local, all_of_them))
     for c in range(9):
         alone = _pytree.tree_map(lambda tensor: tensor[c : c + 1], (local, all_of_them))  # noqa: B023 - called at once
         assert all(
-            torch.equal(row[0], rows[c])
-            for row, rows in zip(leaves(finish(first.server, *alone)), together, strict=True)
+            torch.equal(row[0], rows[c]) for row, rows in zip(leaves(finish(first, *alone)), together, strict=True)
         )
 
 
@@ -117,21 +121,24 @@ class Compresses(FedAvg):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_operations_whose_batching_rules_keep_the_number_of_clients_give_vmaps_bits_too(operation: str) -> None:
     method = Compresses(operation=operation)
-    first, one, random = hooks(method), clients(method, 1), torch.Generator().manual_seed(0)
+    step, first, one, random = step_of(method), sent(method), clients(method, 1), torch.Generator().manual_seed(0)
     with warnings.catch_warnings(action="ignore"):  # of operations that have no batching rule
-        finish = LiftedHook(first, "end", State(w=torch.randn(1, P, generator=random)), one)
+        finish = traced_over_clients(step.ends, first, State(w=torch.randn(1, P, generator=random)), one)
         for count in (1, 2, 3, 4, 5, P, 33):
             local, some = State(w=torch.randn(count, P, generator=random)), clients(method, count)
-            found, wanted = leaves(finish(first.server, local, some)), leaves(vmap(first.end)(local, some))
+            found, wanted = leaves(finish(first, local, some)), leaves(step.ends(first, local, some))
             assert [each.shape for each in found] == [each.shape for each in wanted]
             assert all(
                 torch.equal(each.nan_to_num(), vmaps.nan_to_num()) for each, vmaps in zip(found, wanted, strict=True)
             )
 
 
-def test_a_hook_of_plain_arithmetic_is_a_graph() -> None:
-    finish = LiftedHook(hooks(FedAvg()), "end", State(w=torch.randn(1, P)), clients(FedAvg(), 1))
-    assert isinstance(finish._run.__self__, GraphModule)  # type: ignore[attr-defined]
+def test_a_hook_of_plain_arithmetic_is_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, server, one = step_of(FedAvg()), sent(FedAvg()), clients(FedAvg(), 1)
+    finish = traced_over_clients(step.ends, server, State(w=torch.randn(1, P)), one)
+    monkeypatch.setattr(step.method.__class__, "on_client_end", None)  # nobody calls it any more
+    upload, _ = finish(server, State(w=torch.ones(2, P)), clients(FedAvg(), 2))
+    assert torch.equal(upload.delta, 1 - server.x.expand(2, P))
 
 
 class TopK(FedAvg):
@@ -145,17 +152,15 @@ class TopK(FedAvg):
         return upload.replace(delta=top(upload.delta)), state
 
 
-@pytest.mark.parametrize("compile", [False, "trace"])
+@pytest.mark.parametrize("runner", ["vmap", "traced"])
 @pytest.mark.parametrize("cohort_size", [2, 3, 4, "auto"])
-def test_the_textbooks_top_k_gives_the_loops_numbers_in_every_runner(
-    cohort_size: int | str, compile: bool | str
-) -> None:
-    def trained(cohort_size: int | str, compile: bool | str) -> Tensor:
-        strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, compile=compile)  # type: ignore[arg-type]
+def test_the_textbooks_top_k_gives_the_loops_numbers_in_every_runner(cohort_size: Any, runner: Any) -> None:
+    def trained(runner: Any, cohort_size: Any = "auto") -> Tensor:
+        strategy = SlotStrategy(["cpu/0"], runner=runner, cohort_size=cohort_size)
         trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
         return trainer.fit(TopK(lr=0.1), task(), data()).server.x
 
-    assert torch.allclose(trained(cohort_size, compile), trained(1, False), rtol=0, atol=1e-12)
+    assert torch.allclose(trained(runner, cohort_size), trained("loop"), rtol=0, atol=1e-12)
 
 
 def test_a_hook_that_looks_at_a_number_is_named() -> None:
@@ -164,6 +169,10 @@ def test_a_hook_that_looks_at_a_number_is_named() -> None:
             upload, state = super().on_client_end(local, client)
             return (upload, state) if upload.delta.norm() > 0 else (upload.replace(delta=0 * upload.delta), state)
 
-    peeking = hooks(Peeking())
-    with pytest.raises(MethodError, match=r"`Peeking.on_client_end` .*torch.where"), peeking.calling("on_client_end"):
-        LiftedHook(peeking, "end", State(w=torch.randn(1, P)), clients(peeking.method, 1))
+    peeking = step_of(Peeking())
+    server = sent(peeking.method)
+    with (
+        pytest.raises(MethodError, match=r"`Peeking.on_client_end` .*torch.where"),
+        calling(peeking.method, "on_client_end", server),
+    ):
+        traced_over_clients(peeking.ends, server, State(w=torch.randn(1, P)), clients(peeking.method, 1))

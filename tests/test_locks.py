@@ -216,8 +216,8 @@ def test_of_two_runs_of_one_name_that_are_started_together_one_is_refused(tmp_pa
     command = [
         sys.executable,
         str(recipe),
-        "--compile",
-        "off",
+        "--runner",
+        "loop",
         "--name",
         "both",
         "--local-steps",

@@ -291,10 +291,12 @@ def step_sizes(method: DeltaSGD, a: Tensor, b: Tensor, x: Tensor, steps: int) ->
     """η_0 … η_{K−1} and w_K of one client."""
     one, empty = torch.ones((), dtype=torch.float64), State()
     layout = Layout.of(Quadratics.task([0.0] * len(x)))
-    client = ClientContext(x, State(x=x), empty, one * method.lr, one, one, one, torch.tensor(0), True, layout, x[:0])
+    client = ClientContext(
+        x, State(x=x), empty, one * method.lr, one, one, one, torch.tensor(0), 0 * one, layout, x[:0]
+    )
     local, sizes = method.on_client_start(client), []
     for k in range(steps):
-        client = dataclasses.replace(client, first_step=k == 0)
+        client = dataclasses.replace(client, step=k * one)
         local = method.on_local_step(local, lambda w: a @ (w - b), client)
         sizes.append(float(local.eta))
     return sizes, local.w
@@ -344,7 +346,7 @@ def test_the_steps_of_delta_sgd_stay_finite_for_a_client_that_fits_its_data_exac
     method, state = DeltaSGD(delta=1.0), State()
     x, one = torch.ones(2, dtype=dtype), torch.ones((), dtype=dtype)
     layout = Layout.of(Quadratics.task([0.0, 0.0]))
-    client = ClientContext(x, State(x=x), state, one, one, one, one, torch.tensor(0), False, layout, x[:0])
+    client = ClientContext(x, State(x=x), state, one, one, one, one, torch.tensor(0), one, layout, x[:0])
     local = method.on_client_start(client)
     for _ in range(2000):
         local = method.on_local_step(local, torch.zeros_like, client)
@@ -361,7 +363,7 @@ def test_delta_sgd_takes_both_gradients_on_one_batch_unless_told_to_reuse() -> N
         one = torch.ones((), dtype=torch.float64)
         x = torch.ones(2, dtype=torch.float64)
         layout = Layout.of(Quadratics.task([0.0, 0.0]))
-        client = ClientContext(x, State(x=x), State(), one, one, one, one, torch.tensor(0), False, layout, x[:0])
+        client = ClientContext(x, State(x=x), State(), one, one, one, one, torch.tensor(0), one, layout, x[:0])
         method.on_local_step(method.on_client_start(client), lambda w, calls=calls: calls.append(w) or w, client)
         count[grad_diff] = len(calls)
     assert count == {"same_batch": 2, "reuse": 1}
@@ -660,7 +662,7 @@ def test_lesam_may_divide_by_the_sum_of_the_layers_norms() -> None:
     layout = Layout.of(task)
     old, x = torch.arange(float(layout.size), dtype=torch.float64), torch.zeros(layout.size, dtype=torch.float64)
     one = torch.ones((), dtype=torch.float64)
-    client = ClientContext(x, State(x=x), State(x_old=old), one, one, one, one, torch.tensor(0), True, layout, x[:0])
+    client = ClientContext(x, State(x=x), State(x_old=old), one, one, one, one, torch.tensor(0), 0 * one, layout, x[:0])
     total = sum(old[where].norm() for where in layout.slices().values())
     close(FedLESAM(rho=0.5, norm="sum_layers").on_client_start(client).delta, 0.5 * old / (total + 1e-7))
     close(FedLESAM(rho=0.5).on_client_start(client).delta.norm(), 0.5, 1e-8)

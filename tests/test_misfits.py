@@ -161,9 +161,7 @@ def test_nothing_is_evaluated_with_the_default_callbacks(tmp_path: Path, monkeyp
         fit(Classification(model()), tensors(evaluate_on=()), callbacks=[EarlyStopping("val/loss")], evaluate_every=1)
 
 
-@pytest.mark.parametrize(
-    "strategy", [{"cohort_size": 1, "compile": False}, {"cohort_size": 2, "compile": False}, {"compile": "trace"}]
-)
+@pytest.mark.parametrize("strategy", [{"runner": "loop"}, {"runner": "vmap", "cohort_size": 2}, {"runner": "traced"}])
 def test_a_batch_that_no_client_fills_is_its_whole_data_and_costs_no_more(strategy: Any) -> None:
     whole, huge = (
         fit(Classification(model()), tensors(batch_size=size, epochs=2), strategy=SlotStrategy(1, **strategy))

@@ -10,150 +10,118 @@ from fedlightning import FedAvg, FederatedTrainer, FedMethod, SlotStrategy
 from fedlightning import _interpreter as interpreter
 from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
-from fedlightning.execution import prefetch as planning
-from fedlightning.execution.grid import Padding
-from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
-from fedlightning.execution.plan import CohortPlan, Drawn, RoundJob, draw_cohort, plan_cohort
-from fedlightning.execution.prefetch import Ahead, Plans
-from fedlightning.execution.runners.loop import LoopExecutor
+from fedlightning.execution.model import Replica
+from fedlightning.execution.plan import CohortPlan, RoundPlan
+from fedlightning.execution.prefetch import Ahead, Draws
 from fedlightning.execution.slots import Slot, Worker
+from fedlightning.execution.step import GRADIENT
 from fedlightning.layout import Layout
-from fedlightning.method import Round, visible
 from fedlightning.methods import FedDane, Scaffold
 from fedlightning.participation import Stragglers
 from fedlightning.participation.stragglers import Work
-from fedlightning.server.client_memory import ClientMemory
 
-CPU, COHORTS = torch.device("cpu"), [(1,), (3,), (5,), (6,), (2,), (0,), (4,)]
-CLIENTS = tuple(client for cohort in COHORTS for client in cohort)
-REPLICA = Replica(task(), Layout.of(task()), CPU)
+COHORTS = [(1,), (3,), (5,), (6,), (2,), (0,), (4,)]
 
 
-def job_of_a_round() -> tuple[RoundJob, LoopExecutor]:
-    clients, model, method = data(), task(), FedAvg()
+def plan_of_a_round() -> RoundPlan:
+    clients = data()
     clients.setup()
-    layout = Layout.of(model)
-    server = visible(method, method.configure_server(layout.read(model)))
-    buffers = flatten_buffers(persistent_buffers(model).values(), CPU)
-    job = RoundJob(
-        method, Round(0, 7, 7, 0.05), 0, layout, server, ClientMemory(), buffers, clients, lambda _: clients.train, lambda: False,
-        work=Work(CLIENTS),
-    )  # fmt: skip
-    return job, LoopExecutor(Replica(model, layout, CPU))
+    return RoundPlan(0, 0, clients, Work(tuple(client for cohort in COHORTS for client in cohort)))
 
 
-def plan_for(executor: LoopExecutor, job: RoundJob, clients: tuple[int, ...], device: torch.device) -> CohortPlan:
-    return plan_cohort(job, clients, draw_cohort(job, clients, executor.padding(len(clients))), device)
+def worker(plan: RoundPlan) -> Worker:
+    replica = Replica(task(), Layout.of(task()), torch.device("cpu"))
+    return Worker(Slot("cpu", 0, 0), replica, plan.data, plan.data.train, 1)
 
 
 def equal(one: CohortPlan, other: CohortPlan) -> bool:
-    numbers = zip(one.numbers.values(), other.numbers.values(), strict=True)
-    pairs = [
-        (one.ends, other.ends),
-        *zip(one.steps[:4], other.steps[:4], strict=True),
-        *numbers,
-    ]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("index", "mask", "keys", "ends")]
     return one.num_steps == other.num_steps and all(torch.equal(a, b) for a, b in pairs)
 
 
-def draws_noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, ...], bool]]:
-    """The round, the clients and the pass of each draw from now on."""
-    made: list[tuple[int, tuple[int, ...], bool]] = []
+def draws_noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, ...], str]]:
+    """The round, the clients and the phase of each draw from now on."""
+    made: list[tuple[int, tuple[int, ...], str]] = []
+    usual = RoundPlan.draw
 
-    def noted(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Drawn:
-        made.append((job.round.index, clients, job.gradient_pass))
-        return draw_cohort(job, clients, padding)
+    def noted(plan: RoundPlan, clients: tuple[int, ...]) -> CohortPlan:
+        made.append((plan.index, clients, plan.phase.name))
+        return usual(plan, clients)
 
-    monkeypatch.setattr(planning, "draw_cohort", noted)
+    monkeypatch.setattr(RoundPlan, "draw", noted)
     return made
 
 
-def plans_of(job: RoundJob, slots: int = 1) -> Plans:
-    return Plans(job, COHORTS, [(position,) for position in range(len(COHORTS))], slots)
+def draws_of(plan: RoundPlan, slots: int = 1, **limits: int) -> Draws:
+    return Draws(plan, COHORTS, [(position,) for position in range(len(COHORTS))], slots, **limits)
 
 
 def test_a_plan_does_not_depend_on_who_made_it_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    job, executor = job_of_a_round()
-    expected = [plan_for(executor, job, cohort, CPU) for cohort in COHORTS]
+    plan = plan_of_a_round()
+    expected = [plan.draw(cohort) for cohort in COHORTS]
     made = draws_noted(monkeypatch)
-    plans = plans_of(job, slots=2)
-    taken = {position: plans.take(position, executor, CPU) for position in (0, 1, 2, 4, 3, 5, 6)}
-    assert all(equal(taken[position], plan) for position, plan in enumerate(expected))
-    assert made == [(0, COHORTS[i], False) for i in (0, 2, 4, 6, 1, 3, 5)]
-    again = plans.take(2, executor, CPU)  # its slot ran out of memory, and another does the work again
+    draws = draws_of(plan, slots=2)
+    taken = {position: draws.pop(position) for position in (0, 1, 2, 4, 3, 5, 6)}
+    assert all(equal(taken[position], each) for position, each in enumerate(expected))
+    assert made == [(0, COHORTS[i], "local") for i in (0, 2, 4, 6, 1, 3, 5)]
+    again = draws.pop(2)  # its slot ran out of memory, and another does the work again
     assert equal(again, expected[2])
 
 
-def test_only_the_slot_that_takes_a_plan_moves_it_to_its_device() -> None:
-    job, executor = job_of_a_round()
-    meta = torch.device("meta")
-    plans = plans_of(job)
-    assert {tensor.device for tensor in plans.take(0, executor, meta).steps[:4]} == {meta}
-    assert {tensor.device for tensor in plans.take(1, executor, CPU).steps[:4]} == {CPU}
-
-
 def test_plans_ahead_take_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    job, executor = job_of_a_round()
-    first = plan_for(executor, job, COHORTS[0], CPU).steps.mask.numel()
+    plan = plan_of_a_round()
+    first = plan.draw(COHORTS[0]).mask.numel()
     made = draws_noted(monkeypatch)
-    monkeypatch.setattr(planning, "_ENTRIES", first)
-    plans_of(job).take(0, executor, CPU)
-    assert made == [(0, COHORTS[0], False), (0, COHORTS[1], False)]
+    draws_of(plan, entries=first).pop(0)
+    assert made == [(0, COHORTS[0], "local"), (0, COHORTS[1], "local")]
     made.clear()
-    monkeypatch.setattr(planning, "_ENTRIES", 10**6)
-    monkeypatch.setattr(planning, "_AHEAD", 3)
-    plans_of(job).take(0, executor, CPU)
-    assert made == [(0, cohort, False) for cohort in COHORTS[:3]]
+    draws_of(plan, ahead=3, entries=10**6).pop(0)
+    assert made == [(0, cohort, "local") for cohort in COHORTS[:3]]
 
 
-def test_what_was_drawn_before_the_round_is_taken_over_if_it_is_that_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    job, executor = job_of_a_round()
-    expected = [plan_for(executor, job, cohort, CPU) for cohort in COHORTS]
-    ahead, worker = Ahead(lambda: plans_of(job), lambda worker, job: executor), Worker(Slot("cpu", 0, 0), REPLICA, 1)
-    ahead(worker)
+def test_what_was_drawn_before_the_round_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of_a_round()
+    expected = [plan.draw(cohort) for cohort in COHORTS]
+    ahead, slot = Ahead(lambda: draws_of(plan)), worker(plan)
+    ahead(slot)
     before = ahead.close()
     made = draws_noted(monkeypatch)
-    ahead(worker)  # too late
+    ahead(slot)  # too late
     assert before
-    begun = replace(job, server=job.server.replace(x=job.server.x + 1))
-    plans = before.of(begun, CLIENTS)
-    assert plans
-    assert plans.job is begun
-    assert all(equal(plans.take(i, executor, CPU), plan) for i, plan in enumerate(expected))
+    assert all(equal(before.pop(i), each) for i, each in enumerate(expected))
     assert made == []
 
 
 def test_what_was_drawn_for_another_round_is_not_taken_over() -> None:
-    job, _ = job_of_a_round()
-    plans = plans_of(job)
-    assert plans.of(job, CLIENTS)
-    assert plans.of(replace(job, round=replace(job.round, index=1)), CLIENTS) is None
-    assert plans.of(replace(job, gradient_pass=True), CLIENTS) is None
-    assert plans.of(replace(job, work=replace(job.work, steps={1: 1})), CLIENTS) is None
-    assert plans.of(job, CLIENTS[1:]) is None
+    plan = plan_of_a_round()
+    assert plan.same_draws(replace(plan, local_steps=plan.local_steps))
+    assert not plan.same_draws(replace(plan, index=1))
+    assert not plan.same_draws(plan.of(GRADIENT))
+    assert not plan.same_draws(replace(plan, work=replace(plan.work, steps={1: 1})))
+    assert not plan.same_draws(plan.among(plan.clients[1:]))
 
 
 def test_what_is_wrong_with_the_next_round_is_raised_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    job, executor = job_of_a_round()
-    worker = Worker(Slot("cpu", 0, 0), REPLICA, 1)
+    plan = plan_of_a_round()
+    slot = worker(plan)
 
-    def begin() -> Plans:
+    def begin() -> Draws:
         raise ConfigurationError("no such round")
 
-    ahead = Ahead(begin, lambda worker, job: executor)
-    ahead(worker)
+    ahead = Ahead(begin)
+    ahead(slot)
     assert ahead.close() is None
 
-    def fails(job: RoundJob, clients: tuple[int, ...], padding: Padding) -> Drawn:
+    def fails(plan: RoundPlan, clients: tuple[int, ...]) -> CohortPlan:
         raise ConfigurationError(f"no batches for {clients}")
 
-    monkeypatch.setattr(planning, "draw_cohort", fails)
-    ahead = Ahead(lambda: plans_of(job), lambda worker, job: executor)
-    ahead(worker)
+    monkeypatch.setattr(RoundPlan, "draw", fails)
+    ahead = Ahead(lambda: draws_of(plan))
+    ahead(slot)
     before = ahead.close()
     assert before
     with pytest.raises(ConfigurationError, match="no batches for"):
-        before.take(0, executor, CPU)
+        before.pop(0)
 
 
 @pytest.mark.parametrize("method", [FedAvg(lr=0.05), Scaffold(lr=0.05), FedDane(lr=0.05, mu=0.1)])
@@ -164,11 +132,15 @@ def test_looking_ahead_changes_no_bit_and_draws_nothing_twice(
     states, passes = [], 1 if method.gradient_pass() == "none" else 2
     for lock in (True, False):
         monkeypatch.setattr(interpreter, "gil_enabled", lambda lock=lock: lock)
-        made = draws_noted(monkeypatch)
-        trainer = FederatedTrainer(
-            5, 4, SlotStrategy(2, cohort_size=2), [], logger=False, evaluate_every=2, stragglers=Stragglers(fraction)
-        )
-        states.append(trainer.fit(method, task(), data()))
+        with monkeypatch.context() as patch:
+            made = draws_noted(patch)
+            strategy = SlotStrategy(2, runner="vmap", cohort_size=2)
+            trainer = FederatedTrainer(
+                5, 4, strategy, [], logger=False, evaluate_every=2, stragglers=Stragglers(fraction)
+            )
+            states.append(trainer.fit(method, task(), data()))
+        trial, made = made[:passes], made[passes:]  # a step of two clients in each phase, before the first round
+        assert len({phase for *_, phase in trial}) == passes
         assert len(made) == len(set(made)) == 5 * 2 * passes
     assert torch.equal(states[0].server.x, states[1].server.x)
     for client in states[0].memory.clients():

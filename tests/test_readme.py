@@ -143,7 +143,7 @@ def test_the_table_names_every_method() -> None:
 def test_every_row_of_the_table_of_methods_runs(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the recipe's own defaults, for two rounds; under this seed the largest client takes 2,420 local steps."""
     monkeypatch.chdir(tmp_path)
-    few = ["--rounds", "2", "--seed", "87", "--compile", "off"]
+    few = ["--rounds", "2", "--seed", "87", "--runner", "loop"]
     run_recipe(load("synthetic").main, argv=[*shlex.split(row), *few], lr=0.01, fedprox={"mu": 1.0})
 
 

@@ -133,7 +133,7 @@ def test_synthetic_is_that_of_its_own_recipe(recipe: ModuleType) -> None:
     call_program(recipe.main, ["--methods", "fedavg", "--seeds", "0", *work, "--out", "o"])
     run_recipe(
         load("synthetic").main,
-        argv=[*work, "--compile", "false"],
+        argv=[*work, "--runner", "loop"],
         lr=read_program(RECIPES / "synthetic.py").defaults["lr"],
     )  # type: ignore[union-attr]
     own = read(Path("logs/synthetic/synthetic_1_1/fedavg/version_0/metrics.csv"))
@@ -189,7 +189,7 @@ def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
         (["--methods", "fedavg", "--batch-size", "0"], "`batch_size`"),
         (["--methods", "fedavg", "--local-epochs", "2"], "Either `epochs` or `steps`"),
         (["--methods", "fedavg", "--slots", "moon/0"], "moon"),
-        (["--methods", "fedavg", "--compile", "maybe"], "`--compile` must be true, false, "),
+        (["--methods", "fedavg", "--runner", "maybe"], "`--runner` must be auto, loop, "),
         (["--methods", "fedavg", "--seeds", "1", "1"], "none twice"),
         (["--methods", "fedavg", "--seeds", "0", "-1"], r"`--seeds` must hold numbers from 0 .* but is \[0, -1\]"),
         (["--methods", "fedavg", "--partition", "A0d10C10"], "synthetic has none"),
@@ -250,12 +250,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("on", True), ("True", True), ("off", False), ("false", False), ("auto", "auto"), ("trace", "trace")],
-)
-def test_compile_is_typed_as_in_the_recipes(recipe: ModuleType, text: str, value: bool | str) -> None:
-    assert options(recipe, "--methods", "fedavg", "--compile", text).compile is value
+def test_a_runner_is_named_as_in_the_recipes(recipe: ModuleType) -> None:
+    assert options(recipe, "--methods", "fedavg", "--runner", "traced").runner == "traced"
 
 
 @pytest.mark.parametrize(

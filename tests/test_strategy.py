@@ -23,13 +23,13 @@ from fedlightning import (
 )
 from fedlightning import _interpreter as interpreter
 from fedlightning._interpreter import gil_enabled
-from fedlightning.execution import auto as choices
-from fedlightning.execution import slots
+from fedlightning.execution import auto, pool, slots
 from fedlightning.execution import strategy as strategy_module
-from fedlightning.execution.auto import slots_under_lock, step_flops
+from fedlightning.execution.auto import AutoRules, step_flops
 from fedlightning.execution.model import Replica
 from fedlightning.execution.numerics import Numerics
-from fedlightning.execution.slots import Slot, Worker, WorkerPool, cpu_count
+from fedlightning.execution.pool import WorkerPool
+from fedlightning.execution.slots import Slot, Worker, cpu_count
 from fedlightning.layout import Layout
 from fedlightning.testing import Quadratics
 
@@ -38,7 +38,9 @@ EYE = torch.eye(2)
 
 def worker(number: int) -> Worker:
     task = Quadratics.task([0.0, 0.0])
-    return Worker(Slot("cpu", 0, number), Replica(task, Layout.of(task), torch.device("cpu")), 1)
+    data = Quadratics([EYE], [EYE[0]], [2])
+    data.setup()
+    return Worker(Slot("cpu", 0, number), Replica(task, Layout.of(task), torch.device("cpu")), data, data.train, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_auto_takes_every_core_without_the_gil_and_one_with_it() -> None:
         FedAvg(), Quadratics.task([0.0, 0.0]), clients
     )
     assert len(strategy.slots) == (1 if gil_enabled() else min(64, cpu_count()))
-    assert strategy.cohort_size == 32
+    assert strategy.execution.cohort_size == 32
     assert ("GIL on" in strategy.describe()) == gil_enabled()
 
 
@@ -126,9 +128,8 @@ def test_auto_under_the_gil_takes_slots_by_the_operations_of_a_step(
     batch_size: int, cores: int, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interpreter, "gil_enabled", lambda: True)
-    monkeypatch.setattr(choices, "_UNLOCKED", 2_000_000)  # a step of 60 has 4.8 million
-    monkeypatch.setattr(strategy_module, "cpu_count", lambda: cores)
-    strategy = SlotStrategy()
+    monkeypatch.setattr(auto, "cpu_count", lambda: cores)
+    strategy = SlotStrategy(rules=AutoRules(flops_per_slot=2_000_000))  # a step of 60 has 4.8 million
     FederatedTrainer(1, 4, strategy, [], logger=False).fit(FedAvg(), network(), images(batch_size))
     assert len(strategy.slots) == slots
 
@@ -150,12 +151,12 @@ def test_a_model_that_must_see_values_takes_one_slot_under_the_gil(forward: Call
     data = TensorData(Examples(torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64)), Partition.of([torch.arange(4)]))
     model = Classification(Picky(5, 5), 5)
     data.setup()
-    assert slots_under_lock(model, data, 1) == 1
+    assert step_flops(model, data) == 0
     FederatedTrainer(1, 1, SlotStrategy(), [], logger=False).fit(FedAvg(), model, data)
 
 
 def test_results_come_in_the_order_of_the_work_whoever_finishes_first() -> None:
-    pool: WorkerPool[int] = WorkerPool([worker(0), worker(1), worker(2)])
+    threads: WorkerPool[int] = WorkerPool([worker(0), worker(1), worker(2)])
 
     def job(i: int) -> Callable[[Worker], int]:
         def work(_: Worker) -> int:
@@ -164,52 +165,52 @@ def test_results_come_in_the_order_of_the_work_whoever_finishes_first() -> None:
 
         return work
 
-    assert list(pool.map([job(i) for i in range(12)])) == list(range(12))
-    pool.close()
+    assert list(threads.map([job(i) for i in range(12)])) == list(range(12))
+    threads.close()
 
 
 def test_every_slot_has_its_own_thread_and_its_own_thread_count() -> None:
-    pool: WorkerPool[tuple[str, int]] = WorkerPool([worker(0), worker(1)])
+    threads: WorkerPool[tuple[str, int]] = WorkerPool([worker(0), worker(1)])
     barrier = threading.Barrier(2, timeout=10)
 
     def work(_: Worker) -> tuple[str, int]:
         barrier.wait()
         return threading.current_thread().name, torch.get_num_threads()
 
-    assert sorted(pool.map([work, work])) == [("slot cpu/0", 1), ("slot cpu/1", 1)]
-    pool.close()
+    assert sorted(threads.map([work, work])) == [("slot cpu/0", 1), ("slot cpu/1", 1)]
+    threads.close()
 
 
 @pytest.mark.parametrize(("cores", "work", "idle"), [(1, 2, 0), (2, 2, 1), (2, 1, 1), (3, 2, 2), (3, 1, 1)])
 def test_a_core_is_left_to_the_trainers_thread_by_slots_that_have_nothing_to_do(
     monkeypatch: pytest.MonkeyPatch, cores: int, work: int, idle: int
 ) -> None:
-    monkeypatch.setattr(slots, "cpu_count", lambda: cores)
-    pool: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
+    monkeypatch.setattr(pool, "cpu_count", lambda: cores)
+    threads: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
     began, resting = threading.Barrier(work, timeout=10), list[str]()
 
     def train(_: Worker) -> None:
         began.wait()
 
     for _ in range(3):
-        list(pool.map([train] * work, lambda own: resting.append(str(own.slot))))
-    pool.close()
+        list(threads.map([train] * work, lambda own: resting.append(str(own.slot))))
+    threads.close()
     assert len(resting) == 3 * idle
 
 
 def test_what_goes_wrong_in_a_slot_that_has_nothing_to_do_stops_nobody() -> None:
-    pool: WorkerPool[int] = WorkerPool([worker(0)])
+    threads: WorkerPool[int] = WorkerPool([worker(0)])
 
     def broken(_: Worker) -> None:
         raise KeyError("broken")
 
-    assert list(pool.map([lambda _: 1], broken)) == [1]
-    assert list(pool.map([lambda _: 2])) == [2]
-    pool.close()
+    assert list(threads.map([lambda _: 1], broken)) == [1]
+    assert list(threads.map([lambda _: 2])) == [2]
+    threads.close()
 
 
 def test_a_slot_out_of_memory_is_retired_and_its_work_is_done_again_elsewhere() -> None:
-    pool: WorkerPool[str] = WorkerPool([worker(0), worker(1)])
+    threads: WorkerPool[str] = WorkerPool([worker(0), worker(1)])
 
     def work(own: Worker) -> str:
         if own.slot.number == 0:
@@ -217,19 +218,19 @@ def test_a_slot_out_of_memory_is_retired_and_its_work_is_done_again_elsewhere() 
         time.sleep(0.005)
         return str(own.slot)
 
-    assert list(pool.map([work] * 6)) == ["cpu/1"] * 6
-    assert pool.retired == ["cpu/0"]
-    pool.close()
+    assert list(threads.map([work] * 6)) == ["cpu/1"] * 6
+    assert threads.retired == ["cpu/0"]
+    threads.close()
 
 
 def test_no_slot_left_is_an_error() -> None:
     def work(_: Worker) -> None:
         raise torch.OutOfMemoryError("tried to allocate")
 
-    pool: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
+    threads: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
     with pytest.raises(ClientError, match=r"all ran out of it .*Use fewer slots on a device"):
-        list(pool.map([work] * 3))
-    pool.close()
+        list(threads.map([work] * 3))
+    threads.close()
 
 
 def test_an_error_in_a_slot_reaches_the_caller_and_the_others_stop() -> None:
@@ -244,10 +245,10 @@ def test_an_error_in_a_slot_reaches_the_caller_and_the_others_stop() -> None:
 
         return work
 
-    pool: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
+    threads: WorkerPool[None] = WorkerPool([worker(0), worker(1)])
     with pytest.raises(KeyError, match="broken"):
-        list(pool.map([job(i) for i in range(200)]))
-    pool.close()
+        list(threads.map([job(i) for i in range(200)]))
+    threads.close()
     assert len(began) < 100
     assert no_slot_is_left()
 
@@ -282,11 +283,11 @@ def test_a_slot_that_dies_ends_the_run_with_its_error(where: str, error: BaseExc
     def work(_: Worker) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    pool: WorkerPool[None] = WorkerPool(dying, fails if where == "forget" else lambda slot: None)
+    threads: WorkerPool[None] = WorkerPool(dying, fails if where == "forget" else lambda slot: None)
     with pytest.raises(ClientError, match=rf"Slot cpu/[01] must work .*\({type(error).__name__}: broken\)") as caught:
-        list(pool.map([work] * 3))
+        list(threads.map([work] * 3))
     assert caught.value.__cause__ is error
-    pool.close()
+    threads.close()
     assert no_slot_is_left()
 
 
@@ -306,56 +307,56 @@ def test_whoever_waits_for_a_slot_while_it_dies_gets_its_error_too() -> None:
         begun.wait(10)
         raise torch.OutOfMemoryError("out of memory")
 
-    pool: WorkerPool[str] = WorkerPool([own, other], forget)
+    threads: WorkerPool[str] = WorkerPool([own, other], forget)
     with pytest.raises(ClientError, match=r"Slot cpu/0 must work .*\(KeyError: 'cpu/0'\)"):
-        list(pool.map([work] * 2))
+        list(threads.map([work] * 2))
     release.set()
-    pool.close()
+    threads.close()
 
 
 def test_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one whose error cannot even be handed over, for want of memory."""
-    monkeypatch.setattr(slots, "_PATIENCE", 0.01)
+    monkeypatch.setattr(pool, "_PATIENCE", 0.01)
     monkeypatch.setattr(WorkerPool, "_fail", lambda *_: None)
     own = worker(0)
     own.prepare = lambda: 1 / 0  # type: ignore[assignment, return-value, method-assign]
-    pool: WorkerPool[int] = WorkerPool([own, worker(1)])
+    threads: WorkerPool[int] = WorkerPool([own, worker(1)])
 
     def waits(at: Worker) -> int:
         time.sleep(0.2)
         return 1
 
     with pytest.raises(ClientError, match="Slot cpu/0 must work until the run ends, but its thread has stopped"):
-        list(pool.map([waits] * 8))
-    pool.close()
+        list(threads.map([waits] * 8))
+    threads.close()
 
 
 def test_slots_that_were_all_retired_in_their_idle_time_are_an_error_and_no_wait_without_end() -> None:
-    pool: WorkerPool[int] = WorkerPool([worker(0)])
+    threads: WorkerPool[int] = WorkerPool([worker(0)])
 
     def idle(_: Worker) -> None:
         raise torch.OutOfMemoryError("tried to allocate")
 
-    assert list(pool.map([lambda _: 1], idle)) == [1]
+    assert list(threads.map([lambda _: 1], idle)) == [1]
     with pytest.raises(ClientError, match=r"all ran out of it \(cpu/0\)"):
-        list(pool.map([lambda _: 2]))
-    pool.close()
+        list(threads.map([lambda _: 2]))
+    threads.close()
 
 
 def test_work_behind_a_window_is_not_begun() -> None:
-    pool: WorkerPool[int] = WorkerPool([worker(0), worker(1)])
+    threads: WorkerPool[int] = WorkerPool([worker(0), worker(1)])
     begun: list[int] = []
 
     def job(i: int) -> Callable[[Worker], int]:
         return lambda _: begun.append(i) or i  # type: ignore[func-returns-value]
 
-    results = pool.map([job(i) for i in range(20)], window=3)
+    results = threads.map([job(i) for i in range(20)], window=3)
     for i in range(20):
         assert next(results) == i
         time.sleep(0.005)
         assert max(begun) <= i + 2
     assert list(results) == []
-    pool.close()
+    threads.close()
 
 
 # -- threads that cannot be started -----------------------------------------------------------------------------------
@@ -413,7 +414,7 @@ def test_more_threads_than_any_use_are_refused(
 def test_auto_takes_no_more_slots_than_there_may_be_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" takes is known before the first round."""
     monkeypatch.setattr(slots, "cpu_count", lambda: 2)
-    monkeypatch.setattr(choices, "cpu_count", lambda: 16)
+    monkeypatch.setattr(auto, "cpu_count", lambda: 16)
     monkeypatch.setattr(interpreter, "gil_enabled", lambda: False)
     data = Quadratics([EYE] * 16, [EYE[0]] * 16, [2] * 16)
     trainer = FederatedTrainer(1, strategy=SlotStrategy(threads_per_slot=17), callbacks=[], logger=False)
@@ -458,7 +459,7 @@ def test_a_slot_without_room_for_its_copy_of_the_model_is_named(monkeypatch: pyt
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_whoever_waits_for_a_slot(number: signal.Signals) -> None:
     """While the trainer's thread waits for a result, its handler runs at once."""
-    pool: WorkerPool[None] = WorkerPool([worker(0)])
+    threads: WorkerPool[None] = WorkerPool([worker(0)])
 
     def handle(*_: object) -> None:
         raise InterruptedError
@@ -468,8 +469,8 @@ def test_a_signal_reaches_whoever_waits_for_a_slot(number: signal.Signals) -> No
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         began = time.perf_counter()
         with pytest.raises(InterruptedError):
-            list(pool.map([lambda _: time.sleep(0.5)]))
+            list(threads.map([lambda _: time.sleep(0.5)]))
         assert time.perf_counter() - began < 0.4
     finally:
         signal.signal(number, before)
-    pool.close()
+    threads.close()

@@ -93,7 +93,7 @@ class Dissimilarity(Callback):
             return lambda worker: gradient_sums(
                 worker.replica,
                 trainer.data,
-                trainer.strategy.examples(worker.replica.device),
+                worker.examples,
                 clients,
                 x,
                 trainer.state.buffers,

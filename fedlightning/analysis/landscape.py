@@ -170,7 +170,7 @@ class LossLandscape(Callback):
             points = [plane.point(torch.stack([across, height])) for across in a]
 
             def measure(worker: Worker) -> list[float]:
-                examples = trainer.strategy.examples(worker.replica.device)
+                examples = worker.examples
                 arguments = (worker.replica, trainer.data, examples, self._index, points, trainer.state.buffers)
                 return mean_losses(*arguments, self.batch_size)
 

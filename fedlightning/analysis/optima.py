@@ -125,7 +125,7 @@ class ClientOptima(Callback):
     def _find(self, trainer: FederatedTrainer, worker: Worker, client: int, x: Tensor) -> Minimum:
         """A client's optimum, on a slot; the point comes back on the host."""
         replica, buffers = worker.replica, trainer.state.buffers
-        examples = trainer.strategy.examples(replica.device)
+        examples = trainer.strategy.examples[replica.device]
         rounding = 4 * torch.finfo(replica.layout.dtype).eps
         with client_objective(replica, trainer.data, examples, client, x, buffers, self.batch_size) as objective:
             start = x.to(replica.device, torch.float64)

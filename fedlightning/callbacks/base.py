@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
-
+from fedlightning.execution.runners.base import CohortResult
 from fedlightning.method import Round
-from fedlightning.state import State
 
 if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer
 
-
-@dataclass(frozen=True)
-class CohortResult:
-    """What a cohort of C clients did in a round.
-
-    Attributes:
-        clients: their ids, in packing order.
-        upload: what they uploaded, entries [C, …].
-        state: what they remember, entries [C, …].
-        buffers: their modules' buffers, flat [C, Q] (float64); Q is 0 for a model without running statistics.
-        num_examples: [C].
-        num_steps: local steps taken [C].
-        loss: mean training loss of each client over the examples of its steps [C] (float64): an example counts as often as it
-            is seen.
-        slot: where it ran.
-        seconds: how long it took.
-    """
-
-    clients: tuple[int, ...]
-    upload: State
-    state: State
-    buffers: Tensor
-    num_examples: Tensor
-    num_steps: Tensor
-    loss: Tensor
-    slot: str
-    seconds: float
+__all__ = ["Callback", "CohortResult"]
 
 
 class Callback:

@@ -135,7 +135,7 @@ class ConfigFile:
 
 def _taken(where: str, flag: Flag, value: Any) -> Any:
     try:
-        return flag.take(value)
+        return flag.read_yaml(value)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
 

@@ -91,7 +91,7 @@ class Flag:
         except ValueError:
             raise self.refused(" ".join(words)) from None
 
-    def take(self, value: Any) -> Any:
+    def read_yaml(self, value: Any) -> Any:
         """The value that a YAML file has for it.
 
         Raises:

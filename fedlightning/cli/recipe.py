@@ -31,8 +31,7 @@ from fedlightning.cli.flags import (
 )
 from fedlightning.cli.run import Run
 from fedlightning.data import parse_partition
-from fedlightning.errors import ConfigurationError, FedLightningError, first_line
-from fedlightning.execution.slots import out_of_memory
+from fedlightning.errors import ConfigurationError, FedLightningError, first_line, out_of_memory
 from fedlightning.method import field_names
 from fedlightning.methods import method_named, method_names
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -11,13 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+from torchmetrics import MetricCollection
 
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
-from fedlightning.errors import ConfigurationError, FedLightningError
+from fedlightning.errors import ConfigurationError, FedLightningError, out_of_memory
+from fedlightning.evaluation.footprint import examples_at_once
 from fedlightning.execution.inspection import misfit, raised_by_torch
 from fedlightning.execution.model import Replica
-from fedlightning.execution.slots import out_of_memory
+from fedlightning.execution.slots import Worker
+from fedlightning.execution.strategy import SlotStrategy
+from fedlightning.task import FederatedTask, computed
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,86 @@ def evaluate_chunk(
         replica.task.train()
     host = _pytree.tree_map(lambda each: each.cpu() if isinstance(each, Tensor) else each, outputs)
     return {name: values.cpu() for name, values in scores.items()}, host, targets.cpu()
+
+
+class Evaluation:
+    """Scores the global model on each of the data module's splits, on the slots of a run.
+
+    Args:
+        strategy: whose slots.
+        task: the model, its scores and metrics.
+        data: whose splits.
+    """
+
+    def __init__(self, strategy: SlotStrategy, task: FederatedTask, data: FederatedDataModule) -> None:
+        self._strategy, self._task, self._data = strategy, task, data
+        self._splits = splits(data, strategy.examples)
+        self._at_once: dict[str, int] = {}
+
+    def run(
+        self, x: Tensor, buffers: Tensor, goes_on: Callable[[int, int], bool] = lambda done, total: True
+    ) -> dict[str, float]:
+        """The metrics.
+
+        Args:
+            x: the model [P].
+            buffers: its buffers [Q].
+            goes_on: told between batches how many examples of how many are done; whether anybody waits for the metrics still.
+
+        Raises:
+            EvaluationGivenUp: nobody does.
+        """
+        result: dict[str, float] = {}
+        done, total = 0, sum(len(split.clients.indices) for split in self._splits)
+        for split in self._splits:
+
+            def after(count: int, before: int = done) -> bool:
+                return goes_on(before + count, total)
+
+            result.update(self._split(split, x, buffers, after))
+            done += len(split.clients.indices)
+        return result
+
+    def _split(self, split: Split, x: Tensor, buffers: Tensor, goes_on: Callable[[int], bool]) -> dict[str, float]:
+        sums, metrics, strategy = ClientSums(split), self._task.metrics.clone(), self._strategy
+        chunks = split.chunks(self._examples_at_once(split, x, buffers))
+
+        def score(chunk: tuple[int, int]) -> Callable[[Worker], Scored]:
+            return lambda worker: evaluate_chunk(worker.replica, self._data, split, chunk, x, buffers)
+
+        with closing(strategy.map([score(chunk) for chunk in chunks], window=2 * len(strategy.slots))) as results:
+            for chunk, (scores, outputs, targets) in zip(chunks, results, strict=True):
+                sums.add(chunk, scores)
+                self._update(metrics, outputs, targets)
+                if not goes_on(chunk[1]):
+                    raise EvaluationGivenUp
+        pooled = {f"{split.prefix}/{name}": value for name, value in computed(metrics).items()}
+        return {**sums.metrics(), **pooled}
+
+    def _examples_at_once(self, split: Split, x: Tensor, buffers: Tensor) -> int:
+        """How many of a split are evaluated at once; measured where it is evaluated for the first time."""
+        if split.prefix not in self._at_once:
+            model = x.cpu(), buffers.cpu()
+            replica = self._strategy.replica(torch.device("cpu"))
+
+            def evaluate(count: int) -> object:
+                scored = evaluate_chunk(replica, self._data, split, (0, count), *model)
+                self._update(self._task.metrics.clone(), *scored[1:])
+                return scored
+
+            self._at_once[split.prefix] = examples_at_once(evaluate)
+        return self._at_once[split.prefix]
+
+    def _update(self, metrics: MetricCollection, outputs: Any, targets: Tensor) -> None:
+        try:
+            self._task.update_metrics(metrics, outputs, targets)
+        except Exception as error:
+            name = type(self._task).__name__
+            raise ConfigurationError(
+                f"The metrics of {name} ({', '.join(map(str, metrics))}) must take the model's outputs and the targets of an "
+                f"evaluation, but one does not: {type(error).__name__}: {' '.join(str(error).split())[:300]}; see how it was "
+                f"made, or `update_metrics` of {name}."
+            ) from error
 
 
 class ClientSums:

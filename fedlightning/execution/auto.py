@@ -1,54 +1,86 @@
-"""The rules of "auto": how many slots, how large a cohort, whether to compile, and who trains with whom."""
+"""Every decision of "auto", taken once, before the first round: `resolve` gives the run's `Execution`, with its reasons.
+
+The order is that of `resolve`: where (slots), what the model allows (`inspect`, a trial of the loss), which runner, how many
+clients at once, and again where, since with the GIL only some runners gain from more slots. Every threshold is a field of
+`AutoRules`, with the measurement that it came from. The rules look at the run and at the machine's devices and cores, never
+at free memory or at what was compiled before, so that a run's numbers do not depend on those.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from heapq import heappop, heappush
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedlightning import _interpreter as interpreter
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError
-from fedlightning.execution.inspection import Obstacle, first_batch
+from fedlightning.execution.inspection import ACROSS, Findings, Obstacle, Trial, first_batch, inspect
 from fedlightning.execution.runners.compiled.build import compiler
+from fedlightning.execution.runners.traced import UNROLL
 from fedlightning.execution.slots import Slot, cpu_count
+from fedlightning.hooks.audit import Audit
 from fedlightning.layout import Layout
-from fedlightning.method import Batch, FedMethod
+from fedlightning.method import Batch, FedMethod, Round
 from fedlightning.task import FederatedTask
 
-_HEAVY = 1_000_000
-"""Parameters from which clients of a dense model gain nothing side by side, nor from compiling."""
+RunnerName = Literal["loop", "vmap", "traced", "compiled", "cuda_graph"]
 
-_UNLOCKED = 10_000_000
-"""Operations of a step that take about as long, without the GIL, as its Python, with it: measured with 1 and 2 slots."""
-
-_DENSE = (nn.Linear, nn.Flatten, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.Dropout)
+DENSE = (nn.Linear, nn.Flatten, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LayerNorm, nn.Dropout)
 """Layers that are faster side by side than one after another on a CPU."""
 
-_LARGE = 10_000_000
-"""Operations of a step beside which a call of a graph costs nothing, nor what else there is to do for a client."""
-
-_CONVOLVING = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLVING = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers that gain from being compiled beside dense ones, by a fifth to a half of a step; norms between them need not."""
 
-_LONG, _LONG_CONVOLVING = 150_000, 50_000
-"""Local steps of a client from which compiling, half a minute once, is less than what it saves."""
 
-_FILLED = 0.8
-"""The part of a batch's places that must hold an example, lest what a graph saves is spent on the others."""
+@dataclass(frozen=True)
+class AutoRules:
+    """The thresholds of "auto".
 
-_WORTH = 500
-"""Compiled steps that take longer than what else there is to do for a cohort."""
+    Attributes:
+        heavy: parameters from which clients of a dense model gain nothing side by side, nor from compiling.
+        compile_dense: local steps of a run from which compiling a dense model, half a minute once, is less than what it saves.
+        compile_convolving: the same for a model with convolutions, whose steps are longer.
+        filled: the part of a batch's places that must hold an example, where convolutions are compiled: a graph computes on the
+            empty places, too, and below this it loses on them what it saves (LeNet, two cores).
+        large_step: operations of a step beside which a call of a graph costs nothing, nor what else there is to do for a
+            client: LeNet on 50 images has 200 million, FedProx's 60x10 on ten examples 36,000.
+        cohort_from: clients of a round from which a cohort pays.
+        cohort_most: the largest cohort; wider ones leave the cache.
+        together_most: clients that are handed over together where they are trained in turn.
+        flops_per_slot: operations of a step that take about as long, without the GIL, as its Python, with it: each such number
+            of them feeds one more slot (measured with 1 and 2 slots).
+    """
 
-_TOGETHER, _STEPS_TOGETHER, _BYTES_TOGETHER = 8, 32_768, 32 * 2**20
-"""Compiled cohorts that a slot takes at a time, their local steps, and the batches that are made of them beforehand."""
+    heavy: int = 1_000_000
+    compile_dense: int = 150_000
+    compile_convolving: int = 50_000
+    filled: float = 0.8
+    large_step: float = 10_000_000
+    cohort_from: int = 16
+    cohort_most: int = 64
+    together_most: int = 32
+    flops_per_slot: float = 10_000_000
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for.
+
+    Attributes:
+        slots: names, a number, or None for "auto".
+        runner: a runner's name, "auto", or "custom" for the user's own.
+        cohort_size: a number, or None for "auto".
+    """
+
+    slots: list[Slot] | int | None = None
+    runner: RunnerName | Literal["auto", "custom"] = "auto"
+    cohort_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +115,247 @@ class Workload:
         return cls(participants, total, int(steps.max()), balanced, batch is not None, filled)
 
 
-def choose_slots(wish: int | None, participants: int) -> list[Slot]:
+@dataclass(frozen=True)
+class Execution:
+    """How a run is executed: decided before the first round, printed, and written to every checkpoint.
+
+    Attributes:
+        slots: where clients are trained.
+        runner: what takes their steps.
+        cohort_size: how many are handed to a slot together; under vmap, how many are trained at once.
+        large: whether a step is so large that it is worth a graph of its own, and a client a cohort of its own.
+        unroll: U, local steps of a graph; as many as pay, but not more than the longest client takes.
+        reasons: why, one for each decision that was not the user's.
+        fallback: what takes its place if a graph cannot be built, or a trial fails, where the user asked for neither.
+    """
+
+    slots: tuple[Slot, ...]
+    runner: RunnerName | Literal["custom"]
+    cohort_size: int = 1
+    large: bool = False
+    unroll: int = 1
+    reasons: tuple[str, ...] = ()
+    fallback: Execution | None = None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all slots are on the CPU."""
+        return all(slot.kind == "cpu" for slot in self.slots)
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, so that a resumed run takes its steps in the same way."""
+        return {"runner": self.runner, "cohort_size": self.cohort_size}
+
+    def fall_back(self, why: str) -> Execution:
+        """What takes its place, and why."""
+        if self.fallback is None:
+            raise ValueError(f"This execution has no fallback: {why}")
+        return replace(self.fallback, reasons=(*self.fallback.reasons, why))
+
+    def describe(self) -> str:
+        """The runner in words, and why it was chosen."""
+        together = f"cohorts of {self.cohort_size}" if self.cohort_size > 1 else "one client at a time"
+        graphs = f"{self.unroll} local step{'s' * (self.unroll > 1)} a graph, {together}"
+        how = {
+            "loop": "one client at a time",
+            "vmap": f"{together} under vmap",
+            "traced": f"{graphs}, run from Python",
+            "compiled": f"{graphs}, compiled",
+            "cuda_graph": "steps as CUDA graphs (experimental)",
+            "custom": "a runner of one's own",
+        }[self.runner]
+        return how + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
+
+
+def resolve(
+    wishes: Wishes,
+    method: FedMethod,
+    task: FederatedTask,
+    layout: Layout,
+    data: FederatedDataModule,
+    work: Workload,
+    rules: AutoRules = AutoRules(),
+    before: Mapping[str, Any] | None = None,
+) -> tuple[Execution, Findings]:
+    """Decide how a run is executed; give what was found in the model, too.
+
+    Args:
+        wishes: what the user asked for; it is done, or refused.
+        method: the method.
+        task: the model.
+        layout: where its parameters lie in w.
+        data: the clients' data.
+        work: about how much there is to do.
+        rules: the thresholds.
+        before: what a checkpoint says of the run that goes on; it is taken where the user asks for nothing else.
+
+    Raises:
+        ConfigurationError: what was asked for cannot be.
+    """
+    # 1. Where: the devices decide what can be done there.
+    slots = tuple(wishes.slots) if isinstance(wishes.slots, list) else choose_slots(wishes.slots, work.participants)
+    on_cpu = all(slot.kind == "cpu" for slot in slots)
+
+    # 2. What the method, the model and the loss allow: each hook once, a look at the layers, and at one batch.
+    audit(method, layout.read(task).to(slots[0].device), layout, data, work)
+    found = inspect(method, task, layout, data, on_cpu)
+    trial = Trial(method, task, layout, data, slots[0].device)
+    if method.own_objective:
+        trial.check()
+
+    # 3. Which runner, and how many clients at once; then once more, if a loss looks across the batches that it makes.
+    flops = step_flops(task, data)
+    chooser = _Chooser(wishes, task, layout, work, rules, slots, flops, before)
+    execution = chooser.choose(found.obstacle)
+    if found.obstacle is None and execution.runner not in ("loop", "custom") and trial.looks_across():
+        execution = chooser.choose(ACROSS)
+
+    # 4. Again where: with the GIL, more slots pay only where a step is little Python.
+    if wishes.slots is None and interpreter.gil_enabled() and on_cpu:
+        execution = with_lock(execution, work, flops, rules)
+    return execution, found
+
+
+def audit(method: FedMethod, x: Tensor, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
+    """Call the method's hooks once, of which nothing is kept.
+
+    Raises:
+        MethodError: one does what it must not.
+    """
+    round = Round(0, data.clients.num_clients, work.participants, method.client_lr(0))
+    Audit(method, x, layout, round, data.num_steps(0, method.local_steps(0)), data.clients.size(0)).run()
+
+
+class _Chooser:
+    """Chooses the runner and the cohort's size under the obstacles that are known."""
+
+    def __init__(
+        self,
+        wishes: Wishes,
+        task: FederatedTask,
+        layout: Layout,
+        work: Workload,
+        rules: AutoRules,
+        slots: tuple[Slot, ...],
+        flops: float,
+        before: Mapping[str, Any] | None,
+    ) -> None:
+        self.wishes, self.task, self.layout, self.work, self.rules = wishes, task, layout, work, rules
+        self.slots, self.large, self.before = slots, flops >= rules.large_step, before
+        self.on_cpu = all(slot.kind == "cpu" for slot in slots)
+
+    def choose(self, obstacle: Obstacle | None) -> Execution:
+        """The execution, refused where the user asked for what an obstacle forbids."""
+        wish = self.wishes.runner
+        before = self.before or {}
+        if wish == "auto" and self.wishes.cohort_size is None and before.get("runner") in get_args(RunnerName):
+            self._check(before["runner"], None)
+            return self._taken(before["runner"], before["cohort_size"], "as the run began")
+        if wish == "auto":
+            return self._auto(obstacle)
+        self._check(wish, obstacle)
+        return self._taken(wish, self._size(wish))
+
+    def _taken(
+        self, runner: RunnerName | Literal["custom"], size: int = 1, *why: str, fallback: Execution | None = None
+    ) -> Execution:
+        unroll = 1 if self.large else min(UNROLL, self.work.longest)
+        return Execution(self.slots, runner, size, self.large, unroll, why, fallback)
+
+    def _check(self, wish: str, obstacle: Obstacle | None) -> None:
+        """Refuse a runner that was asked for, but cannot be."""
+        if wish in ("vmap", "traced", "compiled") and obstacle:
+            raise ConfigurationError(
+                f"`runner` must be 'loop' for a model with {obstacle.what}, but is {wish!r}; {obstacle.remedy}."
+            )
+        if wish == "cuda_graph":
+            self._check_capture(obstacle)
+        if wish == "compiled" and not (self.on_cpu and compiler()):
+            what = "a C++ compiler" if self.on_cpu else "slots on a CPU"
+            raise ConfigurationError(f"`runner='compiled'` needs {what}, but there is none; use 'auto'.")
+        if wish == "traced" and len({slot.device for slot in self.slots}) > 1:
+            raise ConfigurationError(
+                f"`runner='traced'` must have all slots on one device, but they are on "
+                f"{len({slot.device for slot in self.slots})}; use 'loop'."
+            )
+        size = self.wishes.cohort_size
+        if size and size > 1 and wish in ("loop", "cuda_graph"):
+            raise ConfigurationError(
+                f"`cohort_size` must be 1 for `runner={wish!r}`, but is {size}; use `runner='vmap'`."
+            )
+
+    def _check_capture(self, obstacle: Obstacle | None) -> None:
+        recurrent = next((name for name, m in self.task.named_modules() if isinstance(m, nn.RNNBase)), None)
+        why = None
+        if self.on_cpu:
+            why = "the slots are on a CPU"
+        elif not self.work.batched:
+            why = "batches are whole data sets"
+        elif obstacle is ACROSS:
+            why = "the loss looks across a batch, empty places included"
+        elif recurrent is not None:
+            why = f"cuDNN's recurrent layer {recurrent!r} copies its weights"
+        if why:
+            raise ConfigurationError(
+                "`runner='cuda_graph'` must have slots on GPUs, batches of one size, a loss of each example alone, and no "
+                f"recurrent layer of cuDNN, but {why}; use `runner='loop'`, or set `batch_size`."
+            )
+
+    def _auto(self, obstacle: Obstacle | None) -> Execution:
+        size = self.wishes.cohort_size
+        if size is not None and size > 1:
+            if obstacle:
+                raise ConfigurationError(
+                    f"`cohort_size` must be 1 for a model with {obstacle.what}, but is {size}; {obstacle.remedy}."
+                )
+            return self._taken("vmap", min(size, self.work.participants))
+        if not self.on_cpu:
+            # Capture and compiled steps have never run on a card, so there is one way to be surprised by.
+            return self._taken("loop")
+        uncompiled = self._uncompiled(obstacle)
+        if obstacle or size == 1 or not self._compiling_pays():
+            return uncompiled
+        if not compiler():
+            return replace(uncompiled, reasons=(*uncompiled.reasons, "not compiled: no C++ compiler was found"))
+        why = f"{self.work.total:,.0f} local steps of a small model"
+        return self._taken("compiled", self._size("compiled"), why, fallback=self._taken("loop"))
+
+    def _uncompiled(self, obstacle: Obstacle | None) -> Execution:
+        """Cohorts where they pay, or one client at a time."""
+        if obstacle:
+            return self._taken("loop", 1, f"the model has {obstacle.what}")
+        few = self.work.participants < self.rules.cohort_from
+        if self.wishes.cohort_size == 1 or few or not self.work.balanced or not self._dense():
+            return self._taken("loop")
+        why = "a small dense model, clients of similar sizes"
+        return self._taken("vmap", self._size("vmap"), why, fallback=self._taken("loop"))
+
+    def _compiling_pays(self) -> bool:
+        if not self.work.batched:
+            return False
+        if self._dense():
+            return self.work.total >= self.rules.compile_dense
+        long, filled = self.work.total >= self.rules.compile_convolving, self.work.filled >= self.rules.filled
+        return self._dense(CONVOLVING) and long and filled
+
+    def _dense(self, others: tuple[type[nn.Module], ...] = ()) -> bool:
+        """Whether the model is small, and of layers that gain."""
+        leaves = [m for m in self.task.model.modules() if not list(m.children()) and list(m.parameters())]
+        return all(isinstance(leaf, DENSE + others) for leaf in leaves) and self.layout.size < self.rules.heavy
+
+    def _size(self, runner: str) -> int:
+        """How many clients are handed over together."""
+        half = self.work.participants // 2
+        if self.wishes.cohort_size is not None:
+            return min(self.wishes.cohort_size, self.work.participants)
+        if runner == "vmap":
+            return max(1, min(self.rules.cohort_most, half))
+        if runner in ("traced", "compiled") and not self.large:
+            return max(1, min(self.rules.together_most, half))
+        return 1
+
+
+def choose_slots(wish: int | None, participants: int) -> tuple[Slot, ...]:
     """So many slots, or for None as many as pay if each step is Python for the most part."""
     devices, free = torch.cuda.device_count(), not interpreter.gil_enabled()
     if wish is not None:
@@ -93,19 +365,19 @@ def choose_slots(wish: int | None, participants: int) -> list[Slot]:
     else:
         count = min(participants, cpu_count() if free else 1)
     if devices:
-        return sorted(Slot("cuda", i % devices, i // devices) for i in range(count))
-    return [Slot("cpu", 0, i) for i in range(count)]
+        return tuple(sorted(Slot("cuda", i % devices, i // devices) for i in range(count)))
+    return tuple(Slot("cpu", 0, i) for i in range(count))
 
 
-def slots_under_lock(task: FederatedTask, data: FederatedDataModule, together: int) -> int:
-    """The slots that pay on a CPU under the GIL: one, and one more for each 10 MFLOP of a step.
-
-    Args:
-        task: the model.
-        data: whose batches it takes.
-        together: clients of a step.
-    """
-    return 1 + int(together * step_flops(task, data) // _UNLOCKED)
+def with_lock(execution: Execution, work: Workload, flops: float, rules: AutoRules) -> Execution:
+    """The slots that pay on a CPU with the GIL: compiled steps run without it, others wait for each other's Python."""
+    together = execution.cohort_size if execution.runner == "vmap" else 1
+    pay = {"compiled": cpu_count(), "traced": 1}.get(
+        execution.runner, 1 + int(together * flops // rules.flops_per_slot)
+    )
+    slots = choose_slots(min(pay, cpu_count(), work.participants), work.participants)
+    fallback = execution.fallback and with_lock(execution.fallback, work, flops, rules)
+    return replace(execution, slots=slots, fallback=fallback)
 
 
 def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
@@ -117,136 +389,7 @@ def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
     try:
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             deepcopy(task).to("meta").loss(batch).mean().backward()
-    except Exception:  # noqa: BLE001 - a model may fail in any way where there are no values; a real error comes again in training
+    except Exception:  # noqa: BLE001 - a model may fail in any way where there are no values; a real error comes again
         return 0.0
     size = len(data.clients.indices) / data.clients.num_clients
     return float(counter.get_total_flops()) / max(len(batch.inputs), 1) * min(data.batch_size or size, size)
-
-
-def large_steps(task: FederatedTask, data: FederatedDataModule) -> bool:
-    """Whether a local step is so large that it is worth a graph of its own, and a client a cohort of its own."""
-    return step_flops(task, data) >= _LARGE
-
-
-def choose_compile(
-    wish: bool | str, task: FederatedTask, layout: Layout, work: Workload, on_cpu: bool, obstacle: Obstacle | None
-) -> tuple[Literal["compile", "trace"] | None, str]:
-    """How the local steps become graphs, or None and, where it would pay, why not.
-
-    Raises:
-        ConfigurationError: it is asked for, but there is no compiler, or the model cannot be lifted.
-    """
-    if wish is False:
-        return None, ""
-    if wish == "auto":
-        pays = work.total >= _LONG if _dense(task, layout) else _convolving(task, layout, work)
-        if not (on_cpu and work.batched and pays) or obstacle:
-            return None, ""
-        return ("compile", "") if compiler() else (None, "no C++ compiler was found")
-    if obstacle:
-        raise ConfigurationError(
-            f"`compile` must be False for a model with {obstacle.what}, but is {wish!r}; {obstacle.remedy}."
-        )
-    if wish == "trace":
-        return "trace", ""
-    if not on_cpu or not compiler():
-        raise ConfigurationError(
-            f"`compile=True` needs {'slots on a CPU' if not on_cpu else 'a C++ compiler'}, but there is none; use 'auto'."
-        )
-    return "compile", ""
-
-
-def choose_cohort(
-    wish: str | int,
-    task: FederatedTask,
-    layout: Layout,
-    work: Workload,
-    on_cpu: bool,
-    compiled: bool,
-    large: bool,
-    obstacle: Obstacle | None,
-) -> int:
-    """The clients trained at once, or compiled as steps that are large or not, handed over together.
-
-    Raises:
-        ConfigurationError: more than one is asked for, but the model cannot be lifted.
-    """
-    if isinstance(wish, int):
-        if wish > 1 and obstacle:
-            raise ConfigurationError(
-                f"`cohort_size` must be 1 for a model with {obstacle.what}, but is {wish}; {obstacle.remedy}."
-            )
-        return min(wish, work.participants)
-    half = work.participants // 2
-    if compiled:
-        return 1 if large else max(1, min(32, half))
-    return (
-        min(64, half)
-        if not obstacle and _dense(task, layout) and work.balanced and on_cpu and work.participants >= 16
-        else 1
-    )
-
-
-def pack(
-    order: Sequence[int], steps: Sequence[int], size: int, spread: float = math.inf, share: float = 1.0
-) -> list[tuple[int, ...]]:
-    """Clients of falling numbers of steps in cohorts of at most `size`.
-
-    Args:
-        order: the clients.
-        steps: how many each takes.
-        size: clients of a cohort.
-        spread: the longest of a cohort takes at most so many times the steps of the shortest: then few clients stand idle
-            beside one that goes on, and narrow graphs are seldom needed.
-        share: a cohort of several takes at most this part of all steps, or 500: then no slot is long at work while others
-            wait, for cohorts whose clients follow one another.
-    """
-    cohorts: list[list[int]] = []
-    most, longest, total = max(share * sum(steps), _WORTH), 0, 0
-    for client, count in zip(order, steps, strict=True):
-        if cohorts and len(cohorts[-1]) < size and spread * count >= longest and total + count <= most:
-            cohorts[-1].append(client)
-            total += count
-        else:
-            cohorts.append([client])
-            longest = total = count
-    return [tuple(cohort) for cohort in cohorts]
-
-
-def share_out(costs: Sequence[int], slots: int, most: int = _STEPS_TOGETHER) -> list[tuple[int, ...]]:
-    """The positions of compiled cohorts that a slot takes together.
-
-    A slot takes at most about eight, of about `most` steps; each goes to those that have least to do so far, and all slots
-    take as often, so they are done at about the same time.
-
-    Args:
-        costs: local steps of each cohort.
-        slots: how many share them.
-        most: local steps that a slot takes at a time, unless they are one cohort's.
-    """
-    times = max(1, -(-len(costs) // (slots * _TOGETHER)), -(-sum(costs) // (slots * most)))
-    shares = [(0, i, list[int]()) for i in range(min(slots * times, len(costs)))]
-    for position, cost in enumerate(costs):
-        least, i, positions = heappop(shares)
-        heappush(shares, (least + cost, i, [*positions, position]))
-    return sorted(tuple(positions) for *_, positions in shares)
-
-
-def steps_together(data: FederatedDataModule) -> int:
-    """Local steps of compiled cohorts whose plans, and batches where those are made beforehand, are in memory at a time."""
-    if data.only_gathers:
-        return _STEPS_TOGETHER
-    batch = first_batch(data)
-    example = (batch.inputs.nbytes + batch.targets.nbytes) / max(len(batch.inputs), 1)
-    size = data.batch_size or len(batch.inputs)
-    return min(_STEPS_TOGETHER, max(1, int(_BYTES_TOGETHER / max(example * size, 1))))
-
-
-def _convolving(task: FederatedTask, layout: Layout, work: Workload) -> bool:
-    """Whether compiling pays for convolutions, which a graph carries out for all places of a batch."""
-    return _dense(task, layout, _CONVOLVING) and work.total >= _LONG_CONVOLVING and work.filled >= _FILLED
-
-
-def _dense(task: FederatedTask, layout: Layout, others: tuple[type[nn.Module], ...] = ()) -> bool:
-    leaves = [m for m in task.model.modules() if not list(m.children()) and list(m.parameters())]
-    return all(isinstance(leaf, _DENSE + others) for leaf in leaves) and layout.size < _HEAVY

@@ -8,12 +8,10 @@ from typing import Protocol
 
 import torch
 
-from fedlightning.errors import ConfigurationError, first_line
-from fedlightning.execution.model import Replica
-from fedlightning.execution.plan import RoundJob
-from fedlightning.execution.runners.base import rehearse
-from fedlightning.execution.runners.loop import Executor
-from fedlightning.execution.slots import out_of_memory
+from fedlightning.errors import ConfigurationError, first_line, out_of_memory
+from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.runners.base import Runner
+from fedlightning.execution.runners.loop import BLOCK
 
 LIBRARIES = 96 * 2**20
 """Bytes that cuBLAS and cuDNN take for a stream, about: cuBLAS alone has 32 MiB of workspace on a Hopper GPU."""
@@ -95,25 +93,33 @@ class Bill:
 
 
 def measure(
-    meter: Meter, replica: Replica, job: RoundJob, cohort: tuple[int, ...], executor: Executor, slots: int, graphs: bool
+    meter: Meter,
+    runner: Runner,
+    plan: RoundPlan,
+    cohort: tuple[int, ...],
+    inputs: RoundInputs,
+    device: str,
+    slots: int,
+    graphs: bool,
 ) -> Bill:
-    """The bill of a device, from one trial step of a cohort, whose result is thrown away.
+    """The bill of a device, from a few trial steps of a cohort, whose result is thrown away.
 
     Args:
         meter: reads the device's memory.
-        replica: a slot's model there; no slot works meanwhile.
-        job: the round that begins.
+        runner: a slot's there, how it trains without graphs; no slot works meanwhile.
+        plan: the round that begins.
         cohort: its largest.
-        executor: how the slot trains without graphs.
+        inputs: what its clients are given.
+        device: its name.
         slots: how many there are on the device.
         graphs: whether steps will be captured.
 
     Raises:
         ConfigurationError: not even one step has room, or the device fails.
     """
-    device = str(replica.device)
+    short = plan.shortened(cohort, BLOCK).draw(cohort)
     try:
-        peak = meter.peak(lambda: rehearse(replica, job, cohort, executor, f"{device}, before the first round"))
+        peak = meter.peak(lambda: runner.run([short], inputs))
         return Bill(device, slots, peak, graphs, meter.free())
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, FedLightningError, MethodError
 from fedlightning.execution.model import Replica, mean_loss
-from fedlightning.execution.plan import Clients
-from fedlightning.hooks.diagnose import Hooks, where
+from fedlightning.execution.step import Clients, LocalStep
+from fedlightning.hooks.diagnose import calling, where
 from fedlightning.hooks.generators import Generators, no_draws
 from fedlightning.layout import Layout
 from fedlightning.method import Batch, FedMethod, FlatModel, visible
@@ -36,7 +36,7 @@ class Obstacle(NamedTuple):
     remedy: str
 
 
-_ALONE = "`cohort_size=1` and `compile=False`"
+_ALONE = "`runner='loop'`"
 
 ACROSS = Obstacle(
     "a loss that looks across a batch, empty places included",
@@ -255,14 +255,18 @@ class Trial:
         server, gradient = visible(method, method.configure_server(x)), method.gradient_pass()
         if gradient == "mean":
             server = server.replace(gradient=torch.zeros_like(x))
-        self._hooks, one = Hooks(method, server, layout), x.new_ones(())
+        self._server, self._step, one = server, LocalStep(method, self._replica, layout), x.new_ones(())
         numbers = State(
             lr=method.client_lr(0) * one, num_steps=one, num_examples=len(self._batch.inputs) * one, round=0 * one
         )
         known = Clients(
-            x.new_zeros(len(x) * (gradient != "none")), method.configure_client(x), numbers, one.to(torch.int64)
+            x.new_zeros(len(x) * (gradient != "none")),
+            method.configure_client(x),
+            numbers,
+            one.to(torch.int64),
+            x.new_zeros(()),
         )
-        self._client = self._hooks.context(known, first=True)
+        self._client = self._step.context(server, known)
 
     def check(self) -> None:
         """Compute the objective once.
@@ -271,7 +275,7 @@ class Trial:
             MethodError: it fails, is not one number for each example, or draws global random numbers.
         """
         if len(self._batch.inputs):
-            with no_draws(where(self._hooks.method, "objective"), self._x.device, models=True):
+            with no_draws(where(self._step.method, "objective"), self._x.device, models=True):
                 self._look(self._batch, padded=False)
 
     def looks_across(self) -> bool:
@@ -312,12 +316,12 @@ class Trial:
         """The gradient and the loss [P + 1]."""
         w = (self._x if w is None else w).clone().requires_grad_()
         try:
-            with self._hooks.calling("objective"), torch.enable_grad():
+            with calling(self._step.method, "objective", self._server), torch.enable_grad():
                 model = _Quiet(self._replica.at(self._client.key), w.device)
-                loss = self._hooks.mean_objective(model, w, batch, self._client, padded)
+                loss = self._step.mean_objective(model, w, self._client, batch, padded)
                 if not loss.requires_grad:
                     raise MethodError(
-                        f"{where(self._hooks.method, 'objective')} must depend on w, but its losses have no gradient; leave "
+                        f"{where(self._step.method, 'objective')} must depend on w, but its losses have no gradient; leave "
                         "out `detach()`, `no_grad` and what turns them into whole numbers."
                     )
                 (gradient,) = torch.autograd.grad(loss, w)

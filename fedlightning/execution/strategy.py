@@ -1,90 +1,63 @@
-"""Where clients are trained: slots, cohorts, and the rules of "auto"."""
+"""Where clients are trained: the slots of a run, its runner, and which slot takes which clients."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from time import perf_counter
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torchmetrics import MetricCollection
 
 from fedlightning import _interpreter as interpreter
 from fedlightning._checked import COUNT, checked, require
-from fedlightning.callbacks.base import CohortResult
-from fedlightning.data.module import Examples, FederatedDataModule
-from fedlightning.errors import ConfigurationError, first_line
-from fedlightning.evaluation.footprint import examples_at_once
-from fedlightning.evaluation.pooled import ClientSums, EvaluationGivenUp, Scored, Split, evaluate_chunk, splits
-from fedlightning.execution.auto import (
-    Workload,
-    choose_cohort,
-    choose_compile,
-    choose_slots,
-    large_steps,
-    pack,
-    share_out,
-    slots_under_lock,
-    steps_together,
-)
+from fedlightning.data.module import FederatedDataModule
+from fedlightning.errors import ConfigurationError, first_line, out_of_memory, shown
+from fedlightning.execution.auto import AutoRules, Execution, RunnerName, Wishes, Workload, resolve
 from fedlightning.execution.bill import CudaMeter, measure
-from fedlightning.execution.grid import Padding
-from fedlightning.execution.inspection import ACROSS, Obstacle, Trial, inspect
 from fedlightning.execution.model import Replica
 from fedlightning.execution.numerics import Numerics, Precision, check_precision
-from fedlightning.execution.plan import RoundJob, draw_cohort, plan_cohort
-from fedlightning.execution.prefetch import Ahead, Plans
-from fedlightning.execution.runners.base import rehearse, run_cohort, run_together, start, take_rows
-from fedlightning.execution.runners.cuda_graph import GraphExecutor, Graphs, check_capture, explained
-from fedlightning.execution.runners.loop import CohortExecutor, Executor, LoopExecutor
-from fedlightning.execution.runners.traced import CompiledExecutor, Programs
-from fedlightning.execution.runners.vmap import Traces
-from fedlightning.execution.slots import (
-    Slot,
-    Worker,
-    WorkerPool,
-    check_threads,
-    cpu_count,
-    out_of_memory,
-)
-from fedlightning.hooks.audit import Audit
-from fedlightning.hooks.diagnose import GradientPass, Hooks
+from fedlightning.execution.packing import pack, share_out, steps_together
+from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.pool import Job, WorkerPool
+from fedlightning.execution.prefetch import Ahead, Draws
+from fedlightning.execution.runners.base import Backend, CohortResult, Custom, Runner
+from fedlightning.execution.runners.compiled.runner import CompiledBackend
+from fedlightning.execution.runners.cuda_graph import CudaGraphBackend
+from fedlightning.execution.runners.loop import LoopBackend
+from fedlightning.execution.runners.traced import TracedBackend
+from fedlightning.execution.runners.vmap import VmapBackend
+from fedlightning.execution.slots import Slot, Worker, check_threads
+from fedlightning.execution.step import LocalStep, Phase
 from fedlightning.layout import Layout
-from fedlightning.method import FedMethod, Round
-from fedlightning.task import FederatedTask, computed
+from fedlightning.method import FedMethod
+from fedlightning.task import FederatedTask
+
+MakeRunner = Callable[[LocalStep, Worker], Runner]
+"""A runner's class, or any function that makes a runner of a local step and a slot."""
 
 
 class SlotStrategy:
-    """Maps clients to slots: threads with their own device, stream, replica and thread count.
+    """Maps clients to slots: threads with their own device, stream, model and thread count.
 
-    The results never depend on the number of slots. They depend on `cohort_size` and `threads_per_slot` by rounding.
+    The results never depend on the number of slots. They depend on `runner`, `cohort_size` and `threads_per_slot` by rounding.
 
     Args:
         slots: names such as ["cuda:0/0", "cuda:0/1", "cpu/0"], also in one string with commas; a number of slots on the
             default device; or "auto": on GPUs two slots a device without the GIL, else one; on a CPU one a core without
             the GIL or for compiled steps, else one, and one more for each 10 MFLOP of a step up to one a core, since only
             Python-bound slots slow each other down.
-        cohort_size: clients trained at once under vmap; 1 trains them one after another, which serves any model; "auto"
-            chooses 1, except for small dense models (linear layers alone) on a CPU with at least 16 clients a round of
-            similar sizes: there half of the clients, at most 64,
-            unless the model changes buffers or draws random numbers of its own, or vmap fails on a trial step.
-        compile: trace eight local steps of a client into one graph, or one of 10 MFLOP and more, and compile it ahead of
-            time, for a CPU; it is kept on disk (see `execution/runners/compiled/cache.py`). A slot calls it for one
-            client after another without the interpreter, and so without its lock. "auto" does so for models of less than
-            a million parameters in runs of at least 150,000 local steps of a client where all layers are dense, and 50,000
-            where some are convolutions, none is a norm over channels, and batches are four fifths filled: less would take
-            longer to build, half a minute, than it saves. There must be a C++ compiler; "auto" looks at nothing else, so
-            that a run's numbers do not depend on what was compiled before. "trace" runs the graph without compiling it.
-            `cohort_size` is then how many clients are planned and handed over together, by default one where steps are
-            large, else at most half of them and 32 that together have an eighth of the round's steps; a slot takes its
-            share of a round's cohorts at a time. Where "auto" compiles nothing, a cohort's steps are traced once they were
-            taken 100 times, and then taken without vmap, to its bits. On GPUs True lets each slot capture a step as a CUDA
-            graph instead, which needs no compiler. That is experimental: it has not run on a card yet, and "auto" leaves it.
+        runner: what takes the local steps. "loop" trains one client after another and serves any model; "vmap" trains a cohort
+            at once; "traced" runs several steps of a client as one graph, which needs no compiler; "compiled" compiles that
+            graph ahead of time, for a CPU; "cuda_graph" captures a step on a GPU (experimental: it has never run on a card).
+            "auto" decides before the first round by `AutoRules`, and a line says why. A class or function of your own,
+            `(step, slot) -> Runner`, is taken, too. The table in `fedlightning/execution/README.md` says which is taken when.
+        cohort_size: clients that are trained at once under "vmap", or handed to a slot together under "traced", "compiled" and
+            a runner of your own. An int chooses "vmap" where `runner` is "auto", and 1 the loop.
         precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
             GPU round float32 to TF32, and nothing else. "tf32" lets matrix products do so too; on a CPU it is "32-true".
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
@@ -92,81 +65,84 @@ class SlotStrategy:
         threads_per_slot: intra-operator threads of each slot. All slots together have at most 256 threads, or 16 a core.
         memory_dir: where the clients' memory lies as memory-mapped files; None keeps the first 8 GiB in the host's memory
             and the rest in a file in the run's folder.
+        rules: the thresholds of "auto"; None for those that were measured.
+
+    Attributes:
+        execution: what was decided, once a run begins.
 
     Raises:
-        ConfigurationError: a slot's name does not parse, its device is not there, or it is named twice; or there are more
-            threads than any use.
+        ConfigurationError: a slot's name does not parse, its device is not there, or it is named twice; there is no such
+            runner; or there are more threads than any use.
     """
 
-    @checked(slots=COUNT, cohort_size=COUNT, threads_per_slot=COUNT)
+    @checked("runner", slots=COUNT, cohort_size=COUNT, threads_per_slot=COUNT)
     def __init__(
         self,
         slots: Literal["auto"] | int | str | Sequence[str] = "auto",
         *,
+        runner: RunnerName | Literal["auto"] | MakeRunner = "auto",
         cohort_size: Literal["auto"] | int = "auto",
-        compile: bool | Literal["auto", "trace"] = "auto",
         precision: Precision = "32-true",
         threads_per_slot: int = 1,
         memory_dir: str | Path | None = None,
+        rules: AutoRules | None = None,
     ) -> None:
-        self._wish = _read_slots(slots)
-        count = self._wish if isinstance(self._wish, int) else len(self._wish or ())
-        check_threads(max(count, 1), threads_per_slot)
+        wish = _read_slots(slots)
+        check_threads(max(wish if isinstance(wish, int) else len(wish or ()), 1), threads_per_slot)
         check_precision(precision)
-        self.precision = precision
-        self._cohort_wish, self._compile_wish, self._threads = cohort_size, compile, threads_per_slot
+        self._make_runner, name = _read_runner(runner)
+        self._wishes = Wishes(wish, name, None if cohort_size == "auto" else int(cohort_size))
+        self.precision, self._threads, self._rules = precision, threads_per_slot, rules or AutoRules()
         self.memory_dir = Path(memory_dir) if memory_dir else None
-        self.slots: list[Slot] = []
-        self.cohort_size = 1
-        self.programs: Programs | None = None
-        self.graphs: Graphs | None = None
+        self.execution = Execution((), "loop")
+        self._opened = ExitStack()
 
+    # -- before the first round -----------------------------------------------------------------------------------------
     def setup(
-        self, method: FedMethod, task: FederatedTask, layout: Layout, data: FederatedDataModule, work: Workload
+        self,
+        method: FedMethod,
+        task: FederatedTask,
+        layout: Layout,
+        data: FederatedDataModule,
+        work: Workload,
+        before: Mapping[str, Any] | None = None,
     ) -> None:
-        """Resolve "auto" for this run and start the slots."""
-        self._task, self._data, self._layout = task, data, layout
-        moves = self._resolve(method, work)
-        check_threads(len(self.slots), self._threads)
-        devices = {slot.device for slot in self.slots}
-        self._examples = {device: data.train.contiguous().to(device) for device in devices}
-        self._splits, self._at_once = splits(data, self._examples), dict[str, int]()
-        self._together = steps_together(data) if self.programs else 0
-        workers = [self._worker(slot, moves) for slot in self.slots]
-        self._replicas = {worker.slot.device: worker.replica for worker in reversed(workers)}
-        self._billed, self._tried, self._in_vain = False, set[bool](), 0.0
-        self._ahead: Ahead | None = None
-        on_cpu = all(slot.kind == "cpu" for slot in self.slots)
-        self._traces = Traces() if self._compile_wish == "auto" and on_cpu else None
-        with ExitStack() as undo:
-            undo.callback(self._forget_all)
-            undo.enter_context(Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots)))
-            self._pool: WorkerPool[Any] = WorkerPool(workers, self._forget)
-            undo.callback(self._pool.close)
-            self._undo = undo.pop_all()
+        """Decide how the run is executed, and start the slots.
 
-    def _resolve(self, method: FedMethod, work: Workload) -> bool:
-        """Resolve "auto"; whether the model changes buffers of its own in training."""
-        task, data, layout, wish = self._task, self._data, self._layout, self._wish
-        self.slots = wish if isinstance(wish, list) else choose_slots(wish, work.participants)
+        Args:
+            method: the method.
+            task: the model.
+            layout: where its parameters lie in w.
+            data: the clients' data.
+            work: about how much there is to do.
+            before: what the checkpoint that the run goes on from says of the execution; see `Execution.saved`.
+
+        Raises:
+            ConfigurationError: what was asked for cannot be. Then nothing is left changed.
+            MethodError: a hook does what it must not.
+        """
         check_precision(self.precision, layout.dtype)
-        self._audit(method, layout.read(task).to(self.root_device), layout, data, work)
-        found = inspect(method, task, layout, data, on_cpu=all(slot.kind == "cpu" for slot in self.slots))
-        trial = Trial(method, task, layout, data, self.root_device)
-        if type(method).objective is not FedMethod.objective:
-            trial.check()
-        self._choose(task, layout, data, work, found.obstacle)
-        several = self.cohort_size > 1 or self.programs or self.graphs
-        if several and not found.obstacle and trial.looks_across():  # batch norm is captured on full batches alone
-            self._choose(task, layout, data, work, ACROSS)
+        self.execution, found = resolve(self._wishes, method, task, layout, data, work, self._rules, before)
+        check_threads(len(self.slots), self._threads)
         if found.draws:
             rank_zero_warn(
                 "A model must draw no random numbers of its own, or the same seed does not give the same numbers, but this one "
                 "does in training; use `nn.Dropout`, whose masks come from the clients' keys."
             )
-        if wish is None and interpreter.gil_enabled() and self.root_device.type == "cpu":
-            self.slots = choose_slots(min(self._slots_under_lock(), work.participants), work.participants)
-        return found.buffer is not None
+        self._method, self._task, self._layout, self._data = method, task, layout, data
+        self.examples = {slot.device: data.train.contiguous().to(slot.device) for slot in self.slots}
+        moves = found.buffer is not None
+        self._workers = {str(slot): self._worker(slot, moves) for slot in self.slots}
+        self._runners: dict[tuple[str, str], Runner] = {}
+        self._ahead: Ahead | None = None
+        self._in_vain, self._backend = 0.0, self._make_backend()
+        self._together = steps_together(data) if self._backend.together else 0
+        with ExitStack() as opened:
+            opened.callback(self._runners.clear)
+            opened.enter_context(Numerics(self.precision, any(slot.kind == "cuda" for slot in self.slots)))
+            self._pool: WorkerPool[Any] = WorkerPool(list(self._workers.values()), self._forget)
+            opened.callback(self._pool.close)
+            self._opened = opened.pop_all()
 
     def _worker(self, slot: Slot, moves: bool) -> Worker:
         """A slot's worker, with its own copy of the model.
@@ -176,7 +152,7 @@ class SlotStrategy:
         """
         try:
             replica = Replica(self._task, self._layout, slot.device, self.precision, moves)
-            return Worker(slot, replica, self._threads)
+            return Worker(slot, replica, self._data, self.examples[slot.device], self._threads)
         except (RuntimeError, MemoryError) as error:
             if slot.kind == "cpu" and not out_of_memory(error):
                 raise
@@ -188,55 +164,79 @@ class SlotStrategy:
                 f"have theirs when it fails: {first_line(error)}; {remedy}."
             ) from error
 
-    def _audit(self, method: FedMethod, x: Tensor, layout: Layout, data: FederatedDataModule, work: Workload) -> None:
-        """Call the method's hooks once, of which nothing is kept."""
-        round = Round(0, data.clients.num_clients, work.participants, method.client_lr(0))
-        Audit(method, x, layout, round, data.num_steps(0, method.local_steps(0)), data.clients.size(0)).run()
+    def prepare(self, plan: RoundPlan, inputs: Mapping[Phase, RoundInputs]) -> None:
+        """Make the graphs, or try what may fail, on the first round's clients; nothing of it is kept.
 
-    def _slots_under_lock(self) -> int:
-        """Slots that pay on a CPU under the GIL; compiled steps run without it."""
-        if self.programs:
-            return cpu_count() if self.programs.how == "compile" else 1
-        return min(cpu_count(), slots_under_lock(self._task, self._data, self.cohort_size))
+        A graph that cannot be built, or a cohort that cannot be trained side by side, moves the run to
+        `Execution.fallback`, once, where the user asked for neither.
 
-    def _choose(
-        self,
-        task: FederatedTask,
-        layout: Layout,
-        data: FederatedDataModule,
-        work: Workload,
-        obstacle: Obstacle | None,
-    ) -> None:
-        """The cohort's size, and how local steps become graphs."""
-        wish = self._compile_wish
-        on_cpu, devices = all(slot.kind == "cpu" for slot in self.slots), {slot.device for slot in self.slots}
-        how, captured, self._why_not = None, wish is True and not on_cpu, ""
-        if wish == "trace" and len(devices) > 1:
-            raise ConfigurationError(
-                f"`compile='trace'` must have all slots on one device, but they are on {len(devices)}; use True."
-            )
-        if on_cpu or wish == "trace":
-            how, self._why_not = choose_compile(wish, task, layout, work, on_cpu, obstacle)
-        if captured:
-            check_capture(task, work.batched, obstacle is ACROSS)
-        large = how is not None and large_steps(task, data)
-        compiled = how is not None
-        self.cohort_size = choose_cohort(self._cohort_wish, task, layout, work, on_cpu, compiled, large, obstacle)
-        self.programs = Programs(how, self._threads, work.longest, large) if how else None
-        self.graphs = Graphs(self.cohort_size, data.batch_size) if captured and data.batch_size else None
+        Args:
+            plan: the first round's.
+            inputs: what its clients are given in each phase of the round; in the place of what an earlier phase computes,
+                anything of its shape.
+        """
+        root = next(iter(self._workers.values()))
+        try:
+            for phase, given in inputs.items():
+                self._backend.prepare(self._step(root, phase), plan.of(phase), given, root)
+        except Exception as error:
+            if self.execution.fallback is None:
+                raise
+            self._in_vain += self._backend.seconds
+            why = f"not {self.execution.runner}, since its trial failed: {first_line(error)}"
+            self.execution = self.execution.fall_back(why)
+            self._backend = self._make_backend()
+            rank_zero_warn(f"The run is executed otherwise than planned: {self.execution.describe()}.")
+            self.prepare(plan, inputs)
+            return
+        for name, worker in self._workers.items():
+            for phase in inputs:
+                self._runners[name, phase.name] = self._backend(self._step(worker, phase), worker)
+        for phase, given in inputs.items():
+            self._bill(plan.of(phase), given)
 
     def teardown(self) -> None:
         """Stop the slots, whose cohorts are cancelled if they still run, and put the process's switches back."""
-        self._undo.close()
+        self._opened.close()
 
-    def _forget_all(self) -> None:
-        for slot in self.slots:
-            self._forget(str(slot))
+    def _make_backend(self) -> Backend:
+        """What makes the slots' runners."""
+        chosen, data = self.execution, self._data
+        if self._make_runner:
+            return Custom(self._make_runner, chosen.cohort_size)
+        if chosen.runner == "vmap":
+            return VmapBackend(chosen.cohort_size, traces=chosen.on_cpu)
+        if chosen.runner == "cuda_graph":
+            return CudaGraphBackend(data.largest_batch)
+        graphs = chosen.unroll, chosen.large, chosen.cohort_size, data.only_gathers
+        if chosen.runner == "traced":
+            return TracedBackend(*graphs)
+        return CompiledBackend(*graphs, self._threads) if chosen.runner == "compiled" else LoopBackend()
+
+    def _step(self, worker: Worker, phase: Phase) -> LocalStep:
+        return LocalStep(self._method, worker.replica, self._layout, phase)
+
+    def _bill(self, plan: RoundPlan, inputs: RoundInputs) -> None:
+        """Say what a slot needs of each GPU, or refuse what does not fit."""
+        for device in {slot.device for slot in self.slots if slot.kind == "cuda"}:
+            here = [name for name, worker in self._workers.items() if worker.device == device]
+            captured = self.execution.runner == "cuda_graph"
+            backend = LoopBackend() if captured else self._backend
+            runner = backend(self._step(self._workers[here[0]], plan.phase), self._workers[here[0]])
+            largest = max(self._packed(plan).cohorts, key=len)
+            bill = measure(CudaMeter(device), runner, plan, largest, inputs, str(device), len(here), captured)
+            rank_zero_info(bill.check())
 
     def _forget(self, slot: str) -> None:
-        """Drop what is kept for a slot."""
-        if self.graphs:
-            self.graphs.forget(slot)
+        """Drop what is kept for a slot that retires."""
+        for key in [key for key in self._runners if key[0] == slot]:
+            del self._runners[key]
+
+    # -- what a run asks ------------------------------------------------------------------------------------------------
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots of the run."""
+        return self.execution.slots
 
     @property
     def root_device(self) -> torch.device:
@@ -244,226 +244,103 @@ class SlotStrategy:
         return self.slots[0].device
 
     def describe(self) -> str:
-        """One line: interpreter, GIL, slots, cohort size, and whether the steps are compiled."""
-        cohort = f"cohorts of {self.cohort_size}" if self.cohort_size > 1 else "one client at a time"
-        if self.programs:
-            cohort += f", {self.programs.steps} a graph ({'compiled' if self.programs.how == 'compile' else 'traced'})"
-        elif self.graphs:
-            cohort += ", steps as CUDA graphs (experimental)"
-        elif self._why_not:
-            cohort += f", not compiled ({self._why_not})"
+        """One line: interpreter, GIL, slots, runner and why, precision."""
         names = ", ".join(map(str, self.slots[:8])) + (f", … {len(self.slots)} in all" if len(self.slots) > 8 else "")
         numbers = "" if self.precision == "32-true" else f", {self.precision}"
-        return f"{interpreter.description()}; slots {names} ({self._threads} thread each), {cohort}{numbers}"
+        threads = f"{self._threads} thread{'s' * (self._threads > 1)} each"
+        return f"{interpreter.description()}; slots {names} ({threads}), {self.execution.describe()}{numbers}"
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds that this run has spent building graphs; those of slots that did so at a time count once."""
-        captured = self.graphs.seconds / len(self.slots) if self.graphs else 0.0
-        return captured + self._in_vain + (self.programs.seconds if self.programs else 0.0)
+        """Seconds that this run has spent on graphs."""
+        return self._in_vain + self._backend.seconds
 
-    def examples(self, device: torch.device) -> Examples:
-        """The training set on a device; one copy a device, none on a CPU."""
-        return self._examples[device]
-
-    @property
-    def cancelled(self) -> Callable[[], bool]:
-        """Whether the slots are being stopped."""
-        return self._pool.cancelled.is_set
-
-    def run_round(
-        self, job: RoundJob, clients: Sequence[int], following: Callable[[], RoundJob] | None = None
+    # -- every round ----------------------------------------------------------------------------------------------------
+    def run(
+        self, plan: RoundPlan, inputs: RoundInputs, following: Callable[[], RoundPlan] | None = None
     ) -> Iterator[CohortResult]:
-        """Train the clients; yield the cohorts in packing order, which is most local steps first.
+        """Train the clients of a plan; yield the cohorts in packing order, which is most local steps first.
 
         Args:
-            job: the round.
-            clients: who trains.
-            following: the round that comes next, of which slots that are done draw what can be drawn before.
+            plan: who trains, and how much.
+            inputs: what they are given.
+            following: the plan that comes next, of which slots that are done draw what can be drawn before.
         """
-        if self.programs:
-            self._build_or_give_up(self.programs, job, clients)
-        elif self._cohort_wish == "auto" and job.gradient_pass not in self._tried:
-            self._try_or_give_up(job, clients)
-        if self._traces:
-            self._traces.grow()
-        before = self._ahead.close() if self._ahead else None
-        plans = (before and before.of(job, clients)) or self._plans(job, clients)
-        if not (self._billed or job.gradient_pass):
-            self._billed = True
-            self._bill(job, max(plans.cohorts, key=len, default=()))
-
-        def train(positions: tuple[int, ...], worker: Worker) -> dict[int, CohortResult]:
-            replica, executor, slot = worker.replica, self._executor(worker, job), str(worker.slot)
-            planned = [(plans.cohorts[i], plans.take(i, executor, replica.device)) for i in positions]
-            with explained(executor, slot):
-                trained = run_together([run_cohort(replica, job, *each, executor, slot) for each in planned])
-            return dict(zip(positions, trained, strict=True))
-
+        self._backend.before_round()
+        ahead = self._ahead.close() if self._ahead else None
+        draws = ahead if ahead and ahead.plan.same_draws(plan) else self._packed(plan)
         self._ahead = self._look_ahead(following)
-        results = self._pool.map([partial(train, positions) for positions in plans.together], self._ahead)
-        ready: dict[int, CohortResult] = {}
-        for position in range(len(plans.cohorts)):
+        work = [partial(self._train, draws, inputs, positions) for positions in draws.shares]
+        results = self._pool.map(work, self._ahead)
+        ready, on_cpu = dict[int, CohortResult](), self.execution.on_cpu
+        for position in range(len(draws.cohorts)):
             while position not in ready:
                 ready.update(next(results))
-            yield _handed_over(ready.pop(position))
+            cohort = ready.pop(position)
+            yield cohort if on_cpu else _handed_over(cohort)
 
-    def _plans(self, job: RoundJob, clients: Sequence[int]) -> Plans:
-        """The round's cohorts, and which of them a slot takes together."""
-        steps = {client: job.num_steps(client) for client in clients}
-        order = sorted(clients, key=lambda client: (-steps[client], client))
-        spread, share = 3 if self.graphs else math.inf, 0.125 if self.programs else 1
-        cohorts = pack(order, [steps[client] for client in order], self.cohort_size, spread, share)
-        together: list[tuple[int, ...]] = [(position,) for position in range(len(cohorts))]
-        stride = len(self.slots)
-        if self.programs:
-            costs = [sum(steps[client] for client in cohort) for cohort in cohorts]
-            together = share_out(costs, len(self.slots), self._together)
-            stride = len(cohorts)  # a slot trains at once what it plans, and plans nothing ahead
-        return Plans(job, cohorts, together, stride)
+    def _train(
+        self, draws: Draws, inputs: RoundInputs, positions: tuple[int, ...], worker: Worker
+    ) -> dict[int, CohortResult]:
+        """Train cohorts on a slot, in its thread; their results by position."""
+        began, runner = perf_counter(), self._runners[str(worker.slot), draws.plan.phase.name]
+        plans = [draws.pop(position) for position in positions]
+        trained = runner.run(plans, inputs)
+        if not isinstance(trained, list) or len(trained) != len(plans):
+            raise ConfigurationError(
+                f"`run` of {type(runner).__name__} must give a list of {len(plans)} results, one for each plan, but gives "
+                f"{f'{len(trained)} of them' if isinstance(trained, list) else shown(trained)}."
+            )
+        each = (perf_counter() - began) / sum(len(plan.step) for plan in plans)
+        return {
+            position: replace(result, seconds=each * len(plan.step))
+            for position, plan, result in zip(positions, plans, trained, strict=True)
+        }
 
-    def _look_ahead(self, following: Callable[[], RoundJob] | None) -> Ahead | None:
+    def _packed(self, plan: RoundPlan) -> Draws:
+        """The plan's cohorts, of which nothing is drawn yet, and which of them a slot takes together."""
+        steps = {client: plan.num_steps(client) for client in plan.clients}
+        order = sorted(plan.clients, key=lambda client: (-steps[client], client))
+        backend, count = self._backend, len(self.slots)
+        cohorts = pack(order, [steps[client] for client in order], backend.cohort_size, backend.share)
+        if not backend.together:
+            return Draws(plan, cohorts, [(position,) for position in range(len(cohorts))], count)
+        costs = [sum(steps[client] for client in cohort) for cohort in cohorts]
+        # A slot trains at once what it draws, and draws nothing ahead.
+        return Draws(plan, cohorts, share_out(costs, count, self._together), slots=len(cohorts))
+
+    def _look_ahead(self, following: Callable[[], RoundPlan] | None) -> Ahead | None:
         """What slots that are done draw of the next round; nothing under the GIL, where they would hold the trainer up."""
         if following is None or interpreter.gil_enabled():
             return None
+        return Ahead(lambda: self._packed(following()))
 
-        def begin() -> Plans:
-            job = following()
-            return self._plans(job, job.work.clients)
-
-        return Ahead(begin, self._executor)
-
-    def _executor(self, worker: Worker, job: RoundJob) -> Executor:
-        if self.programs:
-            slot, gathers = str(worker.slot), self._data.only_gathers
-            return CompiledExecutor(worker.replica, self.programs, slot, job.gradient_pass, gathers)
-        if self.graphs and worker.slot.kind == "cuda":
-            return GraphExecutor(worker.replica, self.graphs, str(worker.slot), job.gradient_pass)
-        return self._eager(worker.replica)
-
-    def _eager(self, replica: Replica) -> Executor:
-        return (
-            CohortExecutor(replica, self.cohort_size, self._traces) if self.cohort_size > 1 else LoopExecutor(replica)
-        )
-
-    def _bill(self, job: RoundJob, cohort: tuple[int, ...]) -> None:
-        """Say what a slot needs of each GPU, or refuse what does not fit."""
-        for device, replica in self._replicas.items():
-            if device.type == "cuda" and cohort:
-                slots = sum(slot.device == device for slot in self.slots)
-                graphs = self.graphs is not None
-                bill = measure(CudaMeter(device), replica, job, cohort, self._eager(replica), slots, graphs)
-                rank_zero_info(bill.check())
-
-    def _build_or_give_up(self, programs: Programs, job: RoundJob, clients: Sequence[int]) -> None:
-        """Build the pass's graph if it is missing; where "auto" asked for it and it cannot be, train without."""
-        try:
-            if not programs.has(job.gradient_pass):
-                self._build(programs, job, max(clients, key=job.num_steps))
-        except Exception as error:
-            if self._compile_wish != "auto":
-                raise
-            self._one_at_a_time(f"the local steps cannot be compiled: {error}")
-
-    def _try_or_give_up(self, job: RoundJob, clients: Sequence[int]) -> None:
-        """Where "auto" asked for cohorts and two clients cannot be trained side by side, train one at a time."""
-        self._tried.add(job.gradient_pass)
-        pair = tuple(sorted(clients, key=lambda client: (-job.num_steps(client), client))[:2])
-        if self.cohort_size == 1 or len(pair) < 2:
-            return
-        replica = self._replicas[self.root_device]
-        try:
-            rehearse(replica, job, pair, CohortExecutor(replica, 2), f"{self.slots[0]}, before the first round")
-        except Exception as error:  # noqa: BLE001 - a real error comes again in training
-            self._one_at_a_time(f"several cannot be trained side by side: {error}")
-
-    def _one_at_a_time(self, why: str) -> None:
-        """Give up what "auto" had chosen, and what was planned for it."""
-        self._in_vain += self.programs.seconds if self.programs else 0.0
-        self.programs, self.cohort_size, self._ahead = None, 1, None
-        rank_zero_warn(f"One client at a time, since {why}")
-
-    def _build(self, programs: Programs, job: RoundJob, client: int) -> None:
-        """Build the pass's graph from a client's steps in this round; no slot works meanwhile."""
-        replica = self._replicas[self.root_device]
-        replica.load_buffers(job.buffers)
-        server = job.server.apply(lambda tensor: tensor.to(self.root_device))
-        hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
-        plan = plan_cohort(job, (client,), draw_cohort(job, (client,), Padding(1, programs.unroll)), replica.device)
-        local = start(CohortExecutor(replica, 1), hooks, plan)
-        block = take_rows(job, plan, job.examples(replica.device), 0, 0, (programs.unroll,), gathered=False)
-        programs.add(hooks, job.gradient_pass, local, block, replica)
-
-    def evaluate(
-        self, x: Tensor, buffers: Tensor, goes_on: Callable[[int, int], bool] = lambda done, total: True
-    ) -> dict[str, float]:
-        """Metrics of the global model on each of the data module's splits.
+    # -- callbacks' and evaluations' work ---------------------------------------------------------------------------------
+    def map(self, work: Sequence[Job[Any]], window: int | None = None) -> Generator[Any, None, None]:
+        """Do work on whichever slot is free; yield the results in the order in which it was given.
 
         Args:
-            x: the model [P].
-            buffers: its buffers [Q].
-            goes_on: told between batches how many examples of how many are done; whether anybody waits for the metrics still.
-
-        Raises:
-            EvaluationGivenUp: nobody does.
+            work: functions of a slot.
+            window: begin nothing so many positions behind the result that is yielded next; None begins all.
         """
-        result: dict[str, float] = {}
-        done, total = 0, sum(len(split.clients.indices) for split in self._splits)
-        for split in self._splits:
+        return self._pool.map(work, window=window)
 
-            def after(count: int, before: int = done) -> bool:
-                return goes_on(before + count, total)
+    def replica(self, device: torch.device) -> Replica:
+        """A copy of the model on a device, a slot's own where it has one there; for when no slot works."""
+        there = (worker.replica for worker in self._workers.values() if worker.device == device)
+        return next(there, None) or Replica(self._task, self._layout, device, self.precision)
 
-            result.update(self._evaluate_split(split, x, buffers, after))
-            done += len(split.clients.indices)
-        return result
 
-    def map(self, work: Sequence[Callable[[Worker], Any]]) -> Iterator[Any]:
-        """Do work on whichever slot is free, for callbacks; yield the results in the order in which it was given."""
-        yield from self._pool.map(work)
-
-    def _evaluate_split(
-        self, split: Split, x: Tensor, buffers: Tensor, goes_on: Callable[[int], bool]
-    ) -> dict[str, float]:
-        sums, metrics = ClientSums(split), self._task.metrics.clone()
-        chunks = split.chunks(self._examples_at_once(split, x, buffers))
-
-        def score(chunk: tuple[int, int]) -> Callable[[Worker], Scored]:
-            return lambda worker: evaluate_chunk(worker.replica, self._data, split, chunk, x, buffers)
-
-        with closing(self._pool.map([score(chunk) for chunk in chunks], window=2 * len(self.slots))) as results:
-            for chunk, (scores, outputs, targets) in zip(chunks, results, strict=True):
-                sums.add(chunk, scores)
-                self._update(metrics, outputs, targets)
-                if not goes_on(chunk[1]):
-                    raise EvaluationGivenUp
-        pooled = {f"{split.prefix}/{name}": value for name, value in computed(metrics).items()}
-        return {**sums.metrics(), **pooled}
-
-    def _examples_at_once(self, split: Split, x: Tensor, buffers: Tensor) -> int:
-        """How many of a split are evaluated at once; measured where it is evaluated for the first time."""
-        if split.prefix not in self._at_once:
-            cpu, model = torch.device("cpu"), (x.cpu(), buffers.cpu())
-            replica = self._replicas.get(cpu) or Replica(self._task, self._layout, cpu, self.precision)
-
-            def evaluate(count: int) -> object:
-                scored = evaluate_chunk(replica, self._data, split, (0, count), *model)
-                self._update(self._task.metrics.clone(), *scored[1:])
-                return scored
-
-            self._at_once[split.prefix] = examples_at_once(evaluate)
-        return self._at_once[split.prefix]
-
-    def _update(self, metrics: MetricCollection, outputs: Any, targets: Tensor) -> None:
-        try:
-            self._task.update_metrics(metrics, outputs, targets)
-        except Exception as error:
-            name = type(self._task).__name__
-            raise ConfigurationError(
-                f"The metrics of {name} ({', '.join(map(str, metrics))}) must take the model's outputs and the targets of an "
-                f"evaluation, but one does not: {type(error).__name__}: {' '.join(str(error).split())[:300]}; see how it was "
-                f"made, or `update_metrics` of {name}."
-            ) from error
+def _read_runner(wish: Any) -> tuple[MakeRunner | None, RunnerName | Literal["auto", "custom"]]:
+    """A runner of the user's own, if it is one, and its name."""
+    if callable(wish):
+        return wish, "custom"
+    names = ("auto", *get_args(RunnerName))
+    if not isinstance(wish, str) or wish not in names:
+        raise ConfigurationError(
+            f"`runner` of SlotStrategy must be {', '.join(map(repr, names))}, or a class `(step, slot)`, but is {wish!r:.80}."
+        )
+    return None, cast(RunnerName, wish)
 
 
 def _handed_over(result: CohortResult) -> CohortResult:

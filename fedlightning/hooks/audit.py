@@ -98,18 +98,18 @@ class Audit:
         wanted = method.gradient_pass()
         gradient = self._x[:0] if wanted == "none" else 0.5 * self._x + 1
         sent = sent.replace(gradient=gradient) if wanted == "mean" else sent
-        first, later = (
+        first, later, last = (
             ClientContext(
-                sent.x, sent, new, **self._numbers, key=torch.tensor(7, device=self._x.device), first_step=is_first,
+                sent.x, sent, new, **self._numbers, key=torch.tensor(7, device=self._x.device), step=step,
                 layout=self._layout, gradient=gradient,
             )
-            for is_first in (True, False)
+            for step in (self._x.new_zeros(()), self._x.new_ones(()), self._numbers["num_steps"])
         )  # fmt: skip
         local = began = contract.local("on_client_start", self._watch("on_client_start", method.on_client_start, first))
         for client in (first, later):
             stepped = self._watch("on_local_step", method.on_local_step, local, self._grad, client)
             local = contract.local("on_local_step", stepped, began)
-        return contract.ended(self._watch("on_client_end", method.on_client_end, local, later), new)
+        return contract.ended(self._watch("on_client_end", method.on_client_end, local, last), new)
 
     def _return(self, state: State, upload: State, step: Tensor) -> None:
         if type(self._method).on_return is FedMethod.on_return:

@@ -1,4 +1,4 @@
-"""Calling a method's hooks: the contexts they get, and errors that name the method, the hook, the line and the remedy."""
+"""Errors of a method's hooks, reworded: they name the method, the hook, the line and the remedy."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
 from types import CodeType
-from typing import Literal, NoReturn
-
-import torch
-from torch import Tensor
+from typing import NoReturn
 
 from fedlightning._declarations import code_of, place_of
-from fedlightning.errors import FedLightningError, MethodError
-from fedlightning.execution.model import mean_loss
-from fedlightning.execution.plan import Clients
-from fedlightning.execution.slots import out_of_memory
-from fedlightning.layout import Layout
-from fedlightning.method import Batch, ClientContext, FedMethod, FlatModel, Grad
+from fedlightning.errors import FedLightningError, MethodError, out_of_memory
+from fedlightning.method import FedMethod
 from fedlightning.state import State, StateError
 
 _REMEDIES = (
@@ -30,7 +23,7 @@ _REMEDIES = (
             "aten::_local_scalar_dense",
             "stream is capturing",
         ),
-        "lets the program's path depend on a tensor's value; use `torch.where`, or say `cohort_size=1` and `compile=False`",
+        "lets the program's path depend on a tensor's value; use `torch.where`, or say `runner='loop'`",
     ),
     (
         ("random operation", "randomness"),
@@ -43,92 +36,26 @@ _REMEDIES = (
 )
 
 
-Hook = Literal["start", "end"]
-"""What a client does once in a round."""
-
-
-class Hooks:
-    """The hooks of one method in one round, over the tensors of one client (or, lifted by vmap, of a cohort).
+@contextmanager
+def calling(method: FedMethod, hook: str, server: State) -> Iterator[None]:
+    """Reword what a client's hook raises, and detect a write to what the clients share.
 
     Args:
-        method: whose hooks they are.
-        server: what the server sent; shared by all clients.
-        layout: where each layer lies in w.
+        method: whose hook it is.
+        hook: its name, for where no line of the method is found.
+        server: what the server sent.
+
+    Raises:
+        MethodError: the hook failed, or wrote to the server's tensors.
     """
-
-    def __init__(self, method: FedMethod, server: State, layout: Layout) -> None:
-        self.method, self.server, self.layout = method, server, layout
-        self._versions = [tensor._version for tensor in server.values()]
-
-    def context(self, client: Clients, first: bool) -> ClientContext:
-        """What the hooks may know of a client."""
-        return ClientContext(
-            self.server.x,
-            self.server,
-            client.state,
-            **client.numbers,
-            key=client.key,
-            first_step=first,
-            layout=self.layout,
-            gradient=client.gradient,
+    versions = [tensor._version for tensor in server.values()]
+    with naming(method):
+        yield
+    if [tensor._version for tensor in server.values()] != versions:
+        raise MethodError(
+            f"{where(method, hook)} writes in place to the server's tensors, which every client shares; return "
+            "`state.replace(…)` with a new tensor."
         )
-
-    def at(self, server: State) -> Hooks:
-        """The same hooks, for another server."""
-        return type(self)(self.method, server, self.layout)
-
-    def start(self, client: Clients) -> State:
-        """The local state before the first step."""
-        return self.method.on_client_start(self.context(client, True))
-
-    def step(self, local: State, grad: Grad, client: ClientContext, mask: Tensor) -> State:
-        """The local state after a step on a batch whose places are filled as `mask` says."""
-        return self.method.on_local_step(local, grad, client)
-
-    def end(self, local: State, client: Clients) -> tuple[State, State]:
-        """The upload, and what the client remembers."""
-        return self.method.on_client_end(local, self.context(client, False))
-
-    def mean_objective(self, model: FlatModel, w: Tensor, batch: Batch, client: ClientContext, padded: bool) -> Tensor:
-        """What `grad` differentiates: the mean [] of the objective over the batch's filled places.
-
-        Args:
-            model: the task's model as a function of w.
-            w: its parameters [P].
-            batch: the step's examples.
-            client: whose step it is.
-            padded: whether a place of the batch may be empty.
-        """
-        losses = self.method.objective(model, w, batch, client)
-        return mean_loss(losses, batch.mask, padded, f"`objective` of {type(self.method).__name__}")
-
-    @contextmanager
-    def calling(self, hook: str) -> Iterator[None]:
-        """Reword what a hook raises, and detect a write to what the clients share."""
-        with naming(self.method):
-            yield
-        if [tensor._version for tensor in self.server.values()] != self._versions:
-            raise MethodError(
-                f"{where(self.method, hook)} writes in place to the server's tensors, which every client shares; return "
-                "`state.replace(…)` with a new tensor."
-            )
-
-
-class GradientPass(Hooks):
-    """What runs in the place of the hooks in the gradient pass: ∇f_i(x) as the sum of its batches' shares."""
-
-    def start(self, client: Clients) -> State:
-        """Nothing is summed yet."""
-        return State(gradient=torch.zeros_like(self.server.x))
-
-    def step(self, local: State, grad: Grad, client: ClientContext, mask: Tensor) -> State:
-        """Add the mean gradient of a batch by its share of the client's examples; w stays at x."""
-        share = mask.sum() / client.num_examples
-        return State(gradient=local.gradient + share * grad(client.x))
-
-    def end(self, local: State, client: Clients) -> tuple[State, State]:
-        """The gradient; nothing is remembered."""
-        return local, State()
 
 
 def where(method: FedMethod, hook: str) -> str:

@@ -12,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedlightning.errors import MethodError
-from fedlightning.execution.runners.compiled.trace import draws
 
 
 class Generators:
@@ -94,3 +93,26 @@ def _drew(hook: str) -> MethodError:
         f"{hook} drew global random numbers, which depend on what ran before; use `keyed_uniform(client.key, shape)` of "
         "fedlightning.randomness, which is the client's own, or `stream(seed, purpose, round)` on the server."
     )
+
+
+class NoGlobalNumbers(TorchDispatchMode):
+    """Raises where random numbers are drawn of which the process has but one sequence: a graph would not repeat them."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, or refuse it."""
+        if draws(func, args, kwargs or {}):
+            raise RuntimeError(f"{func} is a random operation")
+        return func(*args, **(kwargs or {}))
+
+
+def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation draws random numbers; attention does so only for its own dropout."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            rate: float = kwargs.get("dropout_p", args[i] if i < len(args) else argument.default_value)
+            return rate > 0
+    return True

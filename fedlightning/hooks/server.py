@@ -87,7 +87,8 @@ class ServerHooks:
         self._check_delta(mean)
         with self._calling("on_aggregate", server):
             after = self._method.on_aggregate(server, mean, round)
-        return self._contract.server("on_aggregate", after, server)
+        # What this library's own methods give is looked at once, in the audit: a look costs 30 µs of a round.
+        return after if self._ours else self._contract.server("on_aggregate", after, server)
 
     def returned(
         self, rows: dict[int, State], uploads: Mapping[int, State], server: State, step: Tensor, round: Round

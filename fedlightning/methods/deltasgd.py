@@ -46,14 +46,14 @@ class DeltaSGD(FedAvg):
     def on_local_step(self, local: State, grad: Grad, client: ClientContext) -> State:
         """A step of η_k along the base's direction."""
         d = self.direction(local, grad, client)
-        after = local.replace(previous=local.w, d=d)
-        if not client.first_step:
-            reuse = self.grad_diff == "reuse"
-            before = local.d if reuse else self.direction(local.replace(w=local.previous), grad, client)
-            moved, changed = (local.w - local.previous).norm(), (d - before).norm()
-            growth = (1 + self.delta * local.theta).sqrt() * local.eta
-            growth = growth.clamp(max=torch.finfo(growth.dtype).max ** 0.5)
-            smooth = torch.minimum(self.gamma * moved / (2 * changed), growth)
-            eta = torch.where((moved > 0) & (changed > 0), smooth, growth)
-            after = after.replace(eta=eta, theta=eta / local.eta)
+        reuse = self.grad_diff == "reuse"
+        before = local.d if reuse else self.direction(local.replace(w=local.previous), grad, client)
+        moved, changed = (local.w - local.previous).norm(), (d - before).norm()
+        growth = (1 + self.delta * local.theta).sqrt() * local.eta
+        growth = growth.clamp(max=torch.finfo(growth.dtype).max ** 0.5)
+        smooth = torch.minimum(self.gamma * moved / (2 * changed), growth)
+        eta = torch.where((moved > 0) & (changed > 0), smooth, growth)
+        first = client.step == 0  # η_0 and θ_0 are given
+        eta, theta = torch.where(first, local.eta, eta), torch.where(first, local.theta, eta / local.eta)
+        after = local.replace(previous=local.w, d=d, eta=eta, theta=theta)
         return after.replace(w=local.w - after.eta * self.clip_and_decay(d, local.w, client))

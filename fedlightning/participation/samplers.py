@@ -87,7 +87,9 @@ def named_clients(answer: Any, giver: str, round: int, num_clients: int, most: i
             exist.
     """
     found = answer.tolist() if isinstance(answer, np.ndarray | Tensor) else answer
-    if not isinstance(found, list | tuple | range) or not all(type(c) is int or _is_whole(c) for c in found):
+    if not isinstance(found, list | tuple | range) or not (
+        set(map(type, found)) == {int} or all(map(_is_whole, found))
+    ):
         fault, remedy = "which is no list of whole numbers", "return a list of client ids"
     elif not found:
         fault, remedy = "which is nobody", "name one client at least"

@@ -23,7 +23,7 @@ from fedlightning.errors import ConfigurationError
 from fedlightning.server.client_memory import HOST_BYTES, ClientMemory, read_dump
 from fedlightning.state import State
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def save_checkpoint(
     identity: Mapping[str, Any],
     callbacks: Mapping[str, Any],
     row: Mapping[str, float] | None = None,
+    execution: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint beside `path`, flush it, and rename it; a crash leaves the old file or the new one, whole.
 
@@ -67,6 +68,7 @@ def save_checkpoint(
         identity: what must be the same to go on: method, hyperparameters, layout, seed, partition. Plain JSON.
         callbacks: what the callbacks remember, by `state_key`. Plain JSON.
         row: what was logged for the round.
+        execution: how local steps are taken, which a run that goes on keeps. Plain JSON.
 
     Raises:
         SaveError: the disk is full, or the folder cannot be written.
@@ -86,6 +88,7 @@ def save_checkpoint(
         "identity": dict(identity),
         "callbacks": dict(callbacks),
         "row": dict(row or {}),
+        "execution": dict(execution or {}),
         "versions": _versions(),
         "tensors": _inventory(content),
     }
@@ -123,7 +126,7 @@ def is_checkpoint(path: str | PathLike[str]) -> bool:
 def load_checkpoint(
     path: str | PathLike[str], memory: ClientMemory | None = None, num_clients: int | None = None
 ) -> tuple[RoundState, dict[str, Any]]:
-    """Read a checkpoint: the run, and its `identity`, `callbacks` and `versions`.
+    """Read a checkpoint: the run, and its `identity`, `callbacks`, `execution` and `versions`.
 
     Args:
         path: which file.
@@ -170,7 +173,7 @@ def _fault(meta: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     round = meta.get("round")
     if type(round) is not int or round < 0:
         return f"has {round!r} as `round`, which is no number of finished rounds"
-    for name in ("identity", "callbacks", "row"):
+    for name in ("identity", "callbacks", "row", "execution"):
         if not isinstance(meta.get(name), dict):
             return f"has no dictionary as `{name}`"
     if missing := sorted({"server", "clients", "memory", "buffers"} - set(content)):

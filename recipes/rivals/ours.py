@@ -26,9 +26,9 @@ MODES: dict[str, dict[str, Any]] = {
     "auto": {},
     "one slot": {"slots": 1},
     "two slots": {"slots": 2},
-    "looped": {"slots": 1, "cohort_size": 1, "compile": False},
-    "compiled": {"slots": 1, "compile": True},
-    "compiled, two slots": {"slots": 2, "compile": True},
+    "looped": {"slots": 1, "runner": "loop"},
+    "compiled": {"slots": 1, "runner": "compiled"},
+    "compiled, two slots": {"slots": 2, "runner": "compiled"},
 }
 """The arguments of `SlotStrategy` by mode; what is not given is "auto"."""
 

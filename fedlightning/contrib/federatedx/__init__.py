@@ -5,8 +5,8 @@ python -m fedlightning.contrib.federatedx experiments/CIFAR100/A0d01C100/config.
 What each key became, or why it was left out, stands in the YAML as a comment. Nothing of a Python file is run.
 """
 
-from fedlightning.contrib.federatedx.command import Command, parse_command
+from fedlightning.contrib.federatedx.command import TheirCommand, parse_command
 from fedlightning.contrib.federatedx.files import read
 from fedlightning.contrib.federatedx.translate import Translation, translate
 
-__all__ = ["Command", "Translation", "parse_command", "read", "translate"]
+__all__ = ["TheirCommand", "Translation", "parse_command", "read", "translate"]

@@ -12,7 +12,7 @@ from fedlightning.errors import ConfigurationError, nearest
 
 
 @dataclass
-class Command:
+class TheirCommand:
     """A command of FederatedX, read.
 
     Attributes:
@@ -26,7 +26,7 @@ class Command:
     notes: list[str] = field(default_factory=list)
 
 
-def parse_command(text: str, config: Mapping[str, Any]) -> Command:
+def parse_command(text: str, config: Mapping[str, Any]) -> TheirCommand:
     """Read a command such as `.FedADAM -fedopt --method adam .MPX -hyerparams --fedmpx .0.2`.
 
     `.TEXT` is a part of the name, `-NAME` selects a section of `config`, wherever it is nested, and `--KEY VALUE` sets a
@@ -35,7 +35,7 @@ def parse_command(text: str, config: Mapping[str, Any]) -> Command:
     Raises:
         ConfigurationError: a section does not exist, a key stands before any section, or has no value.
     """
-    command, section, words = Command(""), "", iter(text.split())
+    command, section, words = TheirCommand(""), "", iter(text.split())
     for word in words:
         if word.startswith("."):
             command.name += word

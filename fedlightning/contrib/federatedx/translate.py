@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fedlightning.contrib.federatedx.checks import require_betas, require_count, require_positive
-from fedlightning.contrib.federatedx.command import Command, find_section, parse_command
+from fedlightning.contrib.federatedx.command import TheirCommand, find_section, parse_command
 from fedlightning.contrib.federatedx.tables import (
     ADAPTIVE,
     HYPER,
@@ -67,7 +67,11 @@ def translate(
         ConfigurationError: a value or the command cannot be.
     """
     _check(config)
-    config, result, read = copy.deepcopy({name: {} for name in SECTIONS} | dict(config)), Translation(), Command("")
+    config, result, read = (
+        copy.deepcopy({name: {} for name in SECTIONS} | dict(config)),
+        Translation(),
+        TheirCommand(""),
+    )
     if command:
         read = parse_command(command, config)
         for section, key, value in read.values:
@@ -246,7 +250,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _method(server: str, fedopt: Mapping[str, Any], command: Command, result: Translation) -> str | None:
+def _method(server: str, fedopt: Mapping[str, Any], command: TheirCommand, result: Translation) -> str | None:
     """Our method for a server's class."""
     key, said = server.lower(), {name: value for section, name, value in command.values if section == "fedopt"}
     asked = said.get("method", fedopt.get("method") if key == "fedopt" else None)

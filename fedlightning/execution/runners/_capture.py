@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CAPTURE = threading.Lock()
-"""Held while a graph is captured and while memory is given back: a process may do but one of these at a time."""
+from fedlightning.execution.slots import CAPTURE
 
 _WARM_UP = 3
 """Steps that are tried before a capture, in which libraries make their handles and choose their kernels."""
 
-Step = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], tuple[list[Tensor], Tensor]]
+StaticStep = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], tuple[list[Tensor], Tensor]]
 """From state, fixed inputs and the step's own to the next state, in new tensors, and the losses."""
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -87,7 +85,7 @@ class StepGraph:
 
     def __init__(
         self,
-        step: Step,
+        step: StaticStep,
         state: Sequence[Tensor],
         fixed: Sequence[Tensor],
         stepped: Sequence[Tensor],
@@ -108,20 +106,17 @@ class StepGraph:
     def __call__(
         self, state: Sequence[Tensor], fixed: Sequence[Tensor], stepped: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """The state after S steps, from stepped inputs [S, …], and the losses [S, …].
+        """The state after a step, and the loss [].
 
         Raises:
             ValueError: an input has another shape or dtype than the buffer.
         """
         static = [*self._state, *self._fixed]
-        _check([*static, *self._stepped], [*state, *fixed, *(tensor[0] for tensor in stepped)])
+        _check([*static, *self._stepped], [*state, *fixed, *stepped])
         torch._foreach_copy_(static, [*state, *fixed])
-        losses = self._loss.new_empty(len(stepped[0]), *self._loss.shape)
-        for s in range(len(losses)):
-            torch._foreach_copy_(self._stepped, [tensor[s] for tensor in stepped])
-            self._replay()
-            losses[s].copy_(self._loss)
-        return [tensor.clone() for tensor in self._state], losses
+        torch._foreach_copy_(self._stepped, list(stepped))
+        self._replay()
+        return [tensor.clone() for tensor in self._state], self._loss.clone()
 
 
 def _buffer(tensor: Tensor) -> Tensor:

@@ -1,272 +1,229 @@
-"""The training of a cohort for a round: its clients start, take their steps by an executor, and end."""
+"""The protocol of a runner, and what all runners share: where batches come from, and what a cohort gives back."""
 
 from __future__ import annotations
 
 import math
-import time
-from bisect import bisect_left
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlightning.callbacks.base import CohortResult
-from fedlightning.data.module import Examples
-from fedlightning.errors import DivergedError
-from fedlightning.execution.model import Replica
-from fedlightning.execution.plan import CohortPlan, RoundJob, Steps, draw_cohort, plan_cohort
-from fedlightning.execution.runners.loop import Block, Executor, Gathered, InTurnExecutor
-from fedlightning.hooks.diagnose import GradientPass, Hooks
+from fedlightning.errors import ConfigurationError, DivergedError, shown
+from fedlightning.execution.plan import CohortPlan, RoundInputs, RoundPlan
+from fedlightning.execution.slots import Worker
+from fedlightning.execution.step import LocalStep
 from fedlightning.state import State
+
+
+@dataclass(frozen=True)
+class CohortResult:
+    """What a cohort of C clients did in a round.
+
+    Attributes:
+        clients: their ids, in packing order.
+        upload: what they uploaded, entries [C, …].
+        state: what they remember, entries [C, …].
+        buffers: their modules' buffers, flat [C, Q] (float64); Q is 0 for a model without running statistics.
+        num_examples: [C].
+        num_steps: local steps taken [C].
+        loss: mean training loss of each client over the examples of its steps [C] (float64): an example counts as often as it
+            is seen.
+        slot: where it ran.
+        seconds: how long it took; of several cohorts that a slot takes together, each has its part by local steps.
+    """
+
+    clients: tuple[int, ...]
+    upload: State
+    state: State
+    buffers: Tensor
+    num_examples: Tensor
+    num_steps: Tensor
+    loss: Tensor
+    slot: str
+    seconds: float
+
+
+class Runner(Protocol):
+    """Takes the local steps of cohorts on one slot. It is made once for each slot and phase, by `Runner(step, slot)`.
+
+    Args:
+        step: what a local step is, on this slot's model.
+        slot: its device, its model, the examples on its device, and whether the run is being stopped.
+    """
+
+    def __init__(self, step: LocalStep, slot: Worker) -> None: ...
+
+    def run(self, plans: Sequence[CohortPlan], inputs: RoundInputs) -> list[CohortResult]:
+        """Train the clients of each plan; the results, in the order of the plans.
+
+        It is called in the slot's thread. The result must depend on nothing but the arguments.
+
+        Raises:
+            Cancelled: the run is being stopped.
+        """
+
+
+class Backend:
+    """Makes the slots' runners, and holds what they share. A runner of one's own needs none: `Custom` wraps it.
+
+    Attributes:
+        cohort_size: the most clients of a cohort.
+        share: a cohort of several clients takes at most this part of a round's steps: then no slot is long at work while others
+            wait.
+        together: whether a slot takes its share of a round's cohorts at a time, and so draws nothing ahead.
+        seconds: spent on graphs.
+    """
+
+    cohort_size = 1
+    share = 1.0
+    together = False
+    seconds = 0.0
+
+    def prepare(self, step: LocalStep, plan: RoundPlan, inputs: RoundInputs, slot: Worker) -> None:
+        """Make a phase's graph, or try what may fail, before the first round; no slot works meanwhile."""
+
+    def __call__(self, step: LocalStep, slot: Worker) -> Runner:
+        """A slot's runner for a phase."""
+        raise NotImplementedError
+
+    def before_round(self) -> None:
+        """Do what only one thread may do; no slot works meanwhile."""
+
+
+class Custom(Backend):
+    """A user's own runner.
+
+    Args:
+        make: `make(step, slot)` gives a slot's runner.
+        cohort_size: the most clients that are handed over together.
+    """
+
+    def __init__(self, make: Callable[[LocalStep, Worker], Runner], cohort_size: int = 1) -> None:
+        self._make, self.cohort_size = make, cohort_size
+
+    def __call__(self, step: LocalStep, slot: Worker) -> Runner:
+        """What the user's class or function makes.
+
+        Raises:
+            ConfigurationError: it makes no runner.
+        """
+        name = getattr(self._make, "__name__", "the runner")
+        try:
+            made = self._make(step, slot)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"`runner` of SlotStrategy must be made by `runner(step, slot)`, but {name} is not: {error}; see `LoopRunner`."
+            ) from error
+        if not callable(getattr(made, "run", None)):
+            raise ConfigurationError(
+                f"`runner` of SlotStrategy must make objects that have `run(plans, inputs)`, but {name} makes {shown(made)}."
+            )
+        return made
 
 
 class Cancelled(Exception):
     """The run is being stopped; this cohort's work is thrown away."""
 
 
-Phases = Generator[None, None, CohortResult]
-"""The training of a cohort, which pauses where compiled code is to take over and where that is done."""
+def check_cancelled(slot: Worker) -> None:
+    """Look whether the run is being stopped; between blocks of steps.
 
-
-def run_together(cohorts: Sequence[Phases]) -> list[CohortResult]:
-    """Train cohorts, each phase of all of them before the next one.
-
-    What is done for a cohort in Python takes several times as long where compiled code has just taken the cache.
+    Raises:
+        Cancelled: it is.
     """
-    seconds, results = [0.0] * len(cohorts), dict[int, CohortResult]()
-    while len(results) < len(cohorts):
-        for i, cohort in enumerate(cohorts):
-            began = time.perf_counter()
-            try:
-                if i not in results:
-                    next(cohort)
-            except StopIteration as done:
-                results[i] = done.value
-            seconds[i] += time.perf_counter() - began
-    return [replace(results[i], seconds=seconds[i]) for i in range(len(cohorts))]
+    if slot.cancelled():
+        raise Cancelled
 
 
-@torch.no_grad()
-def run_cohort(
-    replica: Replica, job: RoundJob, clients: tuple[int, ...], plan: CohortPlan, executor: Executor, slot: str
-) -> Phases:
-    """Train a cohort for a round, as planned; the hooks are called in the order drawn in `method.py`."""
-    server = job.server.apply(lambda tensor: tensor.to(replica.device))
-    hooks = (GradientPass if job.gradient_pass else Hooks)(job.method, server, job.layout)
-    replica.load_buffers(job.buffers)
+def examples_of(slot: Worker, index: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [..., …] of the examples at positions [...], augmented by draws [..., D]; one gather for all of them."""
+    flat = index.reshape(-1).to(slot.device)
+    drawn = None if draws is None else draws.reshape(-1, draws.shape[-1]).to(slot.device)
+    inputs, targets = slot.data.batch(slot.examples, flat, drawn)
+    return inputs.view(*index.shape, *inputs.shape[1:]), targets.view(*index.shape, *targets.shape[1:])
 
-    try:
-        local, losses = yield from _train(executor, hooks, plan, job, replica.device)
-        with hooks.calling("on_client_end"):
-            upload, state = (_some(s, slice(len(clients))) for s in executor.call(hooks, "end", local, plan.clients(1)))
-    except Exception as error:
-        error.add_note(f"In round {job.round.index}, client{'s' * (len(clients) > 1)} {clients}, on slot {slot}.")
-        raise
-    loss = _mean_over_examples(losses, plan.filled, plan.num_steps)
-    _check_finite(job, clients, losses, loss, upload, slot)
-    num_steps = torch.tensor(plan.num_steps)
+
+def begun(inputs: RoundInputs, slot: Worker) -> State:
+    """Load the round's buffers into the slot's model; give the server's tensors on its device."""
+    slot.replica.load_buffers(inputs.buffers)
+    return inputs.server.apply(lambda tensor: tensor.to(slot.device))
+
+
+def result(
+    plan: CohortPlan, inputs: RoundInputs, ends: tuple[State, State], losses: Tensor, buffers: Tensor, slot: Worker
+) -> CohortResult:
+    """What a cohort gives back, once every number of it is known to be finite.
+
+    Args:
+        plan: what it was to do.
+        inputs: what it was given.
+        ends: what the clients upload and what they remember, entries [C, …].
+        losses: of each step, in the plan's order [ΣK].
+        buffers: the model's buffers after the last step of each client [C, Q].
+        slot: where it was done.
+
+    Raises:
+        DivergedError: a loss or an upload is not finite.
+    """
+    upload, state = ends
+    means = _mean_over_examples(plan, losses)
+    if not (np.isfinite(means).all() and all(map(_is_finite, upload.values()))):
+        _tell_diverged(plan, inputs, losses, upload, slot)
     return CohortResult(
-        clients=clients,
+        clients=plan.clients,
         upload=upload,
         state=state,
-        buffers=replica.buffers().expand(len(clients), -1),
-        num_examples=torch.from_numpy(job.data.clients.sizes_of(clients)),
-        num_steps=num_steps,
-        loss=torch.from_numpy(loss),
-        slot=slot,
+        buffers=buffers,
+        num_examples=torch.from_numpy(plan.round.data.clients.sizes_of(plan.clients)),
+        num_steps=torch.tensor(plan.num_steps),
+        loss=torch.from_numpy(means),
+        slot=str(slot.slot),
         seconds=0.0,
     )
 
 
-def _mean_over_examples(losses: Tensor, filled: NDArray[np.int64], num_steps: Sequence[int]) -> NDArray[np.float64]:
-    """The mean [C] (float64) of each client's losses of steps [>= K, C], weighted by the examples of a batch [K, >= C]."""
-    longest, count = num_steps[0], len(num_steps)
-    columns = losses[:longest, :count].cpu().to(torch.float64).numpy()
-    # Client by client in memory: for two clients of 700 steps, sums over columns cost five times as much as these. A client
-    # that has finished sees no example more.
-    rows, seen = (np.ascontiguousarray(table.T, dtype=np.float64) for table in (columns, filled[:longest, :count]))
-    means: NDArray[np.float64] = (rows * seen).sum(1) / seen.sum(1)
+@contextmanager
+def told(plan: CohortPlan, slot: Worker) -> Iterator[None]:
+    """Add to an error whose steps were taken, when and where."""
+    try:
+        yield
+    except Exception as error:
+        clients = plan.clients
+        error.add_note(f"In round {plan.round.index}, client{'s' * (len(clients) > 1)} {clients}, on slot {slot.slot}.")
+        raise
+
+
+def _mean_over_examples(plan: CohortPlan, losses: Tensor) -> NDArray[np.float64]:
+    """The mean [C] of each client's losses, weighted by the examples of a batch."""
+    shape = len(plan.num_steps), plan.num_steps[0]
+    seen: NDArray[np.float64] = plan.filled.astype(np.float64)
+    weighted: NDArray[np.float64] = losses.cpu().to(torch.float64).numpy() * seen
+    if plan.num_steps[-1] < plan.num_steps[0]:  # a client that has finished sees no example more
+        rows, (weighted, seen) = (weighted, seen), np.zeros((2, *shape))
+        weighted[plan.owner, plan.step], seen[plan.owner, plan.step] = rows
+    means: NDArray[np.float64] = weighted.reshape(shape).sum(1) / seen.reshape(shape).sum(1)
     return means
 
 
-def rehearse(replica: Replica, job: RoundJob, clients: tuple[int, ...], executor: Executor, slot: str) -> CohortResult:
-    """Train a cohort for a block of steps, of which nothing is kept but what is given back."""
-    short = replace(job, work=replace(job.work, steps=dict.fromkeys(clients, executor.block(len(clients)))))
-    plan = plan_cohort(short, clients, draw_cohort(short, clients, executor.padding(len(clients))), replica.device)
-    return run_together([run_cohort(replica, short, clients, plan, executor, slot)])[0]
-
-
-def start(executor: Executor, hooks: Hooks, plan: CohortPlan) -> State:
-    """The local states before the first step, entries [C, …]."""
-    with hooks.calling("on_client_start"):
-        local: State = executor.call(hooks, "start", plan.clients(0))
-    return local
-
-
-def _train(
-    executor: Executor, hooks: Hooks, plan: CohortPlan, job: RoundJob, device: torch.device
-) -> Generator[None, None, tuple[State, Tensor]]:
-    """The local states after all steps, entries [C, …], and the losses [K, clients], 0 where a client had finished."""
-    local, examples = start(executor, hooks, plan), job.examples(device)
-    if isinstance(executor, InTurnExecutor):
-        return (yield from _in_turn(executor, hooks, plan, job, examples, local))
-    losses = torch.zeros(plan.steps.active.shape, dtype=hooks.server.x.dtype, device=device)
-    finished: list[State] = []
-    wide = losses.shape[1]
-    for k, count, width in _spans(plan.num_steps, executor):
-        if job.cancelled():
-            raise Cancelled
-        if width < wide:
-            finished.insert(0, _some(local, slice(width, None)))
-            local, wide = _some(local, slice(width)), width
-        block = take(job, plan, examples, k, count, width)
-        with hooks.calling("on_local_step"):
-            local, loss = executor.steps(hooks, local, block)
-        losses[k : k + len(loss), :width] = loss
-    if finished:
-        local = _joined(local, *finished)
-    return local, torch.where(plan.steps.active, losses, 0)[:, : len(plan.num_steps)]
-
-
-def _in_turn(
-    executor: InTurnExecutor, hooks: Hooks, plan: CohortPlan, job: RoundJob, examples: Examples, local: State
-) -> Generator[None, None, tuple[State, Tensor]]:
-    """The same, for clients that follow one another, but for the first step if it is taken alone."""
-    count, lengths = len(plan.num_steps), plan.padding.lengths(plan.num_steps)
-    losses, flat, row = list[Tensor](), list[Tensor](), 0
-    if plan.padding.lead:
-        with hooks.calling("on_local_step"):
-            local, loss = executor.steps(hooks, local, take_first(job, plan, examples))
-        losses, row = [loss], count
-    for c, part in _parts(lengths, executor.block(count)):
-        if job.cancelled():
-            raise Cancelled
-        whole, clients = len(part) == count, slice(c, c + len(part))
-        block = take_rows(job, plan, examples, row, c, part, job.data.only_gathers)
-        run = executor.prepare(hooks, local if whole else _some(local, clients), block)
-        if not flat:
-            yield
-        state, loss = run()
-        local = state if whole else _joined(_some(local, slice(c)), state, _some(local, slice(c + len(part), None)))
-        flat.append(loss)
-        row += len(loss)
-    yield
-    if flat:
-        losses.append(_side_by_side(torch.cat(flat), lengths))
-    return local, torch.cat(losses)
-
-
-def _side_by_side(rows: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Rows [ΣS, 1], so many of each client, as [S, C]; 0 where a client has none."""
-    if len(set(lengths)) == 1:
-        return rows.view(len(lengths), -1).T
-    there = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    return rows.new_zeros(there.shape).masked_scatter_(there.to(rows.device), rows).T.contiguous()
-
-
-def _parts(lengths: Sequence[int], most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Blocks of at most so many rows: the first client of each, and the rows of that and of those that follow it."""
-    first, part = 0, list[int]()
-    for c, length in enumerate(lengths):
-        left = length
-        while left:
-            part.append(min(left, most - sum(part)))
-            left -= part[-1]
-            if sum(part) == most:
-                yield first, tuple(part)
-                first, part = c if left else c + 1, []
-    if part:
-        yield first, tuple(part)
-
-
-def _spans(num_steps: list[int], executor: Executor) -> Iterator[tuple[int, int, int]]:
-    """First step, number of steps and width of each block of clients side by side."""
-    k = 0
-    while k < num_steps[0]:
-        least = active = _active(num_steps, k)
-        width = executor.width(active)
-        while least > 1 and executor.width(least - 1) == width:
-            least -= 1
-        count = min(executor.block(width), num_steps[least - 1] - k)
-        yield k, count, width
-        k += count
-
-
-def _active(num_steps: list[int], k: int) -> int:
-    """How many clients, of falling numbers of steps, take step k."""
-    return bisect_left(num_steps, -k, key=lambda steps: -steps)
-
-
-def take(job: RoundJob, plan: CohortPlan, examples: Examples, k: int, count: int, width: int) -> Block:
-    """The steps k, …, k + count − 1 of the first `width` clients, side by side, without places that no batch fills."""
-    filled = plan.filled[k : k + count]
-    part = plan.steps.apply(lambda tensor: tensor[k : k + count, :width]).trimmed(int(filled[:, :width].max()))
-    clients, active = plan.clients_in(part.keys, 0, width), _active(plan.num_steps, k)
-    batch = _batch(job, examples, part)
-    return Block(clients, batch, part.mask, part.active, active, first=k == 0, filled=filled[:, 0].tolist())
-
-
-def take_first(job: RoundJob, plan: CohortPlan, examples: Examples) -> Block:
-    """The first step of clients that follow one another afterwards."""
-    count = len(plan.num_steps)
-    part = plan.steps.apply(lambda tensor: tensor[:count].transpose(0, 1))
-    clients, batch = plan.clients_in(part.keys, 0, count), _batch(job, examples, part)
-    return Block(clients, batch, part.mask, part.active, count, first=True)
-
-
-def take_rows(
-    job: RoundJob, plan: CohortPlan, examples: Examples, row: int, first: int, lengths: tuple[int, ...], gathered: bool
-) -> Block:
-    """So many rows of each client from `first` on, the first of them at `row`; their examples, or where those lie."""
-    end, part = row + sum(lengths), plan.steps
-    if end - row < len(part.mask):
-        part = part.apply(lambda tensor: tensor[row:end])
-    clients = plan.clients_in(part.keys, first, first + len(lengths))
-    block = Block(clients, (), part.mask, part.active, len(lengths), first=False, lengths=lengths)
-    if gathered:
-        return block._replace(gathered=tuple(Gathered(tensor, part.index) for tensor in examples))
-    return block._replace(batch=_batch(job, examples, part))
-
-
-def _batch(job: RoundJob, examples: Examples, steps: Steps) -> tuple[Tensor, ...]:
-    """The examples of some steps, augmented: tensors [S, C, B, …]."""
-    draws = None if steps.draws is None else steps.draws.flatten(0, 2)
-    flat = job.data.batch(examples, steps.index.reshape(-1), draws)
-    return tuple(tensor.view(*steps.index.shape, *tensor.shape[1:]) for tensor in flat)
-
-
-def _some(state: State, clients: slice) -> State:
-    return state.apply(lambda tensor: tensor[clients])
-
-
-def _joined(*states: State) -> State:
-    return State(**{name: torch.cat([state[name] for state in states]) for name in states[0]})
-
-
-def _check_finite(
-    job: RoundJob,
-    clients: tuple[int, ...],
-    losses: Tensor,
-    means: NDArray[np.float64],
-    upload: State,
-    slot: str,
-) -> None:
-    if np.isfinite(means).all() and all(map(_is_finite, upload.values())):
-        return
-    for c, client in enumerate(clients):
-        if not bool(torch.isfinite(losses[:, c]).all()):
-            step = int((~torch.isfinite(losses[:, c])).nonzero()[0])
-            what = f"the loss of client {client} at local step {step} is {float(losses[step, c])}"
+def _tell_diverged(plan: CohortPlan, inputs: RoundInputs, losses: Tensor, upload: State, slot: Worker) -> None:
+    """Raise for the first client of which a number is not finite."""
+    for c, client in enumerate(plan.clients):
+        own = losses[plan.offsets[c] : plan.offsets[c + 1]]
+        if not bool(torch.isfinite(own).all()):
+            step = int((~torch.isfinite(own)).nonzero()[0])
+            what = f"the loss of client {client} at local step {step} is {float(own[step])}"
         elif not all(bool(torch.isfinite(tensor[c]).all()) for tensor in upload.values()):
             what = f"what client {client} uploads is not"
         else:
             continue
         raise DivergedError(
-            f"Every number of a client must be finite, but {what}, in round {job.round.index} on slot {slot}; look at its data, "
-            f"use a smaller `lr` (now {job.round.lr:g}), or set `clip_norm`."
+            f"Every number of a client must be finite, but {what}, in round {inputs.round.index} on slot {slot.slot}; look at "
+            f"its data, use a smaller `lr` (now {inputs.round.lr:g}), or set `clip_norm`."
         )
 
 

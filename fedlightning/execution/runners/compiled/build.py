@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from fedlightning.errors import ConfigurationError
 
-Run = Callable[[list[Tensor]], Any]
+Compiled = Callable[[list[Tensor]], Any]
 
 OPTIONS = {
     "aot_inductor.precompile_headers": False,  # that takes longer than it ever saves
@@ -73,16 +73,16 @@ def build(order: Order, path: Path) -> None:
 def compiler_failed(what: str, said: str) -> ConfigurationError:
     """The error for what could not be built; all that the compiler said is its cause."""
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "nothing")
-    error = ConfigurationError(f"The compiler must build {what}, but says: {last[:300]}; use `compile=False`.")
+    error = ConfigurationError(f"The compiler must build {what}, but says: {last[:300]}; use `runner='loop'`.")
     error.__cause__ = RuntimeError(said)
     return error
 
 
-def load(path: Path) -> Run:
+def load(path: Path) -> Compiled:
     """A copy of the compiled graph, for one slot."""
     with quiet():
         loaded = torch._inductor.aoti_load_package(str(path))
-    run: Run = loaded.loader.run
+    run: Compiled = loaded.loader.run
     return run
 
 

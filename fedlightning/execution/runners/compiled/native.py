@@ -1,4 +1,4 @@
-"""Several clients' local steps in turn through one graph of U steps: in Python, or by a few lines of C without it."""
+"""A compiled graph called from C for one client after another, without the interpreter and so without its lock."""
 
 from __future__ import annotations
 
@@ -12,69 +12,17 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlightning.execution.runners.compiled.build import Run, compiler, compiler_failed, load
+from fedlightning.execution.runners.compiled.build import compiler, compiler_failed, load
 from fedlightning.execution.runners.compiled.cache import kept
-from fedlightning.execution.runners.loop import Gathered
+from fedlightning.execution.runners.traced import Given, Walk, Walked, walk_in_python
 
 _FEW_BYTES = 4096
 """Of a call's rows, up to which to copy them costs less than to make a tensor of them."""
-
-
-class Inputs(NamedTuple):
-    """What the steps are computed from; a graph takes all of it, for one client, in this order.
-
-    Attributes:
-        state: the local state's entries [C, …].
-        shared: what all clients share […].
-        own: what each client has of its own [C, …].
-        rows: what each step has of its own [ΣS, 1, …], client after client.
-    """
-
-    state: Sequence[Tensor]
-    shared: Sequence[Tensor]
-    own: Sequence[Tensor]
-    rows: Sequence[Tensor | Gathered]
-
-
-Steps = Callable[[], tuple[list[Tensor], Tensor]]
-"""Takes the steps; gives the local state's entries [C, …] and the losses [ΣS]."""
-
-Walk = Callable[[Inputs, Sequence[int]], Steps]
-"""From inputs and each client's number of calls to what takes the steps."""
-
-
-def walk_in_python(run: Run, used: Sequence[int], unroll: int) -> Walk:
-    """Call the graph from Python.
-
-    Args:
-        run: the graph; it takes the inputs at the positions `used`.
-        used: those that it looks at.
-        unroll: U, its steps.
-    """
-
-    def walk(inputs: Inputs, calls: Sequence[int]) -> Steps:
-        return lambda: steps(inputs, calls)
-
-    def steps(inputs: Inputs, calls: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        rows = [row.source[row.index] if isinstance(row, Gathered) else row.contiguous() for row in inputs.rows]
-        chunks = iter(zip(*(row.view(-1, unroll, *row.shape[1:]).unbind() for row in rows), strict=True))
-        ends, losses = [], []
-        for c, count in enumerate(calls):
-            state, own = ([tensor[c : c + 1] for tensor in part] for part in (inputs.state, inputs.own))
-            for _ in range(count):
-                everything = (*state, *inputs.shared, *own, *next(chunks))
-                # A compiled graph may write its next results to where these lie.
-                *state, loss = (result.clone() for result in run([everything[i] for i in used]))
-                losses.append(loss)
-            ends.append(state)
-        return [torch.cat(entries) for entries in zip(*ends, strict=True)], torch.cat(losses).flatten()
-
-    return walk
 
 
 class _Input(ctypes.Structure):
@@ -123,11 +71,12 @@ class NativeWalk:
         )
         weakref.finalize(self, library.AOTInductorModelContainerDelete, self._graph)
 
-    def __call__(self, inputs: Inputs, calls: Sequence[int]) -> Steps:
+    def __call__(self, given: Sequence[Given], calls: Sequence[int]) -> Callable[[], Walked]:
         """What takes the steps."""
-        state = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs.state]
-        losses = inputs.state[0].new_empty(sum(calls) * self._unroll)
-        taken = self._taken(inputs)
+        local = [each.tensor for each in given if each.is_state]
+        state = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in local]
+        losses = local[0].new_empty(sum(calls) * self._unroll)
+        taken = [self._taken(i, given[i]) for i in self._used]
         sizes = [tensor[0].numel() * tensor.element_size() for tensor in state]
         sizes.append(self._unroll * losses.element_size())
         outputs = [_Output(tensor.data_ptr(), size) for tensor, size in zip((*state, losses), sizes, strict=True)]
@@ -143,37 +92,40 @@ class NativeWalk:
             ctypes.c_size_t(len(outputs)),
         )
 
-        def steps() -> tuple[list[Tensor], Tensor]:
+        def steps() -> Walked:
             _check(run())
             taken.clear()  # what was described is in memory until here
             return state, losses
 
         return steps
 
-    def _taken(self, inputs: Inputs) -> list[tuple[Any, ...]]:
-        """What the graph looks at: where it lies, and the tensors themselves, which must outlive the call."""
-        everything = [(part, value) for part in Inputs._fields for value in getattr(inputs, part)]
-        taken: list[tuple[Any, ...]] = []
-        for i in self._used:
-            part, value = everything[i]
-            if isinstance(value, Gathered):
-                taken.append(self._gathered(value))
-                continue
-            leading = {"state": (1,), "shared": (), "own": (1,), "rows": (self._unroll,)}[part]
-            # A start that all clients share is one tensor, expanded, and stays so.
-            each = value if part in ("shared", "rows") else value[0]
-            tensor = value if each.is_contiguous() else value.contiguous()
-            described = _place(tensor, (*leading, *tensor.shape[len(leading) :]))
-            described.step = len(leading) and tensor.stride(0) * tensor.element_size() * leading[0]
-            described.row, described.output = part == "rows", i if part == "state" else -1
-            taken.append((described, tensor))
-            if described.row and described.step <= _FEW_BYTES:
-                taken[-1] += (buffer := tensor.new_empty(described.step // tensor.element_size()),)
-                described.buffer = buffer.data_ptr()
-        return taken
+    def _taken(self, i: int, given: Given) -> tuple[Any, ...]:
+        """Where C finds an input, and the tensors that must outlive the call."""
+        if given.index is not None:
+            return self._picked(given.tensor, given.index.contiguous())
+        # A start that all clients share is one tensor, expanded, and stays so.
+        each = given.tensor[0] if given.each == "client" else given.tensor
+        tensor = given.tensor if each.is_contiguous() else given.tensor.contiguous()
+        described = self._described(given.each, tensor)
+        described.output = i if given.is_state else -1  # the local state comes first among inputs and outputs
+        if described.row and described.step <= _FEW_BYTES:
+            buffer = tensor.new_empty(described.step // tensor.element_size())
+            described.buffer = buffer.data_ptr()
+            return described, tensor, buffer
+        return described, tensor
 
-    def _gathered(self, batches: Gathered) -> tuple[Any, ...]:
-        source, index = batches.source, batches.index.contiguous()
+    def _described(self, each: str, tensor: Tensor) -> _Input:
+        """Where a call finds its part of a tensor: one for all clients, a client's row, or the rows of U steps."""
+        if each == "all":
+            return _place(tensor, tuple(tensor.shape))
+        row = each == "rows"
+        described = _place(tensor, (self._unroll, *tensor.shape[1:]) if row else tuple(tensor.shape[1:]))
+        described.step = tensor.stride(0) * tensor.element_size() * (self._unroll if row else 1)
+        described.row = row
+        return described
+
+    def _picked(self, source: Tensor, index: Tensor) -> tuple[Any, ...]:
+        """Where C finds examples, and which of them are a call's batches."""
         shape = (self._unroll, *index.shape[1:], *source.shape[1:])
         buffer, described = source.new_empty(shape), _place(source, shape)
         described.row, described.output, described.index = True, -1, index.data_ptr()

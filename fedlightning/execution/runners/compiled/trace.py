@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def trace(
@@ -38,24 +38,28 @@ def trace(
     return graph
 
 
-class NoGlobalNumbers(TorchDispatchMode):
-    """Raises where random numbers are drawn of which the process has but one sequence: a graph would not repeat them."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operation, or refuse it."""
-        if draws(func, args, kwargs or {}):
-            raise RuntimeError(f"{func} is a random operation")
-        return func(*args, **(kwargs or {}))
+def used_inputs(graph: GraphModule) -> tuple[int, ...]:
+    """The positions of the inputs that a graph looks at."""
+    inputs = graph.graph.find_nodes(op="placeholder")
+    return tuple(i for i, node in enumerate(inputs) if node.users)
 
 
-def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation draws random numbers; attention does so only for its own dropout."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return False
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.name == "dropout_p":
-            rate: float = kwargs.get("dropout_p", args[i] if i < len(args) else argument.default_value)
-            return rate > 0
-    return True
+def without_unused(graph: GraphModule, used: tuple[int, ...]) -> GraphModule:
+    """Take the other inputs out of the graph."""
+    for i, node in enumerate(graph.graph.find_nodes(op="placeholder")):
+        if i not in used:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def digest(graph: GraphModule) -> str:
+    """What tells a graph and its constants, such as frozen layers, apart from others."""
+    content = hashlib.sha256(graph.code.encode())
+    for name, constant in sorted(
+        {**dict(graph.named_parameters()), **dict(graph.named_buffers()), **vars(graph)}.items()
+    ):
+        if isinstance(constant, Tensor):
+            flat = constant.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            content.update(name.encode() + flat.numpy().tobytes())
+    return content.hexdigest()
