@@ -1,6 +1,6 @@
 """The contract of a federated method.
 
-A method never computes a gradient; it asks for one: the engine hands each local step a function `grad(w)`, and the method
+A method never computes a gradient; it asks for one: each local step is handed a function `grad(w)`, and the method
 answers with tensors. Parameters are one flat vector w [P]. So a method reads like its paper, and the same lines run one
 client at a time, as a cohort of clients under `torch.func.vmap`, and traced.
 

@@ -13,7 +13,7 @@ from fedlightning.errors import MethodError
 
 
 class StateError(MethodError):
-    """A `State` was misused; the engine adds by whom."""
+    """A `State` was misused; `hooks.diagnose` adds by whom."""
 
 
 class State(Mapping[str, Tensor]):

@@ -1,4 +1,4 @@
-"""The autoencoders and their task: shapes, layers, the loss of an image, and the same numbers in every executor."""
+"""The autoencoders and their task: shapes, layers, the loss of an image, and the same numbers in every runner."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def test_blocks_hold_all_rows_in_order() -> None:
 
 
 @pytest.mark.parametrize("batching", [{"epochs": 1}, {"epochs": None, "steps": 1}])
-def test_a_first_step_that_is_the_only_one_gives_the_loops_numbers(batching: dict[str, int | None]) -> None:
+def test_a_step_that_is_the_only_one_gives_the_loops_numbers(batching: dict[str, int | None]) -> None:
     runs = [fit(DeltaSGD(), task(), how, cohort_size=4, clients=data(**batching)) for how in ("traced", "loop")]
     same(*runs)
 

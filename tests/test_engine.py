@@ -1,4 +1,4 @@
-"""The loop and the cohort executor: they agree, they narrow, and they say what went wrong where."""
+"""The loop and the cohort: they agree, they narrow, and they say what went wrong where."""
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ class Noise(FedAvg):
         return grad(local.w) + keyed_uniform(client.key, local.w.shape)
 
 
-def test_the_clients_own_random_numbers_are_the_same_in_every_executor() -> None:
+def test_the_clients_own_random_numbers_are_the_same_in_every_runner() -> None:
     torch.testing.assert_close(fit(Noise(), model(), 4).server.x, fit(Noise(), model()).server.x, rtol=0, atol=1e-12)
 
 

@@ -87,7 +87,7 @@ def half(slots: int = 1, precision: str = "bf16-mixed", method: FedMethod | None
 
 
 @pytest.mark.parametrize("how", [{}, {"runner": "vmap", "cohort_size": 3}, {"runner": "traced"}], ids=str)
-def test_bfloat16_is_used_in_every_executor_and_states_stay_float32(how: dict[str, object]) -> None:
+def test_bfloat16_is_used_in_every_runner_and_states_stay_float32(how: dict[str, object]) -> None:
     loop, full, here = half(), half(precision="32-true"), half(**how)
     assert here.server.x.dtype == here.server.c.dtype == torch.float32
     apart = (here.server.x - full.server.x).norm()

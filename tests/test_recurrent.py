@@ -1,4 +1,4 @@
-"""The recurrent models: sizes and start of the paper's program, its cell, and the same numbers in every executor."""
+"""The recurrent models: sizes and start of the paper's program, its cell, and the same numbers in every runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vision transformers: their sizes, their blocks against torch's own, and the same numbers in every executor."""
+"""The vision transformers: their sizes, their blocks against torch's own, and the same numbers in every runner."""
 
 from __future__ import annotations
 

@@ -541,7 +541,7 @@ def test_every_wrong_value_is_taken_rightly_or_refused_in_one_line(
 
 
 UNTRIED = {
-    "made by the engine": {"ClientContext", "CohortResult", "Outcome", "Round", "RoundState", "Schedule", "State"},
+    "made by a run": {"ClientContext", "CohortResult", "Outcome", "Round", "RoundState", "Schedule", "State"},
     "errors": {"ClientError", "ConfigurationError", "FedLightningError", "MethodError"},
     "to be subclassed": {"Augmentation", "Callback", "ClientSampler", "FedMethod", "Partitioner"},
     "as large as vit_small is small": {"vit_base"},

@@ -1,4 +1,4 @@
-"""A small problem of clients of 1 to 40 examples, for tests that compare executors in float64."""
+"""A small problem of clients of 1 to 40 examples, for tests that compare runners in float64."""
 
 import torch
 from torch import nn

@@ -159,7 +159,7 @@ class FederatedDataModule(LightningDataModule):
         """From inputs as they lie in memory [B, …] to what the model takes, e.g. uint8 pixels to normalised floats."""
         return inputs
 
-    # -- what the engine asks for -------------------------------------------------------------------------------------
+    # -- what a run asks for -------------------------------------------------------------------------------------
     def setup(self, stage: str | None = None) -> None:
         """Load the examples and check who owns them; a second call does nothing."""
         if self._is_set_up:
@@ -237,7 +237,7 @@ class FederatedDataModule(LightningDataModule):
 
     @property
     def only_gathers(self) -> bool:
-        """Whether `batch` does nothing but pick examples, so that an executor may pick them itself."""
+        """Whether `batch` does nothing but pick examples, so that a runner may pick them itself."""
         cls = type(self)
         own = (cls.batch, cls.preprocess) != (FederatedDataModule.batch, FederatedDataModule.preprocess)
         return self.augmentation is None and not own
