@@ -357,7 +357,7 @@ def chooser(wishes: Wishes, model: Classification, work: Workload) -> _Chooser:
 def test_auto_takes_the_plain_loop_on_a_gpu(total: float, participants: int) -> None:
     """No cohorts, no graphs, nothing compiled, however long the run is; by name there are graphs, called experimental."""
     model = Classification(LogisticRegression(6, 3), 3)
-    work = Workload(participants, total, 20, balanced=True, batched=True, filled=1.0)
+    work = Workload(participants, total, 20, balance=1.0, batched=True, filled=1.0)
     taken = chooser(Wishes(), model, work).choose(None)
     assert (taken.runner, taken.cohort_size, taken.describe()) == ("loop", 1, "one client at a time")
     assert chooser(Wishes(cohort_size=2), model, work).choose(None).runner == "vmap"
@@ -381,7 +381,7 @@ def test_what_cannot_be_captured_is_refused() -> None:
         (task(), True, ACROSS, "the loss looks across a batch"),
     ]
     for model, batched, obstacle, said in cases:
-        work = Workload(2, 1.0, 20, balanced=True, batched=batched, filled=1.0)
+        work = Workload(2, 1.0, 20, balance=1.0, batched=batched, filled=1.0)
         with pytest.raises(ConfigurationError, match=f"batches of one size, .* but {said}.*; use `runner='loop'`"):
             chooser(Wishes(runner="cuda_graph"), model, work).choose(obstacle)
     with pytest.raises(ConfigurationError, match=r"`runner='cuda_graph'` must have slots on GPUs, .* on a CPU"):

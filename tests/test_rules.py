@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fedlightning.execution.runners._trace import trace
 from fedlightning.execution.runners.compiled import rewrite as rules
 from fedlightning.execution.runners.compiled.rewrite import RULES
-from fedlightning.execution.runners.compiled.trace import trace
 
 
 @pytest.fixture(autouse=True)

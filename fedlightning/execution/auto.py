@@ -22,7 +22,6 @@ from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError
 from fedlightning.execution.inspection import ACROSS, Findings, Obstacle, Trial, first_batch, inspect
 from fedlightning.execution.runners.compiled.build import compiler
-from fedlightning.execution.runners.traced import UNROLL
 from fedlightning.execution.slots import Slot, cpu_count
 from fedlightning.hooks.audit import Audit
 from fedlightning.layout import Layout
@@ -53,6 +52,10 @@ class AutoRules:
         cohort_from: clients of a round from which a cohort pays.
         cohort_most: the largest cohort; wider ones leave the cache.
         together_most: clients that are handed over together where they are trained in turn.
+        balance: the mean of the clients' steps to the most of one from which a cohort pays: what stands idle in it is below half.
+        cohort_part: the part of a round's clients in a cohort, so that two slots have one each.
+        unroll: the most steps of a graph: from eight on, the call costs little beside them.
+        slots_per_gpu: slots of a GPU without the GIL; with it, one. Not measured: no card yet.
         flops_per_slot: operations of a step that take about as long, without the GIL, as its Python, with it: each such number
             of them feeds one more slot (measured with 1 and 2 slots).
     """
@@ -65,6 +68,10 @@ class AutoRules:
     cohort_from: int = 16
     cohort_most: int = 64
     together_most: int = 32
+    balance: float = 0.5
+    cohort_part: float = 0.5
+    unroll: int = 8
+    slots_per_gpu: int = 2
     flops_per_slot: float = 10_000_000
 
 
@@ -91,7 +98,7 @@ class Workload:
         participants: m, clients of a round.
         total: local steps of all clients in all rounds, about.
         longest: local steps of a client, at most, about.
-        balanced: whether the clients take similar numbers of steps.
+        balance: the mean of the clients' local steps to the most of one; 1 where all take as many.
         batched: whether the batches are of one size.
         filled: the part of the places of those batches that hold an example, about; the last one of an epoch may be smaller.
     """
@@ -99,7 +106,7 @@ class Workload:
     participants: int
     total: float
     longest: int
-    balanced: bool
+    balance: float
     batched: bool
     filled: float
 
@@ -108,11 +115,11 @@ class Workload:
         """Estimated from the first thousand clients and the first round."""
         few = range(min(data.clients.num_clients, 1000))
         steps = torch.tensor([data.num_steps(client, method.local_steps(0)) for client in few], dtype=torch.float64)
-        balanced = bool(steps.mean() >= 0.5 * steps.max())
+        balance = float(steps.mean() / steps.max())
         total = rounds * participants * float(steps.mean())
         sizes, batch = torch.from_numpy(data.clients.sizes_of(few)), data.batch_size
         filled = int(sizes.sum()) / int((-(-sizes // batch) * batch).sum()) if batch else 1.0
-        return cls(participants, total, int(steps.max()), balanced, batch is not None, filled)
+        return cls(participants, total, int(steps.max()), balance, batch is not None, filled)
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,9 @@ def resolve(
         ConfigurationError: what was asked for cannot be.
     """
     # 1. Where: the devices decide what can be done there.
-    slots = tuple(wishes.slots) if isinstance(wishes.slots, list) else choose_slots(wishes.slots, work.participants)
+    slots = (
+        tuple(wishes.slots) if isinstance(wishes.slots, list) else choose_slots(wishes.slots, work.participants, rules)
+    )
     on_cpu = all(slot.kind == "cpu" for slot in slots)
 
     # 2. What the method, the model and the loss allow: each hook once, a look at the layers, and at one batch.
@@ -259,7 +268,7 @@ class _Chooser:
     def _taken(
         self, runner: RunnerName | Literal["custom"], size: int = 1, *why: str, fallback: Execution | None = None
     ) -> Execution:
-        unroll = 1 if self.large else min(UNROLL, self.work.longest)
+        unroll = 1 if self.large else min(self.rules.unroll, self.work.longest)
         return Execution(self.slots, runner, size, self.large, unroll, why, fallback)
 
     def _check(self, wish: str, obstacle: Obstacle | None) -> None:
@@ -325,7 +334,7 @@ class _Chooser:
         if obstacle:
             return self._taken("loop", 1, f"the model has {obstacle.what}")
         few = self.work.participants < self.rules.cohort_from
-        if self.wishes.cohort_size == 1 or few or not self.work.balanced or not self._dense():
+        if self.wishes.cohort_size == 1 or few or self.work.balance < self.rules.balance or not self._dense():
             return self._taken("loop")
         why = "a small dense model, clients of similar sizes"
         return self._taken("vmap", self._size("vmap"), why, fallback=self._taken("loop"))
@@ -345,7 +354,7 @@ class _Chooser:
 
     def _size(self, runner: str) -> int:
         """How many clients are handed over together."""
-        half = self.work.participants // 2
+        half = int(self.work.participants * self.rules.cohort_part)
         if self.wishes.cohort_size is not None:
             return min(self.wishes.cohort_size, self.work.participants)
         if runner == "vmap":
@@ -355,13 +364,13 @@ class _Chooser:
         return 1
 
 
-def choose_slots(wish: int | None, participants: int) -> tuple[Slot, ...]:
+def choose_slots(wish: int | None, participants: int, rules: AutoRules) -> tuple[Slot, ...]:
     """So many slots, or for None as many as pay if each step is Python for the most part."""
     devices, free = torch.cuda.device_count(), not interpreter.gil_enabled()
     if wish is not None:
         count = wish
     elif devices:
-        count = min(participants, devices * (2 if free else 1))
+        count = min(participants, devices * (rules.slots_per_gpu if free else 1))
     else:
         count = min(participants, cpu_count() if free else 1)
     if devices:
@@ -375,7 +384,7 @@ def with_lock(execution: Execution, work: Workload, flops: float, rules: AutoRul
     pay = {"compiled": cpu_count(), "traced": 1}.get(
         execution.runner, 1 + int(together * flops // rules.flops_per_slot)
     )
-    slots = choose_slots(min(pay, cpu_count(), work.participants), work.participants)
+    slots = choose_slots(min(pay, cpu_count(), work.participants), work.participants, rules)
     fallback = execution.fallback and with_lock(execution.fallback, work, flops, rules)
     return replace(execution, slots=slots, fallback=fallback)
 

@@ -1,9 +1,8 @@
 """One local step of one client, as a pure function of tensors.
 
-Every runner is made from `LocalStep`. The loop calls `take`. vmap maps it over clients (`side_by_side`). A graph is a trace
-of it: of `in_turn`, several steps of one client, which is then run from Python, compiled, or captured on a GPU.
-`FlatFunction` turns any of them into a function of a flat list of tensors, which is what tracing, compiling and capturing ask
-for.
+Every runner is made from `LocalStep`. The loop calls `take`, and so does what is captured on a GPU. vmap maps it over clients
+(`side_by_side`). A graph is a trace of it: of `in_turn`, several steps of one client, which is then run from Python or compiled.
+`FlatFunction` turns any of them into a function of a flat list of tensors, which tracing, compiling and capturing ask for.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from fedlightning.execution.runners.compiled.trace import trace
+from fedlightning.execution.runners._trace import trace
 from fedlightning.execution.step import Clients, FlatFunction, flat
 from fedlightning.state import State
 

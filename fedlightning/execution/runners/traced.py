@@ -26,6 +26,7 @@ from torch.fx import GraphModule
 from fedlightning.errors import ConfigurationError
 from fedlightning.execution.plan import CohortPlan, RoundInputs, RoundPlan
 from fedlightning.execution.runners._over_clients import traced_over_clients
+from fedlightning.execution.runners._trace import trace, used_inputs, without_unused
 from fedlightning.execution.runners.base import (
     Backend,
     CohortResult,
@@ -36,16 +37,12 @@ from fedlightning.execution.runners.base import (
     told,
 )
 from fedlightning.execution.runners.compiled.rewrite import RULES
-from fedlightning.execution.runners.compiled.trace import trace, used_inputs, without_unused
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, flat
 from fedlightning.hooks.diagnose import calling
 from fedlightning.hooks.generators import NoGlobalNumbers
 from fedlightning.method import Batch
 from fedlightning.state import State
-
-UNROLL = 8
-"""The most steps of one graph: from eight on, the call costs little beside them."""
 
 BLOCK = 512
 """Steps of all clients of a block, if one gather makes their batches; those of more steps would leave the cache. Eight times

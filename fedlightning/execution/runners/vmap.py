@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlightning.execution.plan import CohortPlan, RoundInputs, RoundPlan
+from fedlightning.execution.runners._trace import trace
 from fedlightning.execution.runners.base import (
     Backend,
     CohortResult,
@@ -31,7 +32,6 @@ from fedlightning.execution.runners.base import (
     result,
     told,
 )
-from fedlightning.execution.runners.compiled.trace import trace
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, flat
 from fedlightning.hooks.diagnose import calling

@@ -12,10 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from fedlightning.errors import ConfigurationError
+from fedlightning.execution.runners._trace import digest, used_inputs, without_unused
 from fedlightning.execution.runners.compiled.build import OPTIONS, Order, build, processor
 from fedlightning.execution.runners.compiled.cache import kept
 from fedlightning.execution.runners.compiled.native import compiled_walk, preload
-from fedlightning.execution.runners.compiled.trace import digest, used_inputs, without_unused
 from fedlightning.execution.runners.traced import TracedBackend, Walk, traced_steps
 from fedlightning.execution.step import Clients, LocalStep, flat
 from fedlightning.method import Batch
