@@ -1,15 +1,27 @@
 """Runners of one's own, and the one decision of who takes the local steps: made once, kept by checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
 from unequal_clients import data, task
 
-from fedlightning import ConfigurationError, FedAvg, FederatedTrainer, Partition, RoundState, SlotStrategy, TensorData
+from fedlightning import (
+    Classification,
+    ConfigurationError,
+    FedAvg,
+    FederatedTrainer,
+    MethodError,
+    Partition,
+    RoundState,
+    SlotStrategy,
+    TensorData,
+)
 from fedlightning.execution import auto
-from fedlightning.execution.auto import AutoRules
+from fedlightning.execution.auto import AutoRules, Execution
 from fedlightning.execution.runners.loop import LoopRunner
 
 
@@ -71,9 +83,51 @@ class Silent(Noting):
         super().run(plans, inputs)
 
 
+class Elsewhere(Noting):
+    """Says that others did it."""
+
+    def run(self, plans: Any, inputs: Any) -> Any:
+        return [replace(one, clients=tuple(c + 7 for c in one.clients)) for one in super().run(plans, inputs)]
+
+
+class Rubbish(Noting):
+    """Gives numbers."""
+
+    def run(self, plans: Any, inputs: Any) -> Any:
+        return [3 for _ in plans]
+
+
+class Writes(Noting):
+    """Changes the server's model for all."""
+
+    def run(self, plans: Any, inputs: Any) -> Any:
+        inputs.server.x.add_(1)
+        return super().run(plans, inputs)
+
+
+class Diverges(Noting):
+    """Uploads what is no number."""
+
+    def run(self, plans: Any, inputs: Any) -> Any:
+        nan = [one.upload.apply(lambda tensor: tensor * torch.nan) for one in super().run(plans, inputs)]
+        return [replace(one, upload=up) for one, up in zip(super().run(plans, inputs), nan, strict=True)]
+
+
+class NoArguments(Noting):
+    """Takes nothing."""
+
+    def run(self) -> Any:  # type: ignore[override]
+        return []
+
+
 @pytest.mark.parametrize(
     ("runner", "said"),
     [
+        (Elsewhere, r"must give a CohortResult of what the clients \(1,\) did in round 0, but it names \(8,\)"),
+        (Rubbish, r"must give a CohortResult .* but one of them is 3"),
+        (Writes, r"`run` of Writes must leave the server's tensors as they are"),
+        (Diverges, r"must give a CohortResult .* is not finite"),
+        (NoArguments, r"`run` of NoArguments must take `\(plans, inputs\)`"),
         (lambda: None, r"must be made by `runner\(step, slot\)`"),
         (lambda step, slot: 7, r"must make objects that have `run\(plans, inputs\)`"),
         (Forgetful, r"`run` of Forgetful must give a list of 1 results, .* 0 of them"),
@@ -121,7 +175,7 @@ def test_a_runner_that_was_asked_for_does_not_fall_back(monkeypatch: pytest.Monk
         raise RuntimeError("no batching rule")
 
     monkeypatch.setattr("fedlightning.execution.runners.vmap.VmapBackend.prepare", fails)
-    with pytest.raises(RuntimeError, match="no batching rule"):
+    with pytest.raises(ConfigurationError, match=r"`runner='vmap'` must lift .* no batching rule; use `runner='loop'`"):
         fit(runner="vmap")
 
 
@@ -141,3 +195,70 @@ def test_why_a_run_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(auto, "compiler", lambda: None)
     execution = fit(rules=AutoRules(compile_dense=1))[1]
     assert execution.describe() == "one client at a time (not compiled: no C++ compiler was found)"
+
+
+def test_a_compiled_run_that_goes_on_without_a_compiler_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "here.ckpt"
+    monkeypatch.setattr(Execution, "saved", lambda self: {"runner": "compiled", "cohort_size": 2})
+    fit(1, save=path)
+    monkeypatch.setattr(auto, "compiler", lambda: None)
+    with pytest.raises(
+        ConfigurationError, match=r"goes on as it began, .*'compiled'.* needs a C.*by name, e.g. `runner='loop'`"
+    ):
+        fit(2, go_on=path)
+    assert fit(2, go_on=path, runner="loop")[1].runner == "loop"
+
+
+def test_a_cohorts_size_is_kept_where_the_same_runner_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "here.ckpt"
+    fit(1, save=path, runner="vmap", cohort_size=3)
+    assert fit(2, go_on=path, runner="vmap")[1].cohort_size == 3
+    assert fit(2, go_on=path, runner="vmap", cohort_size=2)[1].cohort_size == 2
+
+
+@pytest.mark.parametrize("layer", ["lstm", "norm"])
+def test_the_layer_that_stands_in_the_way_is_named_with_what_helps(layer: str) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(6, 3, batch_first=True)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.lstm(inputs[:, None])[0][:, 0]
+            return outputs
+
+    model = Recurrent() if layer == "lstm" else nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    said = (
+        r"'model.lstm' \(LSTM\), but is 'vmap'; use `runner='loop'`"
+        if layer == "lstm"
+        else r"BatchNorm1d.* use group norm"
+    )
+    trainer = FederatedTrainer(1, strategy=SlotStrategy(1, runner="vmap"), callbacks=[], logger=False, evaluate_every=0)
+    with pytest.raises(ConfigurationError, match=said):
+        trainer.fit(FedAvg(), Classification(model.double(), 3), even_data())
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"heavy": "x"}, {"cohort_most": 2.5}, {"flops_per_slot": 0}, {"filled": 1.5}, {"unroll": 0}, {"balance": -1.0}],
+)
+def test_a_threshold_that_is_none_is_refused(rules: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=rf"`{next(iter(rules))}` of AutoRules must be "):
+        AutoRules(**rules)
+
+
+class Counts(FedAvg):
+    """Counts its steps in what others share."""
+
+    def on_local_step(self, local, grad, client):  # type: ignore[no-untyped-def]
+        client.step.add_(1)
+        return super().on_local_step(local, grad, client)
+
+
+def test_a_hook_that_writes_to_the_steps_number_is_named() -> None:
+    with pytest.raises(MethodError, match=r"changed `client.step` in place"):
+        FederatedTrainer(1, strategy=SlotStrategy(1), callbacks=[], logger=False, evaluate_every=0).fit(
+            Counts(), task(), data()
+        )

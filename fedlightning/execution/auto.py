@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedlightning import _interpreter as interpreter
+from fedlightning._checked import COUNT, check_fields
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError
 from fedlightning.execution.inspection import ACROSS, Findings, Obstacle, Trial, first_batch, inspect
@@ -40,6 +41,9 @@ CONVOLVING = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @dataclass(frozen=True)
 class AutoRules:
     """The thresholds of "auto".
+
+    Raises:
+        ConfigurationError: one is no such number.
 
     Attributes:
         heavy: parameters from which clients of a dense model gain nothing side by side, nor from compiling.
@@ -73,6 +77,12 @@ class AutoRules:
     unroll: int = 8
     slots_per_gpu: int = 2
     flops_per_slot: float = 10_000_000
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("cohort_most", "together_most", "unroll", "slots_per_gpu"), COUNT)
+        parts = dict.fromkeys(("filled", "balance", "cohort_part"), "[0, 1]")
+        others = ("heavy", "compile_dense", "compile_convolving", "large_step", "cohort_from")
+        check_fields(self, **counts, **parts, **dict.fromkeys(others, "[0, inf)"), flops_per_slot="(0, inf)")
 
 
 @dataclass(frozen=True)
@@ -257,11 +267,14 @@ class _Chooser:
         """The execution, refused where the user asked for what an obstacle forbids."""
         wish = self.wishes.runner
         before = self.before or {}
-        if wish == "auto" and self.wishes.cohort_size is None and before.get("runner") in get_args(RunnerName):
-            self._check(before["runner"], None)
-            return self._taken(before["runner"], before["cohort_size"], "as the run began")
+        began: Any = before.get("runner")
+        if self.wishes.cohort_size is None and wish in ("auto", began) and began in get_args(RunnerName):
+            self._check_again(began)
+            return self._taken(began, before["cohort_size"], "as the run began")
         if wish == "auto":
-            return self._auto(obstacle)
+            taken = self._auto(obstacle)
+            own = ("the run began with a runner of one's own",) if began == "custom" else ()
+            return replace(taken, reasons=(*own, *taken.reasons))
         self._check(wish, obstacle)
         return self._taken(wish, self._size(wish))
 
@@ -270,6 +283,16 @@ class _Chooser:
     ) -> Execution:
         unroll = 1 if self.large else min(self.rules.unroll, self.work.longest)
         return Execution(self.slots, runner, size, self.large, unroll, why, fallback)
+
+    def _check_again(self, began: str) -> None:
+        """Refuse to go on where what took the steps before cannot here."""
+        try:
+            self._check(began, None)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"A run goes on as it began, and the checkpoint says by `runner={began!r}`, but here it cannot: {error} Or ask "
+                "for another by name, e.g. `runner='loop'`, with which numbers differ by rounding."
+            ) from error
 
     def _check(self, wish: str, obstacle: Obstacle | None) -> None:
         """Refuse a runner that was asked for, but cannot be."""
@@ -281,7 +304,9 @@ class _Chooser:
             self._check_capture(obstacle)
         if wish == "compiled" and not (self.on_cpu and compiler()):
             what = "a C++ compiler" if self.on_cpu else "slots on a CPU"
-            raise ConfigurationError(f"`runner='compiled'` needs {what}, but there is none; use 'auto'.")
+            raise ConfigurationError(
+                f"`runner='compiled'` needs {what}, but there is none; use `runner='traced'`, which runs the same graph without."
+            )
         if wish == "traced" and len({slot.device for slot in self.slots}) > 1:
             raise ConfigurationError(
                 f"`runner='traced'` must have all slots on one device, but they are on "
@@ -295,10 +320,12 @@ class _Chooser:
 
     def _check_capture(self, obstacle: Obstacle | None) -> None:
         recurrent = next((name for name, m in self.task.named_modules() if isinstance(m, nn.RNNBase)), None)
-        why = None
         if self.on_cpu:
-            why = "the slots are on a CPU"
-        elif not self.work.batched:
+            raise ConfigurationError(
+                "`runner='cuda_graph'` must have slots on GPUs, but they are on a CPU; use `runner='auto'`."
+            )
+        why = None
+        if not self.work.batched:
             why = "batches are whole data sets"
         elif obstacle is ACROSS:
             why = "the loss looks across a batch, empty places included"

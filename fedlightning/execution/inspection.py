@@ -52,19 +52,24 @@ class Findings(NamedTuple):
         buffer: name of one that training changes.
         draws: whether random numbers are drawn of which the process has but one sequence.
         coupled: whether the loss of one example depends on the others of its batch, as the task or the method says.
+        kind: the class of that layer.
     """
 
     layer: str | None
     buffer: str | None
     draws: bool
     coupled: bool = False
+    kind: type[nn.Module] = nn.Module
 
     @property
     def obstacle(self) -> Obstacle | None:
         """The first of them; None if there is nothing."""
-        remedy = f'use group norm (`norm="group"`), or {_ALONE}'
+        remedy = f'use group norm in the place of batch norm (models of this library: `norm="group"`), or {_ALONE}'
         if self.layer is not None:
-            return Obstacle(repr(self.layer), remedy)
+            alone = f"use {_ALONE}"
+            return Obstacle(
+                f"{self.layer!r} ({self.kind.__name__})", alone if issubclass(self.kind, nn.RNNBase) else remedy
+            )
         if self.buffer is not None:
             return Obstacle(f"{self.buffer!r}, a buffer that training changes", remedy)
         if self.draws:
@@ -91,14 +96,15 @@ def inspect(
             where a client has one.
         MethodError: the loss is not one number for each example.
     """
-    layer = next((name for name, module in task.named_modules() if _looks_around(module)), None)
+    around = ((name, type(module)) for name, module in task.named_modules() if _looks_around(module))
+    layer, kind = next(around, (None, nn.Module))
     coupled = task.coupled or method.coupled
     probe = key_dropout(task).to("cpu").train()
     before = {name: (buffer, buffer._version) for name, buffer in probe.named_buffers()}
     client = int(data.clients.sizes.argmax())
     batch = first_batch(data, client)
     if not len(batch.inputs):
-        return Findings(layer, None, False, coupled)
+        return Findings(layer, None, False, coupled, kind)
     error, draws = _tried(probe, batch)
     if on_cpu and error:
         raise misfit(batch, f"the first one of client {client}", error, layout.dtype) from error
@@ -109,7 +115,7 @@ def inspect(
     ]
     _check_gradient(probe, batch)
     _check_single(probe, data, batch, method.local_steps(0))
-    return Findings(layer, next(iter(changed), None), draws, coupled)
+    return Findings(layer, next(iter(changed), None), draws, coupled, kind)
 
 
 def _tried(probe: FederatedTask, batch: Batch) -> tuple[Exception | None, bool]:

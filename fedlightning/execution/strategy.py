@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from fedlightning import _interpreter as interpreter
 from fedlightning._checked import COUNT, checked, require
 from fedlightning.data.module import FederatedDataModule
-from fedlightning.errors import ConfigurationError, first_line, out_of_memory, shown
+from fedlightning.errors import ConfigurationError, FedLightningError, first_line, out_of_memory
 from fedlightning.execution.auto import AutoRules, Execution, RunnerName, Wishes, Workload, resolve
 from fedlightning.execution.bill import CudaMeter, measure
 from fedlightning.execution.model import Replica
@@ -181,7 +181,7 @@ class SlotStrategy:
                 self._backend.prepare(self._step(root, phase), plan.of(phase), given, root)
         except Exception as error:
             if self.execution.fallback is None:
-                raise
+                raise self._reworded(error) from error
             self._in_vain += self._backend.seconds
             why = f"not {self.execution.runner}, since its trial failed: {first_line(error)}"
             self.execution = self.execution.fall_back(why)
@@ -194,6 +194,16 @@ class SlotStrategy:
                 self._runners[name, phase.name] = self._backend(self._step(worker, phase), worker)
         for phase, given in inputs.items():
             self._bill(plan.of(phase), given)
+
+    def _reworded(self, error: Exception) -> Exception:
+        """What a trial raised; where torch says that a model cannot be lifted, with what can be done about it."""
+        runner, known = self.execution.runner, isinstance(error, FedLightningError) or out_of_memory(error)
+        if known or not isinstance(error, RuntimeError) or runner not in ("vmap", "traced", "compiled"):
+            return error
+        return ConfigurationError(
+            f"`runner={runner!r}` must lift the local steps of {type(self._task).__name__}, but a trial of them fails: "
+            f"{first_line(error)}; use `runner='loop'`, which serves any model."
+        )
 
     def teardown(self) -> None:
         """Stop the slots, whose cohorts are cancelled if they still run, and put the process's switches back."""
@@ -286,11 +296,6 @@ class SlotStrategy:
         began, runner = perf_counter(), self._runners[str(worker.slot), draws.plan.phase.name]
         plans = [draws.pop(position) for position in positions]
         trained = runner.run(plans, inputs)
-        if not isinstance(trained, list) or len(trained) != len(plans):
-            raise ConfigurationError(
-                f"`run` of {type(runner).__name__} must give a list of {len(plans)} results, one for each plan, but gives "
-                f"{f'{len(trained)} of them' if isinstance(trained, list) else shown(trained)}."
-            )
         each = (perf_counter() - began) / sum(len(plan.step) for plan in plans)
         return {
             position: replace(result, seconds=each * len(plan.step))

@@ -172,7 +172,9 @@ def _tensors(arguments: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor
         if isinstance(value, State):
             yield from ((f"{name}.{entry}", tensor) for entry, tensor in value.items())
         elif isinstance(value, ClientContext):
+            numbers = ("lr", "num_steps", "num_examples", "round", "key", "step")
             inner = {"server": value.server, "state": value.state, "gradient": value.gradient}
+            inner |= {number: getattr(value, number) for number in numbers}
             yield from _tensors([(f"{name}.{entry}", each) for entry, each in inner.items()])
         elif isinstance(value, Tensor):
             yield name, value

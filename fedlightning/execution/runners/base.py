@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -116,6 +116,8 @@ class Custom(Backend):
         try:
             made = self._make(step, slot)
         except TypeError as error:
+            if _is_inside(error):
+                raise
             raise ConfigurationError(
                 f"`runner` of SlotStrategy must be made by `runner(step, slot)`, but {name} is not: {error}; see `LoopRunner`."
             ) from error
@@ -123,7 +125,73 @@ class Custom(Backend):
             raise ConfigurationError(
                 f"`runner` of SlotStrategy must make objects that have `run(plans, inputs)`, but {name} makes {shown(made)}."
             )
-        return made
+        return _Watched(made)
+
+
+class _Watched:
+    """A user's runner, of which what it gives and writes to is looked at: a wrong result would be a wrong number later."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner, self._run = runner, f"`run` of {type(runner).__name__}"
+
+    def run(self, plans: Sequence[CohortPlan], inputs: RoundInputs) -> list[CohortResult]:
+        """What the runner gives.
+
+        Raises:
+            ConfigurationError: it is not what these clients did, or the runner wrote to the server's tensors.
+        """
+        versions = [tensor._version for tensor in inputs.server.values()]
+        try:
+            results = self._runner.run(plans, inputs)
+        except TypeError as error:
+            if _is_inside(error):
+                raise
+            raise ConfigurationError(f"{self._run} must take `(plans, inputs)`, but does not: {error}.") from error
+        if not isinstance(results, list) or len(results) != len(plans):
+            given = f"{len(results)} of them" if isinstance(results, list) else shown(results)
+            raise ConfigurationError(
+                f"{self._run} must give a list of {len(plans)} results, one for each plan, but gives {given}."
+            )
+        for plan, one in zip(plans, results, strict=True):
+            if fault := _fault(plan, one):
+                raise ConfigurationError(
+                    f"{self._run} must give a CohortResult of what the clients {plan.clients} did in round "
+                    f"{plan.round.index}, but {fault}; `LoopRunner` gives one."
+                )
+        if [tensor._version for tensor in inputs.server.values()] != versions:
+            raise ConfigurationError(
+                f"{self._run} must leave the server's tensors as they are, but writes to them in place."
+            )
+        return results
+
+
+def _is_inside(error: BaseException) -> bool:
+    """Whether an error comes from within what was called, and not from the call itself."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
+
+
+def _fault(plan: CohortPlan, result: Any) -> str:
+    """What is wrong with a result of a plan, in words; "" if nothing is."""
+    if not isinstance(result, CohortResult):
+        return f"one of them is {shown(result)}"
+    count = len(plan.clients)
+    if tuple(result.clients) != plan.clients:
+        return f"it names {result.clients!r:.80} as its clients"
+    for name in ("upload", "state"):
+        states = getattr(result, name)
+        if not isinstance(states, State) or any(tensor.shape[:1] != (count,) for tensor in states.values()):
+            return f"its `{name}` is no State of entries [{count}, …]"
+    for name in ("buffers", "num_examples", "num_steps", "loss"):
+        tensor = getattr(result, name)
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != (count,) or (name != "buffers" and tensor.dim() != 1):
+            return f"its `{name}` is no tensor [{count}]"
+    if result.num_examples.tolist() != plan.round.data.clients.sizes_of(plan.clients).tolist():
+        return f"its `num_examples` are {result.num_examples.tolist()!r:.80}"
+    if result.num_steps.tolist() != plan.num_steps:
+        return f"its `num_steps` are {result.num_steps.tolist()!r:.80}"
+    if not all(map(_is_finite, (result.loss, *result.upload.values(), *result.state.values()))):
+        return "a loss, an upload or what a client remembers is not finite"
+    return ""
 
 
 class Cancelled(Exception):
