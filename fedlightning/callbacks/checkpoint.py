@@ -162,7 +162,7 @@ class ModelCheckpoint(Monitored):
             self._write_last(trainer, self._folder, None)
 
     def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
-        """Do the same, unless the run was refused before its first round."""
+        """Write `last.ckpt` of the last finished round, unless the run was refused before its first one."""
         refused = isinstance(exception, ConfigurationError) and trainer.round == trainer.start_round
         if not refused:
             self.on_fit_end(trainer)

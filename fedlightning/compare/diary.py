@@ -47,7 +47,7 @@ class Diary(Callback):
             )
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
-        """Do the same, on disk at most once a second."""
+        """Note how far the run came, on disk at most once a second."""
         self._note(trainer)
         if perf_counter() - self._written > 1:
             self._write()
@@ -58,7 +58,7 @@ class Diary(Callback):
         self._write()
 
     def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
-        """Do the same."""
+        """Note how far the piece came before it failed."""
         self.on_fit_end(trainer)
 
     def diverged(self, failure: str) -> None:
