@@ -41,18 +41,23 @@ class ServerHooks:
         with naming(method, "gradient_pass"):
             wish = method.gradient_pass()
         self._contract.gradient_pass(wish)
+        self._lrs, self._steps = list[float](), list[int | None]()
         for round in range(min(rounds, _SCHEDULED)):
-            self.lr(round)
-            self.steps(round)
+            self._lrs.append(self.lr(round))
+            self._steps.append(self.steps(round))
 
     def lr(self, round: int) -> float:
         """η_t, the clients' learning rate in a round."""
+        if round < len(self._lrs):
+            return self._lrs[round]
         with naming(self._method, "client_lr"):
             lr = self._method.client_lr(round)
         return self._contract.lr(lr, round)
 
     def steps(self, round: int) -> int | None:
         """K for every client in a round, or None."""
+        if round < len(self._steps):
+            return self._steps[round]
         with naming(self._method, "local_steps"):
             steps = self._method.local_steps(round)
         return self._contract.steps(steps, round)
