@@ -89,11 +89,13 @@ class ServerHooks:
 
     def aggregate(self, server: State, mean: State, round: Round) -> State:
         """The server's next state."""
+        if self._ours and "on_aggregate" in self._called:
+            # This library's own methods are looked at in the audit and in the first round: a look costs 40 µs of each.
+            return self._method.on_aggregate(server, mean, round)
         self._check_delta(mean)
         with self._calling("on_aggregate", server):
             after = self._method.on_aggregate(server, mean, round)
-        # What this library's own methods give is looked at once, in the audit: a look costs 30 µs of a round.
-        return after if self._ours else self._contract.server("on_aggregate", after, server)
+        return self._contract.server("on_aggregate", after, server)
 
     def returned(
         self, rows: dict[int, State], uploads: Mapping[int, State], server: State, step: Tensor, round: Round
