@@ -331,9 +331,8 @@ class SlotStrategy:
         return self._pool.map(work, window=window)
 
     def replica(self, device: torch.device) -> Replica:
-        """A copy of the model on a device, a slot's own where it has one there; for when no slot works."""
-        there = (worker.replica for worker in self._workers.values() if worker.device == device)
-        return next(there, None) or Replica(self._task, self._layout, device, self.precision)
+        """A copy of the model on a device that no slot works with."""
+        return Replica(self._task, self._layout, device, self.precision)
 
 
 def _read_runner(wish: Any) -> tuple[MakeRunner | None, RunnerName | Literal["auto", "custom"]]:
