@@ -349,7 +349,7 @@ def test_each_slot_has_a_graph_of_its_own_and_no_more(monkeypatch: pytest.Monkey
 
 def chooser(wishes: Wishes, model: Classification, work: Workload) -> _Chooser:
     slots = (Slot("cuda", 0, 0), Slot("cuda", 0, 1))
-    return _Chooser(wishes, model, Layout.of(model), work, AutoRules(), slots, 0.0, None)
+    return _Chooser(wishes, model, Layout.of(model), work, AutoRules(), slots, lambda: 0.0, None)
 
 
 @pytest.mark.parametrize("total", [1.0, 1e12])

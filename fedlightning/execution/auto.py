@@ -8,9 +8,10 @@ at free memory or at what was compiled before, so that a run's numbers do not de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -140,7 +141,7 @@ class Execution:
         slots: where clients are trained.
         runner: what takes their steps.
         cohort_size: how many are handed to a slot together; under vmap, how many are trained at once.
-        large: whether a step is so large that it is worth a graph of its own, and a client a cohort of its own.
+        large: whether steps become graphs and are so large that each is worth its own, and each client a cohort of its own.
         unroll: U, local steps of a graph; as many as pay, but not more than the longest client takes.
         reasons: why, one for each decision that was not the user's.
         fallback: what takes its place if a graph cannot be built, or a trial fails, where the user asked for neither.
@@ -162,12 +163,6 @@ class Execution:
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds of it, so that a resumed run takes its steps in the same way."""
         return {"runner": self.runner, "cohort_size": self.cohort_size}
-
-    def fall_back(self, why: str) -> Execution:
-        """What takes its place, and why."""
-        if self.fallback is None:
-            raise ValueError(f"This execution has no fallback: {why}")
-        return replace(self.fallback, reasons=(*self.fallback.reasons, why))
 
     def describe(self) -> str:
         """The runner in words, and why it was chosen."""
@@ -223,7 +218,7 @@ def resolve(
         trial.check()
 
     # 3. Which runner, and how many clients at once; then once more, if a loss looks across the batches that it makes.
-    flops = step_flops(task, data)
+    flops = cache(partial(step_flops, task, data))  # a copy of the model, where somebody asks
     chooser = _Chooser(wishes, task, layout, work, rules, slots, flops, before)
     execution = chooser.choose(found.obstacle)
     if found.obstacle is None and execution.runner not in ("loop", "custom") and trial.looks_across():
@@ -256,11 +251,11 @@ class _Chooser:
         work: Workload,
         rules: AutoRules,
         slots: tuple[Slot, ...],
-        flops: float,
+        flops: Callable[[], float],
         before: Mapping[str, Any] | None,
     ) -> None:
         self.wishes, self.task, self.layout, self.work, self.rules = wishes, task, layout, work, rules
-        self.slots, self.large, self.before = slots, flops >= rules.large_step, before
+        self.slots, self.flops, self.before = slots, flops, before
         self.on_cpu = all(slot.kind == "cpu" for slot in slots)
 
     def choose(self, obstacle: Obstacle | None) -> Execution:
@@ -281,8 +276,13 @@ class _Chooser:
     def _taken(
         self, runner: RunnerName | Literal["custom"], size: int = 1, *why: str, fallback: Execution | None = None
     ) -> Execution:
-        unroll = 1 if self.large else min(self.rules.unroll, self.work.longest)
-        return Execution(self.slots, runner, size, self.large, unroll, why, fallback)
+        large = self._large(runner)
+        unroll = 1 if large else min(self.rules.unroll, self.work.longest)
+        return Execution(self.slots, runner, size, large, unroll, why, fallback)
+
+    def _large(self, runner: str) -> bool:
+        """Whether steps are large, where they become graphs."""
+        return runner in ("traced", "compiled") and self.flops() >= self.rules.large_step
 
     def _check_again(self, began: str) -> None:
         """Refuse to go on where what took the steps before cannot here."""
@@ -386,7 +386,7 @@ class _Chooser:
             return min(self.wishes.cohort_size, self.work.participants)
         if runner == "vmap":
             return max(1, min(self.rules.cohort_most, half))
-        if runner in ("traced", "compiled") and not self.large:
+        if runner in ("traced", "compiled") and not self._large(runner):
             return max(1, min(self.rules.together_most, half))
         return 1
 
@@ -405,15 +405,15 @@ def choose_slots(wish: int | None, participants: int, rules: AutoRules) -> tuple
     return tuple(Slot("cpu", 0, i) for i in range(count))
 
 
-def with_lock(execution: Execution, work: Workload, flops: float, rules: AutoRules) -> Execution:
+def with_lock(execution: Execution, work: Workload, flops: Callable[[], float], rules: AutoRules) -> Execution:
     """The slots that pay on a CPU with the GIL: compiled steps run without it, others wait for each other's Python."""
     together = execution.cohort_size if execution.runner == "vmap" else 1
-    pay = {"compiled": cpu_count(), "traced": 1}.get(
-        execution.runner, 1 + int(together * flops // rules.flops_per_slot)
-    )
+    if execution.runner == "compiled":
+        pay = cpu_count()
+    else:
+        pay = 1 if execution.runner == "traced" else 1 + int(together * flops() // rules.flops_per_slot)
     slots = choose_slots(min(pay, cpu_count(), work.participants), work.participants, rules)
-    fallback = execution.fallback and with_lock(execution.fallback, work, flops, rules)
-    return replace(execution, slots=slots, fallback=fallback)
+    return replace(execution, slots=slots)
 
 
 def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:

@@ -32,7 +32,7 @@ from fedlightning.execution.runners.loop import LoopBackend
 from fedlightning.execution.runners.traced import TracedBackend
 from fedlightning.execution.runners.vmap import VmapBackend
 from fedlightning.execution.slots import Slot, Worker, check_threads
-from fedlightning.execution.step import LocalStep, Phase
+from fedlightning.execution.step import LOCAL, LocalStep, Phase
 from fedlightning.layout import Layout
 from fedlightning.method import FedMethod
 from fedlightning.task import FederatedTask
@@ -180,11 +180,13 @@ class SlotStrategy:
             for phase, given in inputs.items():
                 self._backend.prepare(self._step(root, phase), plan.of(phase), given, root)
         except Exception as error:
-            if self.execution.fallback is None:
+            other = self.execution.fallback
+            if other is None:
                 raise self._reworded(error) from error
             self._in_vain += self._backend.seconds
             why = f"not {self.execution.runner}, since its trial failed: {first_line(error)}"
-            self.execution = self.execution.fall_back(why)
+            # The slots are at work already, and stay; numbers do not depend on how many there are.
+            self.execution = replace(other, slots=self.slots, reasons=(*other.reasons, why))
             self._backend = self._make_backend()
             rank_zero_warn(f"The run is executed otherwise than planned: {self.execution.describe()}.")
             self.prepare(plan, inputs)
@@ -192,8 +194,7 @@ class SlotStrategy:
         for name, worker in self._workers.items():
             for phase in inputs:
                 self._runners[name, phase.name] = self._backend(self._step(worker, phase), worker)
-        for phase, given in inputs.items():
-            self._bill(plan.of(phase), given)
+        self._bill(plan.of(LOCAL), inputs[LOCAL])
 
     def _reworded(self, error: Exception) -> Exception:
         """What a trial raised; where torch says that a model cannot be lifted, with what can be done about it."""

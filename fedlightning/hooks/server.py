@@ -36,8 +36,7 @@ class ServerHooks:
             raise MethodError(fault)
         self._method, self._contract = method, Contract(method, layout)
         self._called = set[str]()
-        classes = type(method).__mro__[:-1]
-        self._ours = all(each.__module__.startswith("fedlightning.") for each in classes)
+        self._watched = _runs_elsewhere(method)
         with naming(method, "gradient_pass"):
             wish = method.gradient_pass()
         self._contract.gradient_pass(wish)
@@ -89,8 +88,8 @@ class ServerHooks:
 
     def aggregate(self, server: State, mean: State, round: Round) -> State:
         """The server's next state."""
-        if self._ours and "on_aggregate" in self._called:
-            # This library's own methods are looked at in the audit and in the first round: a look costs 40 µs of each.
+        if not self._watched and "on_aggregate" in self._called:
+            # Looked at in the audit and in the first round: a look costs 40 µs of each.
             return self._method.on_aggregate(server, mean, round)
         self._check_delta(mean)
         with self._calling("on_aggregate", server):
@@ -141,7 +140,7 @@ class ServerHooks:
         # that only where a class from elsewhere may draw.
         known = hook in self._called
         draws: AbstractContextManager[None] = nullcontext()
-        if not (known and self._ours):
+        if self._watched or not known:
             draws = no_draws(where(self._method, hook), device, models=known)
         self._called.add(hook)
         with naming(self._method, hook), draws:
@@ -152,3 +151,19 @@ class ServerHooks:
                 f"{where(self._method, hook)} changed `{changed[0]}` in place, which is the server's; compute a new tensor and "
                 f"return `server.replace({changed[0]}=…)`."
             )
+
+
+_OF_CLIENTS = {
+    "start", "direction", "clip_and_decay", "objective", "on_client_start", "on_local_step", "on_client_end",
+}  # fmt: skip
+"""Hooks that only clients call."""
+
+
+def _runs_elsewhere(method: FedMethod) -> bool:
+    """Whether a class from elsewhere has code that the server may run: anything it defines but clients' hooks and values."""
+    own = [cls for cls in type(method).__mro__[:-1] if not cls.__module__.startswith("fedlightning.")]
+    return any(
+        name not in _OF_CLIENTS and not name.startswith("__") and (callable(value) or hasattr(type(value), "__get__"))
+        for cls in own
+        for name, value in vars(cls).items()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Runner(Protocol):
         """
 
 
-class Backend:
+class Backend(ABC):
     """Makes the slots' runners, and holds what they share. A runner of one's own needs none: `Custom` wraps it.
 
     Attributes:
@@ -84,14 +85,16 @@ class Backend:
     together = False
     seconds = 0.0
 
-    def prepare(self, step: LocalStep, plan: RoundPlan, inputs: RoundInputs, slot: Worker) -> None:
+    def prepare(  # noqa: B027 - most have nothing to make
+        self, step: LocalStep, plan: RoundPlan, inputs: RoundInputs, slot: Worker
+    ) -> None:
         """Make a phase's graph, or try what may fail, before the first round; no slot works meanwhile."""
 
+    @abstractmethod
     def __call__(self, step: LocalStep, slot: Worker) -> Runner:
         """A slot's runner for a phase."""
-        raise NotImplementedError
 
-    def before_round(self) -> None:
+    def before_round(self) -> None:  # noqa: B027 - the same
         """Do what only one thread may do; no slot works meanwhile."""
 
 

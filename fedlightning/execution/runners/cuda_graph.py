@@ -16,19 +16,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlightning.errors import ClientError, FedLightningError, first_line, out_of_memory
 from fedlightning.execution.plan import CohortPlan, RoundInputs
 from fedlightning.execution.runners._capture import Capture, CudaCapture, StepGraph
-from fedlightning.execution.runners.base import Backend, CohortResult, check_cancelled, examples_of
-from fedlightning.execution.runners.loop import BLOCK, LoopRunner
+from fedlightning.execution.runners.base import Backend, CohortResult
+from fedlightning.execution.runners.loop import LoopRunner
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, by_module, flat
-from fedlightning.hooks.diagnose import calling
-from fedlightning.method import Batch
+from fedlightning.method import Batch, ClientContext
 from fedlightning.state import State
 
 
@@ -74,42 +72,18 @@ class CudaGraphRunner(LoopRunner):
         with _explained(str(self._slot.slot)):
             return super().run(plans, inputs)
 
-    def _steps(
-        self,
-        plan: CohortPlan,
-        server: State,
-        local: State,
-        client: Clients,
-        rows: tuple[int, int],
-        losses: list[Tensor],
-    ) -> State:
-        """The local state of one client after its steps."""
-        slot, (first, last) = self._slot, rows
-        fixed = flat(server, client.gradient, client.state, client.numbers)
-        numbers = torch.arange(last - first, dtype=server.x.dtype, device=slot.device)
-        for begin in range(first, last, BLOCK):
-            check_cancelled(slot)
-            some = slice(begin, min(begin + BLOCK, last))
-            draws = None if plan.draws is None else plan.draws[some]
-            batches = *examples_of(slot, plan.index[some], draws), plan.mask[some]
-            keys = plan.keys[some]
-            with calling(self._step.method, "on_local_step", server):
-                for s, size in enumerate(plan.filled[some].tolist()):
-                    size = self._backend.batch_size if self._pads else size
-                    now = client._replace(key=keys[s], step=numbers[begin - first + s])
-                    batch = Batch(*(_sized(tensor[s], size) for tensor in batches))
-                    local, loss = self._one(server, local, now, fixed, batch)
-                    losses.append(loss)
-        return local
-
-    def _one(
-        self, server: State, local: State, client: Clients, fixed: list[Tensor], batch: Batch
-    ) -> tuple[State, Tensor]:
-        """One step, replayed if its batch is as large as the graph's."""
-        if len(batch.mask) < self._backend.batch_size:
-            return _step(self._step, server, local, client, batch)
+    def take(self, local: State, context: ClientContext, batch: Batch) -> tuple[State, Tensor]:
+        """One step of one client, replayed if its batch is as large as the graph's."""
+        size = self._backend.batch_size
+        if self._pads:
+            batch = Batch(*(_sized(tensor, size) for tensor in batch))
+        if len(batch.mask) < size:
+            return super().take(local, context, batch)
+        numbers = State(**{name: getattr(context, name) for name in ("lr", "num_steps", "num_examples", "round")})
+        client = Clients(context.gradient, context.state, numbers, context.key, context.step)
+        fixed = flat(context.server, client.gradient, client.state, numbers)
         if self._graph is None:
-            self._graph = self._captured(server, local, client, batch, fixed)
+            self._graph = self._captured(context.server, local, client, batch, fixed)
         state, loss = self._graph(list(local.values()), fixed, [client.key, client.step, *batch])
         return State(**dict(zip(local, state, strict=True))), loss
 
