@@ -212,7 +212,7 @@ def test_a_run_that_is_refused_leaves_no_folder_thread_or_lock(
 
 # -- the command line -------------------------------------------------------------------------------------------------
 def test_of_two_runs_of_one_name_that_are_started_together_one_is_refused(tmp_path: Path) -> None:
-    recipe = Path(__file__).parent.parent / "recipes" / "synthetic.py"
+    recipe = Path(__file__).parents[2] / "recipes" / "synthetic.py"
     command = [
         sys.executable,
         str(recipe),

@@ -17,7 +17,7 @@ from fedlightning.cli.early import read_program
 from fedlightning.cli.recipe import run_recipe
 from fedlightning.methods import method_names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.strip().splitlines()]
 

@@ -1,7 +1,7 @@
 """Training loss and test accuracy on the synthetic data sets against curves obtained independently of this library.
 
 The reference draws its batches and stragglers in its own way, on the same data, the same start and the same participants:
-hence tolerances, and those are the reference's own. `tests/test_replay.py` compares to rounding.
+hence tolerances, and those are the reference's own. `tests/contrib/test_replay.py` compares to rounding.
 """
 
 import pytest

@@ -1,7 +1,7 @@
 """Records the bits of many runs, so that a change of the machine can be shown to change none.
 
-    python tests/bits.py record before.json        # on the commit before
-    python tests/bits.py compare before.json       # after the change; names each run, and what of it differs
+    python tests/promises/bits.py record before.json        # on the commit before
+    python tests/promises/bits.py compare before.json       # after the change; names each run, and what of it differs
 
 A run is a method, a way to take its steps, a number of slots and something that makes it hard: dropout, augmentation,
 stragglers, batch norm. Of each run are hashed: the server's state, the clients' rows, the buffers, the last checkpoint's tensors and

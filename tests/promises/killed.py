@@ -1,6 +1,6 @@
 """Kills a short run at random moments, lets it go on, and compares what it left with the run in one go.
 
-    python tests/killed.py FOLDER KILLS SEED
+    python tests/promises/killed.py FOLDER KILLS SEED
 
 Each run is a child that is forked once everything is imported, so that a kill may hit any moment of it: files of every kind
 are written in each round.

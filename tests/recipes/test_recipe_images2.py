@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 import yaml
+from emnist_files import letters
 from recipe_runner import load
-from test_emnist import letters
 
 from fedlightning.cli.recipe import run_recipe
 from fedlightning.datasets import FakeImages
