@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from small_runs import small_task, unequal_clients
 from torch import nn
-from unequal_clients import data, task
 
 from fedlightning import (
     Classification,
@@ -42,7 +42,7 @@ class Noting:
 
 def even_data() -> TensorData:
     """Eight clients of twelve examples."""
-    unequal = data()
+    unequal = unequal_clients()
     unequal.setup()
     return TensorData(unequal.train, Partition.of(torch.arange(96).split(12)), batch_size=4)
 
@@ -52,7 +52,7 @@ def fit(
 ) -> tuple[RoundState, Any]:
     strategy = SlotStrategy(how.pop("slots", 1), **how)
     trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
-    state = trainer.fit(FedAvg(lr=0.05), task(), even_data() if even else data(), ckpt_path=go_on)
+    state = trainer.fit(FedAvg(lr=0.05), small_task(), even_data() if even else unequal_clients(), ckpt_path=go_on)
     if save:
         trainer.save_checkpoint(save)
     return state, strategy.execution
@@ -260,5 +260,5 @@ class Counts(FedAvg):
 def test_a_hook_that_writes_to_the_steps_number_is_named() -> None:
     with pytest.raises(MethodError, match=r"changed `client.step` in place"):
         FederatedTrainer(1, strategy=SlotStrategy(1), callbacks=[], logger=False, evaluate_every=0).fit(
-            Counts(), task(), data()
+            Counts(), small_task(), unequal_clients()
         )
