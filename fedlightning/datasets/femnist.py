@@ -18,7 +18,6 @@ from fedlightning.errors import ConfigurationError
 from fedlightning.randomness import stream
 
 DEVICES, CLASSES, OUTPUTS, SIDE = 200, 10, 26, 28
-_MOST = 4000  # images of a class that are used
 _FOLDERS = tuple(f"{ord(letter):x}" for letter in "abcdefghij")  # NIST names a class by its ASCII code
 
 
@@ -130,11 +129,14 @@ class FEMNIST(_Handwriting):
         drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
+    Attributes:
+        most: images of a class that are used.
+
     Raises:
         ConfigurationError: a number is outside its interval; in `setup`, a folder is absent or an image is damaged.
     """
 
-    classes = OUTPUTS
+    classes, most = OUTPUTS, 4000
 
     @checked(classes_per_user=f"[1, {CLASSES}]", **BATCHING)
     def __init__(
@@ -156,9 +158,9 @@ class FEMNIST(_Handwriting):
 
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:
         """Read the images, or what was kept of them, deal them to the devices and split each device's."""
-        files = [_drawn(self._files(folder), self.seed, label) for label, folder in enumerate(_FOLDERS)]
+        files = [self._drawn(self._files(folder), label) for label, folder in enumerate(_FOLDERS)]
         chosen = [path for members in files for path in members]
-        key = {"version": 1, "files": stamp(chosen), "seed": self.seed, "most": _MOST}
+        key = {"version": 1, "files": stamp(chosen), "seed": self.seed, "most": self.most}
         pixels = prepared(
             self.root, "femnist", key, lambda bars: {"inputs": read_images(chosen, bars, "reading NIST's letters")}
         )["inputs"]
@@ -187,10 +189,9 @@ class FEMNIST(_Handwriting):
             )
         return found
 
-
-def _drawn(files: list[Path], seed: int, label: int) -> list[Path]:
-    order = stream(seed, "femnist-files", label).permutation(len(files))
-    return [files[position] for position in order[:_MOST]]
+    def _drawn(self, files: list[Path], label: int) -> list[Path]:
+        order = stream(self.seed, "femnist-files", label).permutation(len(files))
+        return [files[position] for position in order[: self.most]]
 
 
 class OmniglotWriters(_Handwriting):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import quiet_trainer, small_task, unequal_clients
 from torch import Tensor
-from unequal_clients import data, task
 
 from fedlightning import (
     ConfigurationError,
@@ -26,7 +26,7 @@ from fedlightning import (
     keyed_uniform,
 )
 from fedlightning.methods import FedAdam, Scaffold, method_named, method_names
-from fedlightning.testing import check_method
+from fedlightning.testing import Quadratics, check_method
 
 P = 83
 
@@ -37,7 +37,7 @@ def fit(
     """A run on a small model of 83 weights in float64."""
     strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, runner="loop")
     trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, **options)
-    return trainer, trainer.fit(method, task(), data(evaluate_on=("test", "train")))
+    return trainer, trainer.fit(method, small_task(), unequal_clients(evaluate_on=("test", "train")))
 
 
 def refusal(method: FedMethod) -> str:
@@ -45,7 +45,7 @@ def refusal(method: FedMethod) -> str:
     strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError) as raised:
-        trainer.fit(method, task(), data(evaluate_on=("test", "train")))
+        trainer.fit(method, small_task(), unequal_clients(evaluate_on=("test", "train")))
     assert trainer.round == 0
     assert "train/loss" not in trainer.metrics
     with pytest.raises(MethodError):
@@ -361,20 +361,21 @@ def test_a_server_hook_that_gives_something_else_later_is_told_in_that_round() -
     strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` .* but gave None"):
-        trainer.fit(Later(), task(), data())
+        trainer.fit(Later(), small_task(), unequal_clients())
     assert trainer.round == 2
 
 
-def test_rounds_beyond_those_looked_at_before_are_looked_at_when_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlightning.hooks.server._SCHEDULED", 1)
+def test_rounds_beyond_those_looked_at_before_are_looked_at_when_they_come() -> None:
+    """The numbers of the first thousand rounds are looked at before the first one."""
 
     class Falls(FedMethod):
         def client_lr(self, round):
-            return 0.1 - 0.1 * round
+            return 0.1 if round < 1002 else -0.1
 
-    fit(Falls())  # 0 stands still
-    with pytest.raises(MethodError, match=r"`Falls.client_lr` .* round 2"):
-        fit(Falls(), rounds=4)
+    trainer = quiet_trainer(1004)
+    with pytest.raises(MethodError, match=r"`Falls.client_lr` .* round 1002"):
+        trainer.fit(Falls(), Quadratics.task([1.0]), Quadratics([ONE[:, None]], [ONE], [1], steps=1))
+    assert trainer.round == 1002
 
 
 # -- what hooks raise ---------------------------------------------------------------------------------------------------
@@ -447,7 +448,7 @@ def test_what_a_hook_raises_is_told_with_its_line_before_the_first_round(
     strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError, match=rf"`Mine.{hook}` \(.*test_hooks.py:{line}\).* {message}"):
-        trainer.fit(made(**{hook: body}), task(), data())
+        trainer.fit(made(**{hook: body}), small_task(), unequal_clients())
     assert trainer.round == 0
 
 
@@ -470,7 +471,7 @@ def test_a_model_that_fails_is_not_the_methods_fault() -> None:
     from fedlightning import Classification
 
     with pytest.raises(KeyError, match="mine"):
-        trainer.fit(FedAvg(), Classification(Model(6, 3).double(), 3), data())
+        trainer.fit(FedAvg(), Classification(Model(6, 3).double(), 3), unequal_clients())
 
 
 # -- what hooks leave alone ---------------------------------------------------------------------------------------------
@@ -535,7 +536,7 @@ def test_a_server_hook_that_writes_in_place_in_a_later_round_is_told_then(hook: 
     strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
     with pytest.raises(MethodError, match=rf"`Later.{hook}` \(.*\) changed `\w+` in place, which is the server's"):
-        trainer.fit(Later(lr=0.05), task(), data(evaluate_on=("test", "train")))
+        trainer.fit(Later(lr=0.05), small_task(), unequal_clients(evaluate_on=("test", "train")))
     assert trainer.round == 1
 
 
@@ -619,7 +620,7 @@ def test_a_model_that_draws_is_not_the_objectives_fault() -> None:
     strategy = SlotStrategy(["cpu/0"], runner="loop")
     trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
     with pytest.warns(UserWarning, match="must draw no random numbers of its own"):
-        trainer.fit(Plain(), Classification(Noisy(6, 3).double(), 3), data())
+        trainer.fit(Plain(), Classification(Noisy(6, 3).double(), 3), unequal_clients())
 
 
 def test_the_clients_own_random_numbers_pass() -> None:
@@ -810,7 +811,7 @@ def test_a_server_hook_that_draws_in_a_later_round_is_told_then() -> None:
     trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
     before = torch.get_rng_state()
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` \(.*\) drew global random numbers"):
-        trainer.fit(Later(lr=0.05), task(), data())
+        trainer.fit(Later(lr=0.05), small_task(), unequal_clients())
     assert trainer.round == 2
     assert torch.equal(before, torch.get_rng_state())
 
