@@ -69,6 +69,7 @@ class SlotStrategy:
         rules: the thresholds of "auto"; None for those that were measured.
 
     Attributes:
+        runner, precision, memory_dir: as they were given.
         execution: what was decided, once a run begins.
 
     Raises:
@@ -91,6 +92,7 @@ class SlotStrategy:
         wish = _read_slots(slots)
         check_threads(max(wish if isinstance(wish, int) else len(wish or ()), 1), threads_per_slot)
         check_precision(precision)
+        self.runner = runner
         self._make_runner, name = _read_runner(runner)
         self._wishes = Wishes(wish, name, None if cohort_size == "auto" else int(cohort_size))
         self.precision, self._threads, self._rules = precision, threads_per_slot, rules or AutoRules()

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.progress import Progress
 
 from fedlightning.callbacks import EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.callbacks.base import Callback
@@ -538,14 +539,16 @@ def test_bar_in_a_terminal(tmp_path: Path, ends: tuple[Any, ...], width: int) ->
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor was hidden, and shown again
 
 
-def test_bar_advances_by_clients(tmp_path: Path) -> None:
+def test_bar_advances_by_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advanced: list[float] = []
+    monkeypatch.setattr(Progress, "advance", lambda bar, task, by: advanced.append(by))
     console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True)
     progress = RoundProgress(console=console)
     trainer = StandIn(tmp_path, [progress], max_rounds=4).start()
     progress.on_round_start(trainer, Round(0, 10, 8, 0.1))
     for _ in range(3):
         trainer.call("on_cohort_end", SimpleNamespace(clients=(0, 1)))
-    assert progress._display._bar.tasks[0].completed == 0.75
+    assert advanced == [0.25] * 3
     trainer.call("on_exception", KeyboardInterrupt())
 
 

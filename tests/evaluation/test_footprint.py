@@ -55,7 +55,7 @@ def test_what_is_let_go_of_makes_room() -> None:
             hidden = hidden + 1
         return hidden
 
-    one, two = (footprint._memory(evaluate, count) for count in (1, 2))
+    one, two = (footprint.memory(evaluate, count) for count in (1, 2))
     assert max(one) == 3 * MIB
     assert max(two) == 6 * MIB
     assert examples_at_once(evaluate) == 62
@@ -65,7 +65,7 @@ def test_views_and_results_in_place_take_nothing() -> None:
     def evaluate(count: int) -> Tensor:
         return torch.zeros(count, 1024).add_(1).view(-1).relu_()[::2]
 
-    assert max(footprint._memory(evaluate, 2)) == 8192
+    assert max(footprint.memory(evaluate, 2)) == 8192
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -79,7 +79,7 @@ def test_attention_in_one_piece_is_counted_with_its_scores(attention: bool) -> N
         with torch.no_grad():
             return layer.self_attn(tokens, tokens, tokens)[0] if attention else layer(tokens)
 
-    one, two = (max(footprint._memory(evaluate, count)) for count in (1, 2))
+    one, two = (max(footprint.memory(evaluate, count)) for count in (1, 2))
     assert 2 * MIB < two - one < 3 * MIB
 
 
@@ -199,7 +199,7 @@ def test_a_transformer_whose_single_examples_take_another_way_is_measured_by_sev
     """Of one example views are views where several are copied."""
     model, inputs = build_model("vitsmall", (3, 32, 32), 10).eval(), torch.zeros(3, 3, 32, 32)
     with torch.no_grad():
-        one, two, three = (footprint._memory(lambda count: model(inputs[:count]), count) for count in (1, 2, 3))
+        one, two, three = (footprint.memory(lambda count: model(inputs[:count]), count) for count in (1, 2, 3))
         assert len(one) < len(two) == len(three)
         assert examples_at_once(lambda count: model(inputs[:count])) == 31
 

@@ -374,7 +374,7 @@ def test_rounds_beyond_those_looked_at_before_are_looked_at_when_they_come() -> 
 
     trainer = quiet_trainer(1004)
     with pytest.raises(MethodError, match=r"`Falls.client_lr` .* round 1002"):
-        trainer.fit(Falls(), Quadratics.task([1.0]), Quadratics([ONE[:, None]], [ONE], [1], steps=1))
+        trainer.fit(Falls(), Quadratics.task([1.0]), Quadratics([torch.eye(1)], [ONE], [1], steps=1))
     assert trainer.round == 1002
 
 

@@ -213,7 +213,7 @@ def fit_method(method: FedMethod) -> None:
 
 
 def fit_slots(strategy: SlotStrategy) -> None:
-    if strategy._wishes.runner != "compiled":  # a compiler takes half a minute
+    if strategy.runner != "compiled":  # a compiler takes half a minute
         fit(strategy=strategy)
 
 
