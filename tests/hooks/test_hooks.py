@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import quiet_trainer, small_task, unequal_clients
+from small_runs import fit, quiet_trainer, small_task, unequal_clients
 from torch import Tensor
 
 from fedlightning import (
@@ -19,8 +19,6 @@ from fedlightning import (
     FederatedTrainer,
     FedMethod,
     MethodError,
-    RoundState,
-    SlotStrategy,
     State,
     hyper,
     keyed_uniform,
@@ -31,21 +29,21 @@ from fedlightning.testing import Quadratics, check_method
 P = 83
 
 
-def fit(
-    method: FedMethod, rounds: int = 2, cohort_size: int = 1, **options: Any
-) -> tuple[FederatedTrainer, RoundState]:
-    """A run on a small model of 83 weights in float64."""
-    strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, runner="loop")
-    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, **options)
-    return trainer, trainer.fit(method, small_task(), unequal_clients(evaluate_on=("test", "train")))
+BOTH = {"evaluate_on": ("test", "train")}
+
+
+def run(method: FedMethod, rounds: int = 2, **options: Any) -> FederatedTrainer:
+    """A run on a small model of 83 weights in float64, in which every hook is called."""
+    return fit(
+        method, data=unequal_clients(**BOTH), rounds=rounds, **{"runner": "loop", "evaluate_every": 1, **options}
+    )
 
 
 def refusal(method: FedMethod) -> str:
     """The one line with which `fit` refuses a method before the first round, as `check_method` does."""
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(runner="loop", evaluate_every=1)
     with pytest.raises(MethodError) as raised:
-        trainer.fit(method, small_task(), unequal_clients(evaluate_on=("test", "train")))
+        trainer.fit(method, small_task(), unequal_clients(**BOTH))
     assert trainer.round == 0
     assert "train/loss" not in trainer.metrics
     with pytest.raises(MethodError):
@@ -331,7 +329,7 @@ def test_what_clients_see_of_the_server_stays_what_it_was(body: Callable[..., An
     assert re.search(
         rf"`Mine.on_aggregate` \(.*test_hooks.py:\d+\) .*{message}", refusal(made(base=Shares, on_aggregate=body))
     )
-    fit(
+    run(
         made(
             base=Shares,
             on_aggregate=lambda self, server, mean, round: server.replace(other=server.x, first=server.first + 0),
@@ -348,7 +346,7 @@ def test_on_evaluation_is_looked_at_when_it_is_first_called_which_is_before_the_
     with pytest.raises(
         MethodError, match=r"`Adapts.on_evaluation` \(.*test_hooks.py:\d+\) must return .*`x`.*, but gave"
     ):
-        fit(Adapts(), evaluate_every=1)
+        run(Adapts(), evaluate_every=1)
     with pytest.raises(MethodError, match=r"`Adapts.on_evaluation`"):
         check_method(Adapts())
 
@@ -358,8 +356,7 @@ def test_a_server_hook_that_gives_something_else_later_is_told_in_that_round() -
         def on_aggregate(self, server, mean, round):
             return super().on_aggregate(server, mean, round) if round.index < 2 else None
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1)
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` .* but gave None"):
         trainer.fit(Later(), small_task(), unequal_clients())
     assert trainer.round == 2
@@ -445,8 +442,7 @@ def test_what_a_hook_raises_is_told_with_its_line_before_the_first_round(
     hook: str, body: Callable[..., Any], message: str
 ) -> None:
     line = body.__code__.co_firstlineno
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(runner="loop", evaluate_every=1)
     with pytest.raises(MethodError, match=rf"`Mine.{hook}` \(.*test_hooks.py:{line}\).* {message}"):
         trainer.fit(made(**{hook: body}), small_task(), unequal_clients())
     assert trainer.round == 0
@@ -458,7 +454,7 @@ def test_on_return_is_told_which_entry_is_missing() -> None:
             return state.replace(c=state.c + upload.dc)
 
     with pytest.raises(MethodError, match=r"`Looks.on_return` \(.*test_hooks.py:\d+\) failed: .* no entry 'dc'"):
-        fit(Looks())
+        run(Looks())
 
 
 def test_a_model_that_fails_is_not_the_methods_fault() -> None:
@@ -466,8 +462,7 @@ def test_a_model_that_fails_is_not_the_methods_fault() -> None:
         def forward(self, inputs):
             raise KeyError("mine")
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
+    trainer = quiet_trainer(1, runner="loop")
     from fedlightning import Classification
 
     with pytest.raises(KeyError, match="mine"):
@@ -511,7 +506,7 @@ def test_on_evaluation_that_writes_in_place_is_told() -> None:
             return server
 
     with pytest.raises(MethodError, match=r"`Adapts.on_evaluation` \(.*\) changed `x` in place, which is the server's"):
-        fit(Adapts(), evaluate_every=1)
+        run(Adapts(), evaluate_every=1)
 
 
 @pytest.mark.parametrize("hook", ["on_aggregate", "on_return", "on_evaluation"])
@@ -533,10 +528,9 @@ def test_a_server_hook_that_writes_in_place_in_a_later_round_is_told_then(hook: 
                 server.x.mul_(2)
             return server
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1)
     with pytest.raises(MethodError, match=rf"`Later.{hook}` \(.*\) changed `\w+` in place, which is the server's"):
-        trainer.fit(Later(lr=0.05), small_task(), unequal_clients(evaluate_on=("test", "train")))
+        trainer.fit(Later(lr=0.05), small_task(), unequal_clients(**BOTH))
     assert trainer.round == 1
 
 
@@ -589,7 +583,7 @@ def test_numbers_that_are_drawn_with_the_generator_put_back_are_found_and_those_
         return server.replace(x=server.x + 0.01 * noise)
 
     assert "`Mine.direction`" in refusal(made(direction=forked))
-    fit(made(on_aggregate=own))
+    run(made(on_aggregate=own))
 
 
 def test_on_return_and_on_evaluation_that_draw_are_told() -> None:
@@ -603,7 +597,7 @@ def test_on_return_and_on_evaluation_that_draw_are_told() -> None:
 
     assert "`Returns.on_return`" in refusal(Returns())
     with pytest.raises(MethodError, match=r"`Adapts.on_evaluation` \(.*\) drew global random numbers"):
-        fit(Adapts(), evaluate_every=1)
+        run(Adapts(), evaluate_every=1)
 
 
 def test_a_model_that_draws_is_not_the_objectives_fault() -> None:
@@ -617,8 +611,7 @@ def test_a_model_that_draws_is_not_the_objectives_fault() -> None:
 
     from fedlightning import Classification
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
+    trainer = quiet_trainer(1, runner="loop")
     with pytest.warns(UserWarning, match="must draw no random numbers of its own"):
         trainer.fit(Plain(), Classification(Noisy(6, 3).double(), 3), unequal_clients())
 
@@ -628,7 +621,7 @@ def test_the_clients_own_random_numbers_pass() -> None:
         def direction(self, local, grad, client):
             return grad(local.w) + keyed_uniform(client.key, local.w.shape)
 
-    fit(Noise())
+    run(Noise())
 
 
 # -- what a class declares ----------------------------------------------------------------------------------------------
@@ -686,7 +679,7 @@ HELPERS = [
 
 @pytest.mark.parametrize(("name", "arguments"), HELPERS, ids=[case[0] for case in HELPERS])
 def test_a_helper_of_another_name_is_allowed(name: str, arguments: tuple[str, ...]) -> None:
-    fit(made(**{name: _nothing(*arguments)}), rounds=1, evaluate_every=0)
+    run(made(**{name: _nothing(*arguments)}), rounds=1, evaluate_every=0)
 
 
 @pytest.mark.parametrize(
@@ -738,7 +731,7 @@ def test_hooks_may_be_wrapped_static_or_take_anything() -> None:
         def direction(self, local, grad, client, scale=1.0):
             return scale * grad(local.w)
 
-    assert torch.equal(fit(Mine())[1].server.x, fit(FedMethod())[1].server.x)
+    assert torch.equal(run(Mine()).state.server.x, run(FedMethod()).state.server.x)
 
 
 def test_a_hook_that_others_call_may_take_and_give_more_where_ones_own_hook_calls_it() -> None:
@@ -753,13 +746,13 @@ def test_a_hook_that_others_call_may_take_and_give_more_where_ones_own_hook_call
                 w=local.w - 0.5 * client.lr * self.direction(local, grad, client, 1.0) - 0.25 * client.lr * d
             )
 
-    assert torch.allclose(fit(Mine())[1].server.x, fit(FedMethod())[1].server.x, rtol=0, atol=1e-12)
+    assert torch.allclose(run(Mine()).state.server.x, run(FedMethod()).state.server.x, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_of_the_library_keeps_it(name: str) -> None:
     method = method_named(name)
-    fit(method(**({"allow_partial": True} if name == "scaffnew" else {})), rounds=1)
+    run(method(**({"allow_partial": True} if name == "scaffnew" else {})), rounds=1)
 
 
 # -- hyperparameters ----------------------------------------------------------------------------------------------------
@@ -807,8 +800,7 @@ def test_a_server_hook_that_draws_in_a_later_round_is_told_then() -> None:
             noise = torch.randn_like(server.x) if round.index == 2 else 0
             return server.replace(x=server.x + mean.delta + noise)
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1)
     before = torch.get_rng_state()
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` \(.*\) drew global random numbers"):
         trainer.fit(Later(lr=0.05), small_task(), unequal_clients())
@@ -830,4 +822,4 @@ def test_what_begins_like_a_hook_but_is_none_is_told_unless_it_is_called() -> No
         def direction(self, local, grad, client):
             return self.on_gradient(grad(local.w))
 
-    assert fit(Mine(), rounds=1)[0].round == 1
+    assert run(Mine(), rounds=1).round == 1
