@@ -112,7 +112,7 @@ class FederatedDataModule(LightningDataModule):
     Pooled loaders, `train_dataloader()`, `val_dataloader()` and `test_dataloader()`, feed a plain `lightning.Trainer`.
 
     Args:
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        batching: size and number of the batches that a client trains on in a round.
         augmentation: a random change of each training batch.
 
     Attributes:

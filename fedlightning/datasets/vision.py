@@ -31,7 +31,7 @@ class ImageData(FederatedDataModule):
     Args:
         partition: a partitioner, or its name, e.g. "A0d10C100".
         root: folder of the files, as torchvision lays them out.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        batching: size and number of the batches that a client trains on in a round.
         augment: whether training images are augmented; None for what is usual with this data set.
         crop: the transforms of TensorFlow Federated's CIFAR-100 (Reddi et al., ICLR 2021), with FederatedX's rotation:
             training images are random windows of this size, mirrored half of the time and turned by up to 15°, test
@@ -251,7 +251,7 @@ class FakeImages(ImageData):
         classes: number of classes.
         num_train: training images; each class has the same number, to within one.
         num_test: test images.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        batching: size and number of the batches that a client trains on in a round.
         augment: whether training images are cropped and mirrored; None for no, unless `crop` is given.
         crop: random windows of this size, as `ImageData` describes; None keeps the size.
         target: "label", or "image" for autoencoders.
