@@ -29,7 +29,7 @@ class RoundProgress(Callback):
 
     A bar in a terminal, with as much beside it as there is room for. Elsewhere plain lines: one for each evaluation and for the
     last round, and otherwise one each five seconds at most, e.g.
-    `round 12/50  train/loss 1.234  val/accuracy 0.4312  83 clients/s  ETA 0:42`. Where a round or an evaluation takes longer, a
+    `round 12/50  train/loss 1.234  test/accuracy 0.4312  83 clients/s  ETA 0:42`. Where a round or an evaluation takes longer, a
     line each fifteen seconds says how far it is.
 
     Args:
@@ -47,7 +47,7 @@ class RoundProgress(Callback):
     def __init__(
         self,
         refresh_rate: float = 4.0,
-        metrics: Sequence[str] = ("train/loss", "val/loss", "val/accuracy"),
+        metrics: Sequence[str] = ("train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy"),
         console: Console | None = None,
     ) -> None:
         self.refresh_rate, self.metrics, self.console = refresh_rate, tuple(metrics), console
@@ -112,10 +112,10 @@ class RoundProgress(Callback):
             self._display.show(trainer, self._text(trainer), self._evaluated)
         self._evaluated = False
 
-    def _text(self, trainer: FederatedTrainer) -> _Text:
+    def _text(self, trainer: FederatedTrainer) -> RoundText:
         """Latest metrics, clients per second and time left, as far as they are known."""
         values = trainer.metrics
-        text = _Text([f"{name} {values[name]:.4g}" for name in self.metrics if name in values])
+        text = RoundText([f"{name} {values[name]:.4g}" for name in self.metrics if name in values])
         if self._pace.rounds:
             rate = self._pace.clients_per_second
             text.rate = f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.2g} clients/s"
@@ -124,7 +124,7 @@ class RoundProgress(Callback):
 
 
 @dataclass
-class _Text:
+class RoundText:
     """What is shown beside the round.
 
     Attributes:
@@ -206,12 +206,12 @@ class _Bar:
         if trainer.round == trainer.start_round:  # later the metrics are there
             self._bar.update(self._task, text=how_far)
 
-    def show(self, trainer: FederatedTrainer, text: _Text, evaluated: bool = False) -> None:
+    def show(self, trainer: FederatedTrainer, text: RoundText, evaluated: bool = False) -> None:
         label = _label(trainer)
         line = text.within(self.console.width - len(label) - self._width - 2)
         self._bar.update(self._task, completed=trainer.round, description=label, text=line)
 
-    def close(self, trainer: FederatedTrainer, text: _Text) -> None:
+    def close(self, trainer: FederatedTrainer, text: RoundText) -> None:
         self.show(trainer, text)
         self._bar.stop()
 
@@ -232,16 +232,16 @@ class _Lines:
             _print(self.console, f"{_label(trainer)}  {how_far}")
             self._spoken = perf_counter()
 
-    def show(self, trainer: FederatedTrainer, text: _Text, evaluated: bool = False) -> None:
+    def show(self, trainer: FederatedTrainer, text: RoundText, evaluated: bool = False) -> None:
         last = trainer.round >= trainer.max_rounds or trainer.should_stop
         if last or evaluated or perf_counter() - self._time >= _SECONDS_BETWEEN_LINES:
             self._write(trainer, text)
 
-    def close(self, trainer: FederatedTrainer, text: _Text) -> None:
+    def close(self, trainer: FederatedTrainer, text: RoundText) -> None:
         if self._round != trainer.round and trainer.round > trainer.start_round:
             self._write(trainer, text)
 
-    def _write(self, trainer: FederatedTrainer, text: _Text) -> None:
+    def _write(self, trainer: FederatedTrainer, text: RoundText) -> None:
         _print(self.console, f"{_label(trainer)}  {text.line()}".rstrip())
         self._round, self._time = trainer.round, perf_counter()
 

@@ -13,7 +13,7 @@ from small_runs import fit
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fedlightning import ConfigurationError, Examples, FedProx, Natural, TensorData
+from fedlightning import Batching, ConfigurationError, Examples, FedProx, Natural, TensorData
 from fedlightning.datasets import NextWord, StackOverflow
 from fedlightning.datasets.stackoverflow import encode
 from fedlightning.layout import Layout
@@ -305,7 +305,7 @@ def padded_run(task: NextWord, cohort_size: int) -> Tensor:
     tokens = words(17, 6)
     tokens[:, 4:] *= (torch.arange(17) % 3 > 0)[:, None]  # some are padded
     data = TensorData(
-        Examples(tokens[:, :-1], tokens[:, 1:]), Natural(owners).split(owners, seed=0), batch_size=3, epochs=2
+        Examples(tokens[:, :-1], tokens[:, 1:]), Natural(owners).split(owners, seed=0), batching=Batching(3, epochs=2)
     )
     return fit(FedProx(lr=0.5, mu=0.1), task, data, cohort_size=cohort_size).state.server.x
 

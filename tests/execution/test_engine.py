@@ -6,6 +6,7 @@ from small_runs import SIZES, fit, small_task, unequal_clients
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ClientContext,
     ClientError,
@@ -38,7 +39,7 @@ def test_cohorts_of_unequal_clients_give_the_loops_numbers(method: FedMethod, co
             torch.testing.assert_close(cohort.memory.rows()[client][name], row[name], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("batching", [{"batch_size": None}, {"epochs": None, "steps": 5}, {"batch_size": 100}])
+@pytest.mark.parametrize("batching", [{"size": None}, {"epochs": None, "steps": 5}, {"size": 100}])
 def test_full_batches_and_fixed_steps_agree_too(batching: dict[str, object]) -> None:
     loop = fit(FedProx(), small_task(), unequal_clients(**batching), 3, cohort_size=1).state
     cohort = fit(FedProx(), small_task(), unequal_clients(**batching), 3, cohort_size=4).state
@@ -50,7 +51,7 @@ def test_the_loop_is_plain_sgd() -> None:
     task, clients = small_task(), unequal_clients()
     clients.setup()
     trainer = FederatedTrainer(1, callbacks=[], logger=False, evaluate_every=0)
-    only = TensorData(clients.train, Partition.of([clients.clients.client(1)]), batch_size=4, epochs=2)
+    only = TensorData(clients.train, Partition.of([clients.clients.client(1)]), batching=Batching(4, epochs=2))
     after = task.with_parameters(trainer.fit(FedAvg(lr=0.2), task, only).server.x)
     reference = task.with_parameters(nn.utils.parameters_to_vector(task.parameters()).detach())
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.2)
@@ -128,7 +129,9 @@ def test_running_statistics_travel_and_are_averaged() -> None:
     whole = unequal_clients()
     whole.setup()
     sizes = [3, 40, 7]
-    clients = TensorData(whole.train, Partition.of(torch.arange(sum(sizes)).split(sizes)), batch_size=None, epochs=1)
+    clients = TensorData(
+        whole.train, Partition.of(torch.arange(sum(sizes)).split(sizes)), batching=Batching(None, epochs=1)
+    )
     state = fit(FedAvg(lr=1e-9), task, clients, 1, cohort_size=1).state
     hidden = task.model[0](whole.train.inputs[: sum(sizes)]).detach()
     torch.testing.assert_close(state.buffers[:4], 0.1 * hidden.mean(0), rtol=0, atol=1e-12)
@@ -137,9 +140,9 @@ def test_running_statistics_travel_and_are_averaged() -> None:
 
 def test_running_statistics_are_refused_by_a_cohort() -> None:
     task = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
-    clients = unequal_clients(batch_size=None, epochs=1)
+    clients = unequal_clients(size=None, epochs=1)
     clients.setup()
-    clients = TensorData(clients.train, Partition.of(torch.arange(96).split(32)), batch_size=4)
+    clients = TensorData(clients.train, Partition.of(torch.arange(96).split(32)), batching=Batching(4))
     with pytest.raises(
         ConfigurationError,
         match=r"cohort_size` must be 1 for a model with 'model\.1' .BatchNorm1d., .*; use group norm",

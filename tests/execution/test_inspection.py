@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -227,7 +228,7 @@ def test_batches_of_several_sizes_are_compiled_if_none_is_larger_than_batch_size
     with pytest.raises(
         ConfigurationError, match=r"at most `batch_size` = 3 where steps are graphs, but that of Widths gives 4"
     ):
-        fit(FedAvg(), task(), similar_clients(sizes, kind=Widths, batch_size=3), runner="traced")
+        fit(FedAvg(), task(), similar_clients(sizes, kind=Widths, size=3), runner="traced")
 
 
 class Gaps(TensorData):
@@ -254,7 +255,7 @@ def test_nothing_is_computed_from_an_example_that_nobody_owns() -> None:
     targets = torch.cat([torch.zeros(1, dtype=torch.int64), clients.train.targets])
     shifted = Partition(clients.clients.indices + 1, clients.clients.offsets)
     states = [
-        fit(FedAvg(), task(), TensorData(Examples(inputs, targets), shifted, batch_size=4), **how).state
+        fit(FedAvg(), task(), TensorData(Examples(inputs, targets), shifted, batching=Batching(4)), **how).state
         for how in ({"cohort_size": 1}, {"cohort_size": 4}, {"runner": "traced"})
     ]
     for state in states[1:]:
@@ -297,9 +298,9 @@ def test_a_callback_may_use_the_slots_while_clients_train(slots: int) -> None:
             self.accuracies: list[float] = []
 
         def on_cohort_end(self, trainer: FederatedTrainer, cohort: object) -> None:
-            evaluation = Evaluation(trainer.strategy, task(), trainer.data)
+            evaluation = Evaluation(trainer.strategy, task(), trainer.data, ("test",))
             metrics = evaluation.run(trainer.state.server.x, trainer.state.buffers)
-            self.accuracies.append(metrics["val/accuracy"])
+            self.accuracies.append(metrics["test/accuracy"])
             assert list(trainer.strategy.map([lambda worker: 1, lambda worker: 2])) == [1, 2]
             next(trainer.strategy.map([lambda worker: 3, lambda worker: 4]))  # the other one is given up
 

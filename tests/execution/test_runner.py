@@ -10,6 +10,7 @@ from small_runs import fit, small_task, unequal_clients
 from torch import nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     FedAvg,
@@ -44,7 +45,7 @@ def even_data() -> TensorData:
     """Eight clients of twelve examples."""
     unequal = unequal_clients()
     unequal.setup()
-    return TensorData(unequal.train, Partition.of(torch.arange(96).split(12)), batch_size=4)
+    return TensorData(unequal.train, Partition.of(torch.arange(96).split(12)), batching=Batching(4))
 
 
 def run(rounds: int = 2, data: TensorData | None = None, **how: Any) -> FederatedTrainer:

@@ -12,6 +12,7 @@ from small_runs import fit, quiet_trainer
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ClientError,
     ConfigurationError,
@@ -103,7 +104,7 @@ def test_auto_takes_every_core_without_the_gil_and_one_with_it() -> None:
 def images(batch_size: int | None) -> TensorData:
     """Four clients of 60 images."""
     examples = Examples(torch.zeros(240, 3, 8, 8), torch.zeros(240, dtype=torch.int64))
-    return TensorData(examples, Partition.of(torch.arange(240).split(60)), batch_size=batch_size)
+    return TensorData(examples, Partition.of(torch.arange(240).split(60)), batching=Batching(batch_size))
 
 
 def network(*layers: nn.Module) -> Classification:
@@ -339,7 +340,7 @@ def test_a_thread_that_ends_without_a_word_is_noticed() -> None:
     threads.close()
 
 
-def test_slots_that_were_all_retired_in_their_idle_time_are_an_error_and_no_wait_without_end() -> None:
+def test_slots_that_all_retired_in_their_idle_time_are_an_error_and_no_endless_wait() -> None:
     threads: WorkerPool[int] = WorkerPool([worker(0)])
 
     def idle(_: Worker) -> None:

@@ -51,6 +51,7 @@ def run_curve(name: str, seed: int, rounds: int, evaluate_every: int = 10, dissi
         SlotStrategy(1),
         [*[Dissimilarity()] * dissimilarity, kept],
         logger=False,
+        evaluate_on=("test", "train"),
         evaluate_every=1 if method.startswith("adaptive") else evaluate_every,
         sampler=RoundSeeded(),
         seed=seed,
@@ -70,6 +71,6 @@ def check_curve(name: str, seed: int, rounds: int, loss: float, accuracy: float)
         if round_ <= rounds:
             found = kept.at[round_]
             assert found["train_all/loss"] == pytest.approx(curve["loss"][seed][place], rel, loss), round_
-            assert found["val/accuracy"] == pytest.approx(curve["accuracy"][seed][place], abs=accuracy), round_
+            assert found["test/accuracy"] == pytest.approx(curve["accuracy"][seed][place], abs=accuracy), round_
             if "mu" in curve:
                 assert found["server/mu"] == pytest.approx(curve["mu"][seed][place], abs=1e-9), round_

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedlightning import (
+    Batching,
     Classification,
     Examples,
     FedAvg,
@@ -44,12 +45,15 @@ def unequal_clients(
     sizes: Sequence[int] = SIZES,
     **batching: Any,
 ) -> TensorData:
-    """Clients of these sizes, whose examples have 6 features and one of 3 labels; batches of four, for two epochs."""
+    """Clients of these sizes, whose examples have 6 features and one of 3 labels.
+
+    They train on batches of four and for two epochs, unless `batching` says otherwise: fields of `Batching`.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(sum(sizes), 6, generator=generator, dtype=torch.float64).to(dtype)
     targets = torch.randint(0, 3, (sum(sizes),), generator=generator)
     clients = Partition.of(torch.arange(sum(sizes)).split(list(sizes)))
-    return kind(Examples(inputs, targets), clients, **{"batch_size": 4, "epochs": 2, **batching})
+    return kind(Examples(inputs, targets), clients, batching=Batching(**{"size": 4, "epochs": 2, **batching}))
 
 
 def small_task(*layers: nn.Module, dtype: torch.dtype = torch.float64) -> Classification:

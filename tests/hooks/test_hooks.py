@@ -27,23 +27,19 @@ from fedlightning.methods import FedAdam, Scaffold, method_named, method_names
 from fedlightning.testing import Quadratics, check_method
 
 P = 83
-
-
-BOTH = {"evaluate_on": ("test", "train")}
+SPLITS = ("test", "train")
 
 
 def run(method: FedMethod, rounds: int = 2, **options: Any) -> FederatedTrainer:
     """A run on a small model of 83 weights in float64, in which every hook is called."""
-    return fit(
-        method, data=unequal_clients(**BOTH), rounds=rounds, **{"runner": "loop", "evaluate_every": 1, **options}
-    )
+    return fit(method, rounds=rounds, **{"runner": "loop", "evaluate_every": 1, "evaluate_on": SPLITS, **options})
 
 
 def refusal(method: FedMethod) -> str:
     """The one line with which `fit` refuses a method before the first round, as `check_method` does."""
-    trainer = quiet_trainer(runner="loop", evaluate_every=1)
+    trainer = quiet_trainer(runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError) as raised:
-        trainer.fit(method, small_task(), unequal_clients(**BOTH))
+        trainer.fit(method, small_task(), unequal_clients())
     assert trainer.round == 0
     assert "train/loss" not in trainer.metrics
     with pytest.raises(MethodError):
@@ -338,7 +334,7 @@ def test_what_clients_see_of_the_server_stays_what_it_was(body: Callable[..., An
 
 
 @pytest.mark.parametrize("given", [None, State(m=ONE), State(x=ONE), State(x=ONE).x], ids=repr)
-def test_on_evaluation_is_looked_at_when_it_is_first_called_which_is_before_the_first_round(given: Any) -> None:
+def test_on_evaluation_is_looked_at_when_it_is_first_called_before_the_first_round(given: Any) -> None:
     class Adapts(FedMethod):
         def on_evaluation(self, server, metrics, round):
             return given
@@ -356,7 +352,7 @@ def test_a_server_hook_that_gives_something_else_later_is_told_in_that_round() -
         def on_aggregate(self, server, mean, round):
             return super().on_aggregate(server, mean, round) if round.index < 2 else None
 
-    trainer = quiet_trainer(4, runner="loop", evaluate_every=1)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` .* but gave None"):
         trainer.fit(Later(), small_task(), unequal_clients())
     assert trainer.round == 2
@@ -442,7 +438,7 @@ def test_what_a_hook_raises_is_told_with_its_line_before_the_first_round(
     hook: str, body: Callable[..., Any], message: str
 ) -> None:
     line = body.__code__.co_firstlineno
-    trainer = quiet_trainer(runner="loop", evaluate_every=1)
+    trainer = quiet_trainer(runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError, match=rf"`Mine.{hook}` \(.*test_hooks.py:{line}\).* {message}"):
         trainer.fit(made(**{hook: body}), small_task(), unequal_clients())
     assert trainer.round == 0
@@ -528,9 +524,9 @@ def test_a_server_hook_that_writes_in_place_in_a_later_round_is_told_then(hook: 
                 server.x.mul_(2)
             return server
 
-    trainer = quiet_trainer(4, runner="loop", evaluate_every=1)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError, match=rf"`Later.{hook}` \(.*\) changed `\w+` in place, which is the server's"):
-        trainer.fit(Later(lr=0.05), small_task(), unequal_clients(**BOTH))
+        trainer.fit(Later(lr=0.05), small_task(), unequal_clients())
     assert trainer.round == 1
 
 
@@ -573,7 +569,7 @@ def test_other_ways_to_draw_are_found_too(draw: str) -> None:
     assert "`Mine.direction`" in refusal(made(direction=DRAWING["direction"](DRAWS[draw])))
 
 
-def test_numbers_that_are_drawn_with_the_generator_put_back_are_found_and_those_of_ones_own_pass() -> None:
+def test_draws_are_found_though_the_generator_is_put_back_and_those_of_ones_own_pass() -> None:
     def forked(self, local, grad, client):
         with torch.random.fork_rng():
             return grad(local.w) + torch.randn_like(local.w)
@@ -800,7 +796,7 @@ def test_a_server_hook_that_draws_in_a_later_round_is_told_then() -> None:
             noise = torch.randn_like(server.x) if round.index == 2 else 0
             return server.replace(x=server.x + mean.delta + noise)
 
-    trainer = quiet_trainer(4, runner="loop", evaluate_every=1)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     before = torch.get_rng_state()
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` \(.*\) drew global random numbers"):
         trainer.fit(Later(lr=0.05), small_task(), unequal_clients())

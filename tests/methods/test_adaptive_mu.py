@@ -87,7 +87,7 @@ def problem() -> Quadratics:
 
 def run(method: FedMethod, rounds: int = 12, **options: Any) -> RoundState:
     """A run on the quadratics with two clients a round, evaluated after each."""
-    options = {"clients_per_round": 2, "evaluate_every": 1, **options}
+    options = {"clients_per_round": 2, "evaluate_every": 1, "evaluate_on": ("train",), **options}
     return fit(method, Quadratics.task([3.0, 1.0]), problem(), rounds, **options).state
 
 
@@ -143,9 +143,8 @@ def test_it_needs_the_training_loss_of_every_round(method: FedMethod) -> None:
     for every in (0, 2):
         with pytest.raises(ConfigurationError, match=f"`evaluate_every` of .* must be 1 for {name}, .* but is {every}"):
             run(method, evaluate_every=every)
-    data = Synthetic(evaluate_on=("test",))
-    with pytest.raises(ConfigurationError, match=f"`evaluate_on` of Synthetic must hold 'train' for {name}"):
-        FederatedTrainer(1, callbacks=[], logger=False).fit(method, Classification(LogisticRegression(60, 10)), data)
+    with pytest.raises(ConfigurationError, match=f"`evaluate_on` of FederatedTrainer must hold 'train' for {name}"):
+        fit(method, Classification(LogisticRegression(60, 10)), Synthetic(), evaluate_every=1)
     run(FedAvg(), 1, evaluate_every=0)
 
 

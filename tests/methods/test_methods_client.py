@@ -15,6 +15,7 @@ from small_runs import fit
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     ConfigurationError,
     FedAvg,
     FederatedTrainer,
@@ -487,7 +488,7 @@ def test_they_reach_the_minimiser(method: FedMethod, weighting: Any, dim: int, s
 
 
 @pytest.mark.parametrize("method", EXACT, ids=names)
-def test_on_the_golden_problem_they_are_exact_and_their_control_variates_are_the_gradients(method: FedMethod) -> None:
+def test_on_the_golden_problem_they_are_exact_and_their_variates_are_the_gradients(method: FedMethod) -> None:
     data = Quadratics(A, B, N, 5)
     state, found, _ = trajectory(method, data, [1.0, 1.0], 90, cohort_size=3)
     exact = minimiser([1 / 3] * 3)
@@ -771,7 +772,7 @@ def test_an_adaptive_term_stacks_as_a_constant_one_does() -> None:
     """As long as the loss falls, mu stays for five rounds."""
 
     def trained(method: FedMethod) -> Tensor:
-        trainer = FederatedTrainer(4, callbacks=[], logger=False, evaluate_every=1)
+        trainer = FederatedTrainer(4, callbacks=[], logger=False, evaluate_on=("train",))
         return trainer.fit(method, Quadratics.task([1.0, 1.0]), Quadratics(A, B, N)).server.x
 
     adaptive, constant = (trained(cls(mu=0.4)) for cls in (AdaptiveProxScaffold, ProxScaffold))
@@ -811,7 +812,7 @@ def uneven(batch_size: int | None, seed: int = 0) -> TensorData:
     inputs = torch.randn(sum(sizes), 4, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, 3, (sum(sizes),), generator=generator)
     clients = Partition.of(torch.arange(sum(sizes)).split(sizes))
-    return TensorData(Examples(inputs, targets), clients, batch_size=batch_size, epochs=2)
+    return TensorData(Examples(inputs, targets), clients, batching=Batching(batch_size, epochs=2))
 
 
 def classifier() -> Classification:

@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -290,7 +291,7 @@ def sequence_run(task: Classification, vocabulary: int, slots: int = 1, cohort_s
     """Three rounds over clients of 1 to 13 sequences, as an uneven cohort."""
     owners = torch.arange(5).repeat_interleave(torch.tensor([1, 4, 13, 7, 9]))
     examples = Examples(tokens(vocabulary, 34, 8), tokens(task.classes, 34))
-    data = TensorData(examples, Natural(owners).split(owners, seed=0), batch_size=4, epochs=2)
+    data = TensorData(examples, Natural(owners).split(owners, seed=0), batching=Batching(4, epochs=2))
     return fit(FedProx(lr=0.5, mu=0.1), task, data, 3, slots=slots, cohort_size=cohort_size).state
 
 

@@ -14,6 +14,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -155,7 +156,7 @@ def image_run(task: Classification, **strategy: object) -> Tensor:
     """Two rounds over clients of 1 to 8 images."""
     owners = torch.arange(4).repeat_interleave(torch.tensor([1, 3, 8, 5]))
     examples = Examples(images(17, 3, 6, 6), torch.arange(17) % 5)
-    data = TensorData(examples, Natural(owners).split(owners, seed=0), batch_size=3, epochs=1)
+    data = TensorData(examples, Natural(owners).split(owners, seed=0), batching=Batching(3, epochs=1))
     return fit(FedProx(lr=0.1, mu=0.1), task, data, **strategy).state.server.x
 
 

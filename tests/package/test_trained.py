@@ -8,6 +8,7 @@ from small_runs import fit
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -39,7 +40,7 @@ def normed(frozen: int = 0) -> nn.Sequential:
 
 def full_run(task: FederatedTask, method: FedMethod | None = None, folder: Path | None = None) -> FederatedTrainer:
     """Eight rounds with two of four clients, evaluated."""
-    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batch_size=10)
+    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batching=Batching(10))
     callbacks = [ModelCheckpoint(folder)] if folder else []
     how = {"clients_per_round": 2, "evaluate_every": 1, "callbacks": callbacks}
     return fit(method or FedAvg(lr=0.2), task, data, 8, **how)
@@ -58,7 +59,7 @@ def test_the_trained_task_is_the_one_that_was_evaluated(method: FedMethod, tmp_p
     task = Classification(normed())
     before = {name: tensor.clone() for name, tensor in parts(task).items()}
     trainer = full_run(task, method, tmp_path)
-    logged, trained = trainer.metrics["val/accuracy"], task.with_state(trainer.state)
+    logged, trained = trainer.metrics["test/accuracy"], task.with_state(trainer.state)
     assert not trained.training
     assert accuracy(trained) == pytest.approx(logged, abs=1e-7)
     assert accuracy(task.with_parameters(trainer.state.server.x).eval()) != pytest.approx(logged, abs=1e-7)
@@ -122,10 +123,10 @@ def test_what_makes_no_task_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_checkpoint_of_lightning_is_loaded_as_lightning_does(tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
 
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    trainer = Trainer(max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
     task = Classification(nn.Linear(4, 3))
-    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batch_size=10)
+    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batching=Batching(10))
     trainer.fit(task, data)
     trainer.save_checkpoint(tmp_path / "centralised.ckpt")
     loaded = Classification.load_from_checkpoint(tmp_path / "centralised.ckpt", model=nn.Linear(4, 3))

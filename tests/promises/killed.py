@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     EarlyStopping,
@@ -61,12 +62,12 @@ def train(folder: Path) -> None:
     inputs = torch.randn(240, 6, generator=generator)
     targets = (inputs @ torch.randn(6, 3, generator=generator)).argmax(1)
     clients = Partition.of(torch.arange(240).split(20))
-    data = TensorData(Examples(inputs, targets), clients, batch_size=10)
+    data = TensorData(Examples(inputs, targets), clients, batching=Batching(10))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     callbacks = [
-        Throughput(), Counts(), EarlyStopping("val/loss", patience=5),
-        ModelCheckpoint(monitor="val/accuracy", save_top_k=3),
+        Throughput(), Counts(), EarlyStopping("test/loss", patience=5),
+        ModelCheckpoint(monitor="test/accuracy", save_top_k=3),
         ModelCheckpoint(folder / "lowest", monitor="train/loss", mode="min", filename="r{round}", save_last=False),
     ]  # fmt: skip
     trainer = FederatedTrainer(

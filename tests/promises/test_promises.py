@@ -9,6 +9,7 @@ from small_runs import fit, quiet_trainer
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     FedAvg,
@@ -34,7 +35,7 @@ def task() -> Classification:
 
 def data() -> FakeImages:
     return FakeImages(
-        "A0d30C12", shape=(3, 16, 16), classes=5, num_train=400, num_test=100, batch_size=16, augment=True
+        "A0d30C12", shape=(3, 16, 16), classes=5, num_train=400, num_test=100, batching=Batching(16), augment=True
     )
 
 
