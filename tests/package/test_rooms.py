@@ -31,7 +31,7 @@ def private_names() -> set[str]:
     return {name for name in found if is_private(name)}
 
 
-PRIVATE = private_names() - {"_is_protocol"}  # which is typing's
+PRIVATE = private_names() - {"_fields", "_is_protocol"}  # which are Python's
 
 
 def is_module(dotted: str) -> bool:

@@ -315,19 +315,19 @@ def of_data() -> Iterator[Case]:
     yield Case(
         data.Splits,
         lambda: dict(zip(data.Splits._fields, (Examples(X, Y), Partition.of_sizes(sizes)) * 3, strict=True)),
-        lambda made: fit(data=Loads(made)),
+        lambda made: short_run(data=Loads(made)),
     )
     yield Case(
         data.gather,
         lambda: {"examples": Examples(X, Y), "clients": Partition.of_sizes(sizes)},
-        lambda made: fit(data=TensorData(*made)),
+        lambda made: short_run(data=TensorData(*made)),
     )
     yield Case(
         data.set_aside,
         lambda: {"clients": Partition.of_sizes(sizes), "fraction": 0.5, "seed": 0},
         lambda made: own_partition(made[0]),
     )
-    yield Case(Batching, lambda: {"size": 4, "epochs": 1}, lambda made: fit(data=tensors(batching=made)))
+    yield Case(Batching, lambda: {"size": 4, "epochs": 1}, lambda made: short_run(data=tensors(batching=made)))
     options = {"batching": Batching(4)}
     yield Case(
         TensorData,
