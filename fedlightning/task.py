@@ -23,7 +23,8 @@ from fedlightning._checked import checked
 from fedlightning.errors import ConfigurationError, shown
 from fedlightning.layout import Layout, fill_buffers, identify_model, persistent_buffers
 from fedlightning.method import Batch
-from fedlightning.server.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
+from fedlightning.server.checkpoint import is_checkpoint, load_checkpoint
+from fedlightning.server.round_state import RoundState, check_model
 
 
 class FederatedTask(LightningModule):

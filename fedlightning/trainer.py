@@ -30,8 +30,9 @@ from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError
 from fedlightning.evaluation.pooled import Evaluation, EvaluationGivenUp
 from fedlightning.execution.auto import Workload
-from fedlightning.execution.plan import RoundInputs, RoundPlan
-from fedlightning.execution.runners.base import CohortResult
+from fedlightning.server.wire import RoundInputs
+from fedlightning.participation.participation import RoundPlan
+from fedlightning.server.wire import CohortResult
 from fedlightning.execution.step import GRADIENT, LOCAL, Phase
 from fedlightning.execution.strategy import SlotStrategy
 from fedlightning.hooks.server import ServerHooks
@@ -41,7 +42,8 @@ from fedlightning.method import FedMethod, Round, hyperparameters, visible, weig
 from fedlightning.participation.samplers import ClientSampler, UniformSampling
 from fedlightning.participation.stragglers import Rounds, Stragglers, Work
 from fedlightning.server.aggregation import OrderedMean
-from fedlightning.server.checkpoint import RoundState, check_identity, check_model, load_checkpoint, save_checkpoint
+from fedlightning.server.checkpoint import check_identity, load_checkpoint, save_checkpoint
+from fedlightning.server.round_state import RoundState, check_model
 from fedlightning.server.client_memory import HOST_BYTES, ClientMemory
 from fedlightning.state import State
 from fedlightning.task import FederatedTask

@@ -26,7 +26,7 @@ from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.data.statistics import statistics_table
 from fedlightning.datasets.shakespeare import Shakespeare
 from fedlightning.models import CharLSTM
-from fedlightning.participation import RoundSeeded
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 

@@ -23,7 +23,7 @@ from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.contrib.fedprox_program import FedProxReplay
 from fedlightning.datasets import Synthetic
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
+from fedlightning.contrib.fedprox_program import RoundSeeded
 
 
 def main(

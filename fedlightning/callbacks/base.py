@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fedlightning.execution.runners.base import CohortResult
+from fedlightning.server.wire import CohortResult
 from fedlightning.method import Round
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from fedlightning.errors import ConfigurationError, first_line, out_of_memory
-from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.plan import PhasePlan
 from fedlightning.execution.runners.base import Runner
 from fedlightning.execution.runners.loop import BLOCK
 
@@ -95,7 +95,7 @@ class Bill:
 def measure(
     meter: Meter,
     runner: Runner,
-    plan: RoundPlan,
+    plan: PhasePlan,
     cohort: tuple[int, ...],
     inputs: RoundInputs,
     device: str,

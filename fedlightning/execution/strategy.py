@@ -22,10 +22,12 @@ from fedlightning.execution.bill import CudaMeter, measure
 from fedlightning.execution.model import Replica
 from fedlightning.execution.numerics import Numerics, Precision, check_precision
 from fedlightning.execution.packing import pack, share_out, steps_together
-from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.server.wire import RoundInputs
+from fedlightning.participation.participation import RoundPlan
 from fedlightning.execution.pool import Job, WorkerPool
 from fedlightning.execution.prefetch import Ahead, Draws
-from fedlightning.execution.runners.base import Backend, CohortResult, Custom, Runner
+from fedlightning.execution.runners.base import Backend, Custom, Runner
+from fedlightning.server.wire import CohortResult
 from fedlightning.execution.runners.compiled.runner import CompiledBackend
 from fedlightning.execution.runners.cuda_graph import CudaGraphBackend
 from fedlightning.execution.runners.loop import LoopBackend

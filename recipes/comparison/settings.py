@@ -15,7 +15,8 @@ from fedlightning.errors import nearest
 from fedlightning.method import field_names
 from fedlightning.methods import method_named
 from fedlightning.models import CharLSTM, LogisticRegression, build_model
-from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
+from fedlightning.participation import ClientSampler, UniformSampling
+from fedlightning.contrib.fedprox_program import RoundSeeded
 
 Values = dict[str, Any]
 

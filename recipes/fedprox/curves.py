@@ -21,7 +21,8 @@ from fedlightning import (
 )
 from fedlightning.analysis import Dissimilarity
 from fedlightning.loggers import run_loggers
-from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.samplers import SizeWeighted
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 ROOT = Path("logs", "fedprox_paper")

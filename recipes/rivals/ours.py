@@ -20,7 +20,8 @@ from fedlightning import (
 )
 from fedlightning.callbacks.base import CohortResult
 from fedlightning.data import RandomCropFlip
-from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
+from fedlightning.participation import ClientSampler, UniformSampling
+from fedlightning.contrib.fedprox_program import RoundSeeded
 
 MODES: dict[str, dict[str, Any]] = {
     "auto": {},

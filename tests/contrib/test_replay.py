@@ -29,7 +29,8 @@ from fedlightning import (
 from fedlightning.contrib.fedprox_program import FedProxReplay
 from fedlightning.datasets import Synthetic
 from fedlightning.models import MLP, LogisticRegression
-from fedlightning.participation import RoundSeeded, UniformSampling
+from fedlightning.participation import UniformSampling
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.participation.stragglers import Rounds
 
 PROGRAM = np.load(Path(__file__).parent / "fedprox_program.npz")

@@ -42,7 +42,8 @@ from fedlightning.execution.auto import AutoRules, Execution, Wishes, Workload, 
 from fedlightning.execution.inspection import ACROSS, Obstacle
 from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
 from fedlightning.execution.numerics import Numerics, _uses_tensor_cores
-from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.server.wire import RoundInputs
+from fedlightning.participation.participation import RoundPlan
 from fedlightning.execution.pool import WorkerPool
 from fedlightning.execution.runners import loop, vmap
 from fedlightning.execution.runners._capture import Capture, NoWaiting, StepGraph

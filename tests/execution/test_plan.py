@@ -9,7 +9,8 @@ from unequal_clients import data
 
 from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
-from fedlightning.execution.plan import CohortPlan, RoundPlan
+from fedlightning.execution.plan import CohortPlan
+from fedlightning.participation.participation import RoundPlan
 from fedlightning.execution.runners.traced import Rows
 from fedlightning.execution.runners.vmap import Dense
 from fedlightning.execution.step import GRADIENT

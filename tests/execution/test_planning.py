@@ -11,7 +11,8 @@ from fedlightning import _interpreter as interpreter
 from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
 from fedlightning.execution.model import Replica
-from fedlightning.execution.plan import CohortPlan, RoundPlan
+from fedlightning.execution.plan import CohortPlan
+from fedlightning.participation.participation import RoundPlan
 from fedlightning.execution.prefetch import Ahead, Draws
 from fedlightning.execution.slots import Slot, Worker
 from fedlightning.execution.step import GRADIENT

@@ -15,7 +15,7 @@ from fedlightning.contrib.fedprox_program import FedProxReplay
 from fedlightning.datasets import Synthetic
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 ROUNDS = (0, 20, 50, 100, 200)

@@ -9,7 +9,8 @@ from fedlightning import Classification, Examples, FedAvg, FederatedTrainer, Ten
 from fedlightning.data import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.models import MLP
-from fedlightning.participation import ClientSampler, FixedSchedule, RoundSeeded, UniformSampling
+from fedlightning.participation import ClientSampler, FixedSchedule, UniformSampling
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.participation.samplers import SizeWeighted, named_clients
 from fedlightning.participation.stragglers import Rounds, Stragglers, Work
 

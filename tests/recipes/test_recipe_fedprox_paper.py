@@ -19,7 +19,8 @@ from fedlightning import ConfigurationError, FederatedTrainer, ModelCheckpoint
 from fedlightning.analysis import Dissimilarity
 from fedlightning.cli.recipe import call_program
 from fedlightning.datasets import Synthetic
-from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.samplers import SizeWeighted
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra `figures`")
