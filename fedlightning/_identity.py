@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 from torch import nn
@@ -35,7 +36,7 @@ def identify(
         **identify_model(task),
         "model": digest_text(f"{task!r}{_attributes(task)}"),
         "partition": data.clients.fingerprint,
-        "batches": [data.batch_size, data.epochs, data.steps, data.drop_last],
+        "batches": list(astuple(data.batching)),
         "training_data": data.fingerprint,
         "test_data": data.test_fingerprint if "test" in data.evaluate_on else None,
         **{

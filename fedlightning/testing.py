@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning._checked import COUNT, checked
+from fedlightning.data.batching import Batching
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, MethodError, shown
@@ -43,7 +44,7 @@ class Quadratics(FederatedDataModule):
     def __init__(
         self, curvatures: Sequence[Tensor], optima: Sequence[Tensor], num_examples: Sequence[int], steps: int = 5
     ) -> None:
-        super().__init__(batch_size=None, steps=steps, evaluate_on=("train",))
+        super().__init__(batching=Batching(None, steps=steps), evaluate_on=("train",))
         _check_quadratics(curvatures, optima, num_examples)
         self._clients = list(zip(curvatures, optima, num_examples, strict=True))
 

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -165,7 +166,7 @@ def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str
         "start": digest(task.state_dict().values()),
         "data": f"{type(data).__name__} {digest(tensors)}",
         "partition": data.clients.fingerprint,
-        "batches": [data.batch_size, data.epochs, data.steps, list(data.evaluate_on)],
+        "batches": [*astuple(data.batching), list(data.evaluate_on)],
         "augmentation": f"{type(data.augmentation).__name__} {data.fingerprint}",
     }
 

@@ -1,5 +1,6 @@
 """Federated data: the contract of a data module, examples, who owns them, and how they are divided and changed."""
 
+from fedlightning.data.batching import Batching
 from fedlightning.data.module import Augmentation, Examples, FederatedDataModule, Schedule
 from fedlightning.data.partition import Partition
 from fedlightning.data.partition_names import parse_partition
@@ -9,7 +10,7 @@ from fedlightning.data.tensors import TensorData
 from fedlightning.data.transforms import RandomCropFlip, RandomCropRotate
 
 __all__ = [
-    "IID", "Augmentation", "Dirichlet", "Examples", "FederatedDataModule", "Natural", "Partition", "Partitioner",
+    "IID", "Augmentation", "Batching", "Dirichlet", "Examples", "FederatedDataModule", "Natural", "Partition", "Partitioner",
     "QuantitySkew", "RandomCropFlip", "RandomCropRotate", "Schedule", "Shards", "TensorData", "parse_partition",
     "statistics_table",
 ]  # fmt: skip

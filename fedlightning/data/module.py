@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from fedlightning._checked import COUNT, checked
+from fedlightning._capabilities import own_hooks
+from fedlightning._checked import checked
 from fedlightning._hashing import described, digest, digest_text
+from fedlightning.data.batching import Batching
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, shown
 from fedlightning.randomness import permute, stream
@@ -75,14 +77,11 @@ class Schedule(NamedTuple):
     draws: Tensor | None
 
 
-BATCHING = {"batch_size": COUNT, "epochs": COUNT, "steps": COUNT}
-"""The intervals of what every data module takes."""
-
 _ROOM = 65_536
 """Places of a batch that cost nothing worth naming where no client fills them."""
 
-_MOST_EPOCHS = 1_000_000
-"""Or steps, of a client in a round: its batches are drawn at once."""
+_HOOKS = ("schedule", "batch", "preprocess")
+"""What a subclass may define otherwise, and fast paths ask about."""
 
 
 class FederatedDataModule(LightningDataModule):
@@ -91,11 +90,7 @@ class FederatedDataModule(LightningDataModule):
     A pooled `train_dataloader()` and `val_dataloader()` feed the centralised baseline under a plain `Trainer`.
 
     Args:
-        batch_size: B, examples of a local step; None for the client's whole data. A last batch may be smaller.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full, as batch norm needs it of a last batch of one
-            example. A client that fills no batch keeps the one it has.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         augmentation: a random change of each training batch.
         evaluate_on: what evaluation looks at: "test" (logged as `val/…`), "train" (all clients' training data, logged
             as `train_all/…`), or both.
@@ -106,9 +101,11 @@ class FederatedDataModule(LightningDataModule):
         evaluated_at_once: examples of a batch of `val_dataloader()`; less where they or their outputs are large.
         shared_examples: whether a training example may belong to several clients, and count for each; a subclass says so.
         other_test_clients: whether the test set belongs to other clients than those that train; a subclass says so.
+        own_hooks: which of `schedule`, `batch` and `preprocess` a subclass has made its own. A wrapper that changes nothing
+            declares `own_hooks = frozenset()`, and its hook may then be passed over; see `fedlightning._capabilities`.
 
     Raises:
-        ConfigurationError: a number is not positive, or both `epochs` and `steps` are given.
+        ConfigurationError: an argument is of another type.
     """
 
     train: Examples
@@ -119,33 +116,27 @@ class FederatedDataModule(LightningDataModule):
     shared_examples: bool = False
     other_test_clients: bool = False
 
-    @checked(**BATCHING)
+    own_hooks: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note which hooks the subclass has made its own."""
+        super().__init_subclass__(**options)
+        cls.own_hooks = own_hooks(cls, FederatedDataModule, _HOOKS)
+
+    @checked()
     def __init__(
         self,
         *,
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(),
         augmentation: Augmentation | None = None,
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
         super().__init__()
-        if epochs is not None and steps is not None:
-            raise ConfigurationError(
-                f"Either `epochs` or `steps` may be given, but both are ({epochs} and {steps}); leave one out."
-            )
-        for name, value in (("epochs", epochs), ("steps", steps)):
-            if value is not None and value > _MOST_EPOCHS:
-                raise ConfigurationError(
-                    f"`{name}` of {type(self).__name__} must be at most {_MOST_EPOCHS:,}, but is {value:,}; use more rounds."
-                )
         if not set(evaluate_on) <= {"test", "train"} or len(set(evaluate_on)) < len(evaluate_on):
             raise ConfigurationError(
                 f"`evaluate_on` of {type(self).__name__} may hold 'test' and 'train', each once, but is {evaluate_on!r}."
             )
-        self.batch_size, self.steps, self.augmentation, self.evaluate_on = batch_size, steps, augmentation, evaluate_on
-        self.epochs, self.drop_last = epochs if epochs or steps else 1, drop_last
+        self.batching, self.augmentation, self.evaluate_on = batching, augmentation, evaluate_on
         self._is_set_up = False
 
     # -- to define ----------------------------------------------------------------------------------------------------
@@ -177,19 +168,14 @@ class FederatedDataModule(LightningDataModule):
 
     def num_steps(self, client: int, steps: int | None = None) -> int:
         """K, the local steps of a client in a round; `steps` is the method's wish."""
-        return steps or self.steps or (self.epochs or 1) * self.batches(self.clients.size(client))
+        return steps or self.batching.num_steps(self.clients.size(client))
 
     @property
     def largest_batch(self) -> int:
         """Places of a batch: B, unless that is more than any client fills and than can be laid out for nothing."""
         largest = self.clients.largest
-        batch = self.batch_size or largest
+        batch = self.batching.size or largest
         return batch if batch <= max(largest, _ROOM) else largest
-
-    def batches(self, size: int) -> int:
-        """The batches of one epoch over so many examples."""
-        batch = self.batch_size or size
-        return size // batch if self.drop_last and size > batch else -(-size // batch)
 
     def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
         """The batches [K, B] of a client in a round: each epoch visits its examples once, in a new order."""
@@ -201,7 +187,7 @@ class FederatedDataModule(LightningDataModule):
 
     def schedules(self, clients: Sequence[int], round: int, seed: int, num_steps: Sequence[int]) -> list[Schedule]:
         """What `schedule` gives for several clients: each one's, or, since that is faster, one of [ΣK, B] for all of them."""
-        if self.augmentation is None and type(self).schedule is FederatedDataModule.schedule:
+        if self.augmentation is None and "schedule" not in self.own_hooks:
             return [Schedule(torch.from_numpy(self._shuffled(clients, round, seed, num_steps)), None)]
         return [self.schedule(client, round, seed, k) for client, k in zip(clients, num_steps, strict=True)]
 
@@ -210,8 +196,8 @@ class FederatedDataModule(LightningDataModule):
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Batches [ΣK, B] of clients that follow one another; B is the largest one's whole data if no size was given."""
         owned = [self.clients.positions(client) for client in clients]
-        batch = self.largest_batch if self.batch_size else max(map(len, owned))
-        per_epoch = [self.batches(len(mine)) for mine in owned]
+        batch = self.largest_batch if self.batching.size else max(map(len, owned))
+        per_epoch = [self.batching.batches(len(mine)) for mine in owned]
         rows = [-(-k // each) * each for k, each in zip(num_steps, per_epoch, strict=True)]  # of whole epochs
         index, kept, end = np.full((sum(rows), batch), -1), [], 0
         for client, mine, each, count, k in zip(clients, owned, per_epoch, rows, num_steps, strict=True):
@@ -238,9 +224,7 @@ class FederatedDataModule(LightningDataModule):
     @property
     def only_gathers(self) -> bool:
         """Whether `batch` does nothing but pick examples, so that a runner may pick them itself."""
-        cls = type(self)
-        own = (cls.batch, cls.preprocess) != (FederatedDataModule.batch, FederatedDataModule.preprocess)
-        return self.augmentation is None and not own
+        return self.augmentation is None and not self.own_hooks & {"batch", "preprocess"}
 
     @property
     def fingerprint(self) -> str:
@@ -257,8 +241,10 @@ class FederatedDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """All clients' training examples, shuffled, in batches."""
         pooled = _Pooled(self, self.train, self.clients.indices, augment=True)
-        batch = self.batch_size or len(pooled)
-        return _loader(pooled, BatchSampler(RandomSampler(pooled), batch, self.drop_last and len(pooled) > batch))
+        size = self.batching.size or len(pooled)
+        return _loader(
+            pooled, BatchSampler(RandomSampler(pooled), size, self.batching.drop_last and len(pooled) > size)
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The test set, in large batches."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Augmentation, Examples, FederatedDataModule, check_examples
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Augmentation, Examples, FederatedDataModule, check_examples
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 
@@ -20,10 +21,7 @@ class TensorData(FederatedDataModule):
         test: test examples; the training examples if there are none.
         test_clients: who owns those; by default each class is shared out in the same proportions as in training, or,
             where targets are no labels, the test set in proportion to the clients' sizes.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         augmentation: a random change of each training batch.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
@@ -31,7 +29,7 @@ class TensorData(FederatedDataModule):
         ConfigurationError: inputs and targets differ in number, or `test_clients` is given without `test`.
     """
 
-    @checked(**BATCHING)
+    @checked()
     def __init__(
         self,
         train: Examples,
@@ -39,18 +37,12 @@ class TensorData(FederatedDataModule):
         test: Examples | None = None,
         test_clients: Partition | None = None,
         *,
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(),
         augmentation: Augmentation | None = None,
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            epochs=epochs,
-            steps=steps,
-            drop_last=drop_last,
+            batching=batching,
             augmentation=augmentation,
             evaluate_on=evaluate_on,
         )

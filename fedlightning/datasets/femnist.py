@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, stamp, visible_files
 from fedlightning.datasets.power_law import gather, split_devices
@@ -87,21 +88,15 @@ class _Handwriting(FederatedDataModule):
     classes: int
     shape = (SIDE * SIDE,)
 
-    @checked(seed="[0, 4294967295]", **BATCHING)
+    @checked(seed="[0, 4294967295]")
     def __init__(
         self,
         root: str | Path,
         seed: int,
-        batch_size: int | None,
-        epochs: int | None,
-        steps: int | None,
-        drop_last: bool,
+        batching: Batching,
         evaluate_on: tuple[str, ...],
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching, evaluate_on=evaluate_on)
         self.root, self.seed = Path(root), seed
 
     def preprocess(self, inputs: Tensor) -> Tensor:
@@ -124,10 +119,7 @@ class FEMNIST(_Handwriting):
         classes_per_user: classes of each device.
         repo_bug: deal the images as the authors' program does, see `deal_classes`.
         seed: of the choice of images, the partition and the split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Raises:
@@ -136,7 +128,7 @@ class FEMNIST(_Handwriting):
 
     classes = OUTPUTS
 
-    @checked(classes_per_user=f"[1, {CLASSES}]", **BATCHING)
+    @checked(classes_per_user=f"[1, {CLASSES}]")
     def __init__(
         self,
         *,
@@ -144,13 +136,10 @@ class FEMNIST(_Handwriting):
         classes_per_user: int = 5,
         repo_bug: bool = False,
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(10, epochs=20),
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(root, seed, batch_size, epochs, steps, drop_last, evaluate_on)
+        super().__init__(root, seed, batching, evaluate_on)
         self.classes_per_user, self.repo_bug = classes_per_user, repo_bug
         self.name = f"femnist_{classes_per_user}" + ("_repo_bug" if repo_bug else "")
 
@@ -209,10 +198,7 @@ class OmniglotWriters(_Handwriting):
         root: folder that holds one of the two.
         alphabets: names of those to take; () for all that there are.
         seed: of the split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -227,20 +213,17 @@ class OmniglotWriters(_Handwriting):
     name = "omniglot_writers"
     writers: list[str]
 
-    @checked(**BATCHING)
+    @checked()
     def __init__(
         self,
         *,
         root: str | Path = "data",
         alphabets: tuple[str, ...] = (),
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(10, epochs=20),
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(root, seed, batch_size, epochs, steps, drop_last, evaluate_on)
+        super().__init__(root, seed, batching, evaluate_on)
         self.alphabets = alphabets
 
     def load(self) -> tuple[Examples, Partition, Examples, Partition]:

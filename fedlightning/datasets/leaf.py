@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import visible_files
 from fedlightning.datasets._leaf_split import random_split, take_clients
@@ -128,10 +129,7 @@ class LeafData(FederatedDataModule):
         min_samples: users with this many samples or fewer are dropped; needs `test=None`.
         train_fraction: share of a user's samples for training, in (0, 1); needs `test=None`.
         seed: of the sampling and the division.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -146,7 +144,7 @@ class LeafData(FederatedDataModule):
     users: list[str]
     hierarchies: list[str | None]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", **BATCHING)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)")
     def __init__(
         self,
         train: str | Path,
@@ -159,15 +157,10 @@ class LeafData(FederatedDataModule):
         min_samples: int = 0,
         train_fraction: float = 0.8,
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(10),
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching, evaluate_on=evaluate_on)
         if test is not None and (fraction, min_samples, train_fraction) != (1.0, 0, 0.8):
             raise ConfigurationError(
                 "`fraction`, `min_samples` and `train_fraction` of LeafData sample and divide one set, but `test` is "

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.partitioners import IID
 from fedlightning.datasets._files import require_file
@@ -120,10 +121,7 @@ class PowerLawMNIST(FederatedDataModule):
     Args:
         root: folder of the files, as torchvision lays them out: `<root>/MNIST/raw`.
         seed: of the partition and the split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
         download: whether files that are absent are downloaded.
 
@@ -141,23 +139,17 @@ class PowerLawMNIST(FederatedDataModule):
     mean: Tensor
     scale: Tensor
 
-    @checked(seed="[0, 4294967295]", **BATCHING)
+    @checked(seed="[0, 4294967295]")
     def __init__(
         self,
         *,
         root: str | Path = "data",
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(10, epochs=20),
         evaluate_on: tuple[str, ...] = ("test", "train"),
         download: bool = True,
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching, evaluate_on=evaluate_on)
         self.root, self.seed, self.download = Path(root), seed, download
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 

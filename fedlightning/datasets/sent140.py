@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, stamp
 from fedlightning.datasets._leaf_split import Ints, decode_names, encode_names, pooled, random_split, take_clients
@@ -85,10 +86,7 @@ class Sent140(FederatedDataModule):
             "glove.6B.300d.txt".
         root: folder of the data sets; training*.csv and testdata.manual*.csv lie in its folder `sent140`.
         seed: of the choice of accounts and of the split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -103,7 +101,7 @@ class Sent140(FederatedDataModule):
     classes = 2
     users: list[str]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT, **BATCHING)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
     def __init__(
         self,
         fraction: float = 0.3,
@@ -115,16 +113,10 @@ class Sent140(FederatedDataModule):
         glove: str = "glove.6B.*.txt",
         root: str | Path = "data",
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(10, epochs=20),
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching, evaluate_on=evaluate_on)
         self.fraction, self.min_samples, self.lowercase = fraction, min_samples, lowercase
         self.train_fraction, self.length, self.shape, self.seed = train_fraction, length, (length,), seed
         self.root, self.glove_file = Path(root), glove

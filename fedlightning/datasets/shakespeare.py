@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, require_file, stamp
 from fedlightning.datasets._leaf_split import (
@@ -156,10 +157,7 @@ class Shakespeare(FederatedDataModule):
         file: name of another text, which `parse_roles` must understand; only the usual one is checked by its hash.
         root: folder of the data sets; the file lies in its folder `shakespeare`.
         seed: of the choice of roles and of the random split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -174,7 +172,7 @@ class Shakespeare(FederatedDataModule):
     classes = vocab_size = len(ALPHABET)
     users: list[str]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT, **BATCHING)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
     def __init__(
         self,
         fraction: float = 0.2,
@@ -187,16 +185,10 @@ class Shakespeare(FederatedDataModule):
         file: str = _FILE,
         root: str | Path = "data",
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(10, epochs=20),
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching, evaluate_on=evaluate_on)
         self.fraction, self.split, self.train_fraction, self.min_samples = fraction, split, train_fraction, min_samples
         self.length, self.unknown, self.seed = length, unknown, seed
         self.path, self.shape = Path(root) / "shakespeare" / file, (length,)

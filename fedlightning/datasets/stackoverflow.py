@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from fedlightning._checked import COUNT, checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, require_file, stamp, visible_files
 from fedlightning.datasets._leaf_split import decode_names, encode_names
@@ -54,10 +55,7 @@ class StackOverflow(FederatedDataModule):
         length: words of a sentence.
         max_sentences: sentences of a user that are taken, the first ones; None for all. 128 in the paper.
         root: folder of the data sets.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
@@ -74,7 +72,7 @@ class StackOverflow(FederatedDataModule):
     words: list[str]
     users: list[str]
 
-    @checked(vocabulary=f"[1, {2**15 - 5}]", length=COUNT, max_sentences=COUNT, **BATCHING)
+    @checked(vocabulary=f"[1, {2**15 - 5}]", length=COUNT, max_sentences=COUNT)
     def __init__(
         self,
         *,
@@ -82,15 +80,10 @@ class StackOverflow(FederatedDataModule):
         length: int = 20,
         max_sentences: int | None = 128,
         root: str | Path = "data",
-        batch_size: int | None = 16,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(16),
         evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching, evaluate_on=evaluate_on)
         self.vocabulary, self.length, self.max_sentences = vocabulary, length, max_sentences
         self.folder = Path(root) / "stackoverflow"
         self.vocab_size, self.shape, self.name = vocabulary + 4, (length,), "stackoverflow"

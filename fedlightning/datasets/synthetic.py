@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedlightning._checked import checked
+from fedlightning.data.batching import Batching
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.randomness import stream
@@ -85,10 +86,7 @@ class Synthetic(FederatedDataModule):
         iid: the same model and the same inputs' distribution on all devices; alpha and beta do not matter then.
         labels: "argmax" as in the authors' program, or "sample" as in their files of (0.5, 0.5) and (1, 1).
         seed: of the data.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Raises:
@@ -107,16 +105,10 @@ class Synthetic(FederatedDataModule):
         labels: Literal["argmax", "sample"] = "argmax",
         *,
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(10, epochs=20),
         evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching, evaluate_on=evaluate_on)
         self.alpha, self.beta, self.iid, self.labels, self.seed = alpha, beta, iid, labels, seed
         self.name = "synthetic_iid" if iid else f"synthetic_{alpha + 0.0:g}_{beta + 0.0:g}"
         self.name += "_sample" if labels == "sample" else ""

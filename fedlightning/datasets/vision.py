@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Augmentation, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
@@ -30,10 +31,7 @@ class ImageData(FederatedDataModule):
     Args:
         partition: a partitioner, or its name, e.g. "A0d10C100".
         root: folder of the files, as torchvision lays them out.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         augment: whether training images are augmented; None for what is usual with this data set.
         crop: the transforms of TensorFlow Federated's CIFAR-100 (Reddi et al., ICLR 2021), with FederatedX's rotation:
             training images are random windows of this size, mirrored half of the time and turned by up to 15°, test
@@ -61,16 +59,13 @@ class ImageData(FederatedDataModule):
     usual_augmentation: ClassVar[Augmentation] = RandomCropFlip()
     augments: ClassVar[bool] = False
 
-    @checked(**BATCHING)
+    @checked()
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
         *,
         root: str | Path = "data",
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(),
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
@@ -87,10 +82,7 @@ class ImageData(FederatedDataModule):
             usual = RandomCropRotate(crop, self.shape[1])
             self.shape = (self.shape[0], crop, crop)
         super().__init__(
-            batch_size=batch_size,
-            epochs=epochs,
-            steps=steps,
-            drop_last=drop_last,
+            batching=batching,
             augmentation=usual if augment else None,
             evaluate_on=evaluate_on,
         )
@@ -256,10 +248,7 @@ class FakeImages(ImageData):
         classes: number of classes.
         num_train: training images; each class has the same number, to within one.
         num_test: test images.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: the size of a batch, and how many batches a client trains on in a round.
         augment: whether training images are cropped and mirrored; None for no, unless `crop` is given.
         crop: random windows of this size, as `ImageData` describes; None keeps the size.
         target: "label", or "image" for autoencoders.
@@ -270,7 +259,7 @@ class FakeImages(ImageData):
         ConfigurationError: a number is outside its interval, or the partition's name does not parse.
     """
 
-    @checked(classes=_MANY, num_train=_MANY, num_test=_MANY, **BATCHING)
+    @checked(classes=_MANY, num_train=_MANY, num_test=_MANY)
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
@@ -279,10 +268,7 @@ class FakeImages(ImageData):
         classes: int = 100,
         num_train: int = 10_000,
         num_test: int = 2_000,
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(),
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
@@ -298,10 +284,7 @@ class FakeImages(ImageData):
         self.classes, self.shape, self._drawn_shape = classes, shape, shape
         super().__init__(
             partition,
-            batch_size=batch_size,
-            epochs=epochs,
-            steps=steps,
-            drop_last=drop_last,
+            batching=batching,
             augment=augment,
             crop=crop,
             target=target,

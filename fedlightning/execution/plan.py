@@ -64,8 +64,7 @@ class PhasePlan:
     def num_steps(self, client: int) -> int:
         """K of a client; in a phase over all its data, its batches."""
         if self.phase.whole:
-            size = self.data.clients.size(client)
-            return -(-size // (self.data.batching.size or size))
+            return self.data.batching.batches(self.data.clients.size(client))
         return self.plan.num_steps(client)
 
     def draw(self, clients: tuple[int, ...]) -> CohortPlan:
