@@ -66,8 +66,9 @@ class SlotStrategy:
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
             parameters, the gradients that methods see, and all states stay float32.
         threads_per_slot: intra-operator threads of each slot. All slots together have at most 256 threads, or 16 a core.
-        memory_dir: where the clients' memory lies as memory-mapped files; None keeps the first 8 GiB in the host's memory
-            and the rest in a file in the run's folder.
+        memory_dir: the folder in which the clients' memory lies as memory-mapped files; None keeps it in the host's memory, and
+            what exceeds `memory_bytes` in a file in the run's folder.
+        memory_bytes: see `memory_dir`; 8 GiB. Results do not depend on it.
         rules: the thresholds of "auto"; None for those that were measured.
 
     Attributes:
