@@ -384,7 +384,9 @@ def _entries(inner: tuple[Any, ...]) -> str:
 
 
 def _plural(hint: Any) -> str:
-    """E.g. "whole numbers"; "sequences of whole numbers"."""
+    """E.g. "whole numbers"; "sequences of whole numbers"; words as they are."""
+    if get_origin(hint) is Literal:
+        return words(hint)
     first, _, rest = words(hint).partition(" of ")
     _, _, noun = first.rpartition("a ") if first.startswith("a ") else ("", "", first.removeprefix("an "))
     return f"{noun}s" + (f" of {rest}" if rest else "")

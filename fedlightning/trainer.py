@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, Never
@@ -22,19 +21,21 @@ from fedlightning._signals import stop_on_signal
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.callbacks.base import Callback
 from fedlightning.callbacks.callback_list import CallbackList, in_order
-from fedlightning.data.module import FederatedDataModule
+from fedlightning.data.module import FederatedDataModule, SplitName
 from fedlightning.errors import ConfigurationError, add_notes, raise_first
-from fedlightning.evaluation.evaluation import Evaluation
+from fedlightning.evaluation.evaluation import Evaluation, check_evaluations, evaluating_alone, model_of
+from fedlightning.evaluation.pooled import EvaluationGivenUp, GlobalEvaluator
 from fedlightning.execution.auto import Workload
 from fedlightning.execution.step import GRADIENT, LOCAL
 from fedlightning.execution.strategy import SlotStrategy
 from fedlightning.hooks.server import ServerHooks
 from fedlightning.layout import Layout, flatten_buffers, identify_model, persistent_buffers
 from fedlightning.loggers import check_writable, log_hyperparameters
-from fedlightning.method import FedMethod, hyperparameters
-from fedlightning.participation import BatchingPolicy, ClientSampler, Participation, RoundPlan, Stragglers
+from fedlightning.method import FedMethod, Round, hyperparameters
+from fedlightning.participation import BatchingPolicy, ClientSampler, Participation, RoundPlan, Stragglers, UniformSampling
+from fedlightning.participation.participation import clients_in
 from fedlightning.server.checkpoint import check_identity, load_checkpoint, save_checkpoint
-from fedlightning.server.client_memory import HOST_BYTES, ClientMemory
+from fedlightning.server.client_memory import ClientMemory
 from fedlightning.server.round_state import RoundState, check_model
 from fedlightning.server.server import Server
 from fedlightning.server.wire import CohortResult, RoundInputs
@@ -87,7 +88,7 @@ class FederatedTrainer:
         callbacks: Sequence[Callback] | None = None,
         logger: bool | Logger | Sequence[Logger] = True,
         evaluate_every: int = 1,
-        evaluate_on: tuple[str, ...] = ("val", "test"),
+        evaluate_on: tuple[SplitName, ...] = ("val", "test"),
         sampler: ClientSampler | None = None,
         seed: int = 0,
         stragglers: Stragglers | None = None,
@@ -96,7 +97,12 @@ class FederatedTrainer:
         **others: Never,
     ) -> None:
         refuse_unknown("FederatedTrainer", others, FederatedTrainer, LIGHTNING)
-        self.max_rounds, self.evaluate_every, self.evaluate_on, self.seed = max_rounds, evaluate_every, evaluate_on, seed
+        if len(set(evaluate_on)) < len(evaluate_on):
+            raise ConfigurationError(
+                f"`evaluate_on` of FederatedTrainer must name each split once, but is {evaluate_on!r}; leave out the repetition."
+            )
+        self.max_rounds, self.seed = max_rounds, seed
+        self.evaluate_every, self.evaluate_on = evaluate_every, evaluate_on
         self.wished_clients, self.sampler = clients_per_round, sampler or UniformSampling()
         self.stragglers, self.batching_policy = stragglers, batching_policy
         self.strategy, self.seconds_to_evaluate = strategy or SlotStrategy(), seconds_to_evaluate
@@ -211,13 +217,15 @@ class FederatedTrainer:
         Raises:
             ConfigurationError: there is no validation split, or the checkpoint is another model's.
         """
-        return self._scored("val", task, data, ckpt_path)
+        with evaluating_alone(self.strategy, task, data, "val") as evaluator:
+            return evaluator.score(*model_of(task, self._named(ckpt_path)))
 
     def test(
         self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None
     ) -> dict[str, float]:
         """Score a model on the test set, as `validate` does on the validation split: `test/…` and `test_clients/…`."""
-        return self._scored("test", task, data, ckpt_path)
+        with evaluating_alone(self.strategy, task, data, "test") as evaluator:
+            return evaluator.score(*model_of(task, self._named(ckpt_path)))
 
     def predict(self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None) -> Any:
         """The model's outputs for the test set, in its order: a tensor [n, …] or a tree of tensors, on the CPU.
@@ -227,9 +235,8 @@ class FederatedTrainer:
             data: whose test set.
             ckpt_path: see `validate`.
         """
-        with ExitStack() as opened:
-            evaluator = self._evaluator(task, data, ("test",), opened)
-            return evaluator.predict(*self._model(task, ckpt_path))
+        with evaluating_alone(self.strategy, task, data, "test") as evaluator:
+            return evaluator.predict(*model_of(task, self._named(ckpt_path)))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -314,7 +321,8 @@ class FederatedTrainer:
         # 1. The data, and whether task and method fit them.
         data.prepare_data()
         data.setup("fit")
-        data.check_task(task)
+        for examples in (data.train, data.test, *([data.val] if data.val else [])):
+            task.check(*examples)
         self.method, self.data, self._task, self._layout = method, data, task, Layout.of(task)
         hooks = ServerHooks(method, self._layout, self.max_rounds)
         # 2. Who takes part.
@@ -324,7 +332,7 @@ class FederatedTrainer:
         self.num_clients, self.clients_per_round = self.participation.num_clients, self.participation.clients_per_round
         hooks.check(self.participation.round(0))
         _check_gradient_pass(method, data)
-        check_evaluations(method, data, self.evaluate_on, self.evaluate_every)
+        check_evaluations(method, data, self.evaluate_every, self.evaluate_on)
         # 3. Where the run is written.
         self._forget_the_last_fit()
         self._identity = self.identify(method, task, data)
@@ -338,9 +346,8 @@ class FederatedTrainer:
         self.strategy.setup(method, task, self._layout, data, work, execution)
         opened.callback(self.strategy.teardown)
         self.server = Server(hooks, self._layout, self.num_clients, self.strategy.root_device, self._identity)
-        self.evaluation = Evaluation(
-            self.strategy, task, data, self.evaluate_on, self.evaluate_every, self.max_rounds, self._evaluating
-        )
+        evaluator = GlobalEvaluator(self.strategy, task, data, self.evaluate_on)
+        self.evaluation = Evaluation(evaluator, self.evaluate_every, self.max_rounds, self._evaluating)
         self.state = self._first_state(saved, state)
         self._finished = self.state, self._finished[1]
         self.round = self.start_round = self.state.round
@@ -498,19 +505,18 @@ class FederatedTrainer:
 
     def _read_checkpoint(self, ckpt_path: str | Path | None) -> tuple[RoundState | None, dict[str, Any] | None]:
         """The state in a checkpoint, if the run goes on from one, and how it was executed; callbacks take up theirs."""
-        if ckpt_path is None:
+        if (path := self._named(ckpt_path)) is None:
             return None, None
-        path = self._named(ckpt_path)
         state, meta = load_checkpoint(path, self._memory(), self.num_clients)
         check_identity(path, meta["identity"], self._identity)
         self._calls.take_up(meta["callbacks"])
         self._finished = self._finished[0], meta["row"]
         return state, meta["execution"]
 
-    def _named(self, ckpt_path: str | Path) -> Path:
-        """The checkpoint of this name, or at this path."""
+    def _named(self, ckpt_path: str | Path | None) -> Path | None:
+        """The checkpoint of this name, or at this path; None for none."""
         if ckpt_path not in ("last", "best"):
-            return Path(ckpt_path)
+            return None if ckpt_path is None else Path(ckpt_path)
         best = [path for each in self.callbacks if (path := getattr(each, "best_model_path", ""))]
         path = Path(best[0]) if ckpt_path == "best" and best else self.log_dir / "checkpoints" / f"{ckpt_path}.ckpt"
         if not path.is_file():
@@ -563,34 +569,6 @@ class FederatedTrainer:
             "sampler": repr(self.sampler), "stragglers": repr(self.stragglers) if self.stragglers else None,
         }  # fmt: skip
         log_hyperparameters(self.loggers, {"method/class": type(self.method).__name__, **fields, **run})
-
-    # -- evaluation alone -----------------------------------------------------------------------------------------------
-    def _scored(
-        self, split: str, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None
-    ) -> dict[str, float]:
-        with ExitStack() as opened:
-            evaluator = self._evaluator(task, data, (split,), opened)
-            return evaluator.run(*self._model(task, ckpt_path))
-
-    def _evaluator(
-        self, task: FederatedTask, data: FederatedDataModule, splits: tuple[str, ...], opened: ExitStack
-    ) -> GlobalEvaluator:
-        """An evaluator on this trainer's slots, until `opened` is closed."""
-        data.prepare_data()
-        data.setup("test")
-        require_splits(data, splits)
-        self.strategy.set_up_evaluation(task, Layout.of(task), data)
-        opened.callback(self.strategy.teardown)
-        return GlobalEvaluator(self.strategy, task, data, splits)
-
-    def _model(self, task: FederatedTask, ckpt_path: str | Path | None) -> tuple[Tensor, Tensor]:
-        """The parameters [P] and buffers [Q] of a checkpoint's model, or of the task as it is."""
-        if ckpt_path is None:
-            x = Layout.of(task).read(task)
-            return x, flatten_buffers(persistent_buffers(task).values(), x.device)
-        state, _ = load_checkpoint(self._named(ckpt_path))
-        check_model(state, identify_model(task), f"`{type(task).__name__}`")
-        return state.model, state.buffers
 
 
 def _check_gradient_pass(method: FedMethod, data: FederatedDataModule) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,6 +54,26 @@ def check_examples(examples: Examples, name: str) -> None:
         )
 
 
+class Splits(NamedTuple):
+    """What a data module loads: the examples of each split, and who owns them.
+
+    Attributes:
+        train: training examples.
+        clients: their owners.
+        test: test examples.
+        test_clients: theirs.
+        val: examples that are set aside from training, to choose rounds and hyperparameters by; None where none are.
+        val_clients: their owners.
+    """
+
+    train: Examples
+    clients: Partition
+    test: Examples
+    test_clients: Partition
+    val: Examples | None = None
+    val_clients: Partition | None = None
+
+
 @runtime_checkable
 class Augmentation(Protocol):
     """A random change of a batch of inputs, made of integers drawn before, so that it is the same on every device."""
@@ -80,6 +100,8 @@ class Schedule(NamedTuple):
 _ROOM = 65_536
 """Places of a batch that cost nothing worth naming where no client fills them."""
 
+SplitName = Literal["val", "test", "train"]
+
 _HOOKS = ("schedule", "batch", "preprocess")
 """What a subclass may define otherwise, and fast paths ask about."""
 
@@ -87,20 +109,19 @@ _HOOKS = ("schedule", "batch", "preprocess")
 class FederatedDataModule(LightningDataModule):
     """Examples in memory, who owns them, and how they are batched. Subclass it and define `load`.
 
-    A pooled `train_dataloader()` and `val_dataloader()` feed the centralised baseline under a plain `Trainer`.
+    Pooled loaders, `train_dataloader()`, `val_dataloader()` and `test_dataloader()`, feed a plain `lightning.Trainer`.
 
     Args:
         batching: the size of a batch, and how many batches a client trains on in a round.
         augmentation: a random change of each training batch.
-        evaluate_on: what evaluation looks at: "test" (logged as `val/…`), "train" (all clients' training data, logged
-            as `train_all/…`), or both.
 
     Attributes:
         train, test: the examples, after `setup()`.
         clients, test_clients: who owns them, after `setup()`. Training examples may belong to nobody, test examples may not.
-        evaluated_at_once: examples of a batch of `val_dataloader()`; less where they or their outputs are large.
+        val, val_clients: the same of the validation split, after `setup()`; None where there is none.
+        evaluated_at_once: examples of a batch of an evaluation's loader; less where they or their outputs are large.
         shared_examples: whether a training example may belong to several clients, and count for each; a subclass says so.
-        other_test_clients: whether the test set belongs to other clients than those that train; a subclass says so.
+        other_test_clients: whether what is evaluated belongs to other clients than those that train; a subclass says so.
         own_hooks: which of `schedule`, `batch` and `preprocess` a subclass has made its own. A wrapper that changes nothing
             declares `own_hooks = frozenset()`, and its hook may then be passed over; see `fedlightning._capabilities`.
 
@@ -112,6 +133,8 @@ class FederatedDataModule(LightningDataModule):
     test: Examples
     clients: Partition
     test_clients: Partition
+    val: Examples | None = None
+    val_clients: Partition | None = None
     evaluated_at_once: int = 1024
     shared_examples: bool = False
     other_test_clients: bool = False
@@ -129,19 +152,14 @@ class FederatedDataModule(LightningDataModule):
         *,
         batching: Batching = Batching(),
         augmentation: Augmentation | None = None,
-        evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
         super().__init__()
-        if not set(evaluate_on) <= {"test", "train"} or len(set(evaluate_on)) < len(evaluate_on):
-            raise ConfigurationError(
-                f"`evaluate_on` of {type(self).__name__} may hold 'test' and 'train', each once, but is {evaluate_on!r}."
-            )
-        self.batching, self.augmentation, self.evaluate_on = batching, augmentation, evaluate_on
+        self.batching, self.augmentation = batching, augmentation
         self._is_set_up = False
 
     # -- to define ----------------------------------------------------------------------------------------------------
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
-        """Training examples and their owners, test examples and theirs."""
+    def load(self) -> Splits | tuple[Examples, Partition, Examples, Partition]:
+        """The examples of each split and who owns them; a plain tuple in the order of `Splits` will do."""
         raise ConfigurationError(
             f"{type(self).__name__} must define `load()`, but does not; see `FederatedDataModule`."
         )
@@ -152,19 +170,48 @@ class FederatedDataModule(LightningDataModule):
 
     # -- what a run asks for -------------------------------------------------------------------------------------
     def setup(self, stage: str | None = None) -> None:
-        """Load the examples and check who owns them; a second call does nothing."""
+        """Load the examples and check who owns them; a second call does nothing.
+
+        Raises:
+            ConfigurationError: what `load` gives is no `Splits`, or an example of it belongs to nobody or to too many.
+        """
         if self._is_set_up:
             return
-        train, self.clients, test, self.test_clients = self.load()
-        check_examples(train, f"The training set of {type(self).__name__}")
-        check_examples(test, f"The test set of {type(self).__name__}")
+        train, self.clients, test, self.test_clients, val, self.val_clients = self._loaded()
         self.train = train.contiguous()
         self.test = self.train if test is train else test.contiguous()
         self.clients.check(len(self.train.targets), self.shared_examples)
+        same = None if self.other_test_clients else self.clients.num_clients
         if self.test_clients is not self.clients or self.test is not self.train:
-            same = None if self.other_test_clients else self.clients.num_clients
-            self.test_clients.check_test(len(self.test.targets), same)
+            self.test_clients.check_held_out(len(self.test.targets), same, "test")
+        if val is not None and self.val_clients is not None:
+            self.val = val.contiguous()
+            self.val_clients.check_held_out(len(val.targets), same, "validation")
         self._is_set_up = True
+
+    def _loaded(self) -> Splits:
+        """What `load` gives, once each part of it is checked by itself."""
+        name, loaded = type(self).__name__, self.load()
+        if not isinstance(loaded, tuple) or len(loaded) not in (4, 6):
+            raise ConfigurationError(
+                f"`load` of {name} must give `Splits(train, clients, test, test_clients, val, val_clients)`, the last two if "
+                f"there is a validation split, but gives {shown(loaded)}."
+            )
+        splits = Splits(*loaded)
+        if (splits.val is None) is not (splits.val_clients is None):
+            raise ConfigurationError(
+                f"`load` of {name} must give `val` and `val_clients` together, but gives one of them."
+            )
+        for examples, which in ((splits.train, "training"), (splits.test, "test"), (splits.val, "validation")):
+            if examples is not None:
+                check_examples(examples, f"The {which} set of {name}")
+        return splits
+
+    def split_named(self, name: SplitName) -> tuple[Examples, Partition] | None:
+        """The examples of a split and who owns them; None for "val" where there is no validation split."""
+        if name == "val":
+            return None if self.val is None or self.val_clients is None else (self.val, self.val_clients)
+        return (self.train, self.clients) if name == "train" else (self.test, self.test_clients)
 
     def num_steps(self, client: int, steps: int | None = None) -> int:
         """K, the local steps of a client in a round; `steps` is the method's wish."""
@@ -232,24 +279,45 @@ class FederatedDataModule(LightningDataModule):
         example = self.preprocess(self.train.inputs[:1])
         return digest_text(f"{digest([*self.train, example])} {described(self.augmentation)}")
 
-    @property
-    def test_fingerprint(self) -> str:
-        """The same of the test examples, and of who owns them."""
-        return digest([*self.test, self.test_clients.indices, self.test_clients.offsets])
+    def split_fingerprint(self, name: SplitName) -> str | None:
+        """The same of all examples of a split, and of who owns them; None where there is no such split."""
+        if (found := self.split_named(name)) is None:
+            return None
+        examples, clients = found
+        return digest([*examples, clients.indices, clients.offsets])
 
-    # -- the centralised baseline -------------------------------------------------------------------------------------
+    # -- pooled, for a plain `lightning.Trainer` ----------------------------------------------------------------------
     def train_dataloader(self) -> DataLoader[Any]:
         """All clients' training examples, shuffled, in batches."""
         pooled = _Pooled(self, self.train, self.clients.indices, augment=True)
         size = self.batching.size or len(pooled)
-        return _loader(
-            pooled, BatchSampler(RandomSampler(pooled), size, self.batching.drop_last and len(pooled) > size)
-        )
+        sampler = BatchSampler(RandomSampler(pooled), size, self.batching.drop_last and len(pooled) > size)
+        return DataLoader(pooled, sampler=sampler, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """The validation split, in large batches; nothing where there is none."""
+        return [] if self.val is None else [self.evaluation_dataloader("val")]
+
+    def test_dataloader(self) -> DataLoader[Any]:
         """The test set, in large batches."""
-        pooled = _Pooled(self, self.test, torch.arange(len(self.test.targets)), augment=False)
-        return _loader(pooled, BatchSampler(SequentialSampler(pooled), self.evaluated_at_once, drop_last=False))
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, name: SplitName) -> DataLoader[Any]:
+        """All clients' examples of a split, in order, in large batches, without augmentation.
+
+        Raises:
+            ConfigurationError: there is no such split.
+        """
+        if (found := self.split_named(name)) is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} must have a validation split to evaluate on, but has none."
+            )
+        examples, clients = found
+        pooled = _Pooled(self, examples, clients.indices, augment=False)
+        sampler = BatchSampler(SequentialSampler(pooled), self.evaluated_at_once, drop_last=False)
+        return DataLoader(
+            pooled, sampler=sampler, batch_size=None, generator=torch.Generator()
+        )  # draws no global number
 
 
 class _Pooled(Dataset[Examples]):
@@ -267,7 +335,3 @@ class _Pooled(Dataset[Examples]):
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
             draws = torch.from_numpy(self.data.augmentation.draw(rng, (len(index),)))
         return self.data.batch(self.examples, self.positions[index], draws)
-
-
-def _loader(pooled: _Pooled, sampler: BatchSampler) -> DataLoader[Any]:
-    return DataLoader(pooled, sampler=sampler, batch_size=None)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Examples, FederatedDataModule
-from fedlightning.data.partition import Partition
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.datasets._files import Progress, prepared, stamp, visible_files
 from fedlightning.datasets.power_law import gather, split_devices
 from fedlightning.errors import ConfigurationError
@@ -94,9 +93,8 @@ class _Handwriting(FederatedDataModule):
         root: str | Path,
         seed: int,
         batching: Batching,
-        evaluate_on: tuple[str, ...],
     ) -> None:
-        super().__init__(batching=batching, evaluate_on=evaluate_on)
+        super().__init__(batching=batching)
         self.root, self.seed = Path(root), seed
 
     def preprocess(self, inputs: Tensor) -> Tensor:
@@ -120,7 +118,6 @@ class FEMNIST(_Handwriting):
         repo_bug: deal the images as the authors' program does, see `deal_classes`.
         seed: of the choice of images, the partition and the split.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Raises:
         ConfigurationError: a number is outside its interval; in `setup`, a folder is absent or an image is damaged.
@@ -137,13 +134,12 @@ class FEMNIST(_Handwriting):
         repo_bug: bool = False,
         seed: int = 0,
         batching: Batching = Batching(10, epochs=20),
-        evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(root, seed, batching, evaluate_on)
+        super().__init__(root, seed, batching)
         self.classes_per_user, self.repo_bug = classes_per_user, repo_bug
         self.name = f"femnist_{classes_per_user}" + ("_repo_bug" if repo_bug else "")
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the images, or what was kept of them, deal them to the devices and split each device's."""
         files = [_drawn(self._files(folder), self.seed, label) for label, folder in enumerate(_FOLDERS)]
         chosen = [path for members in files for path in members]
@@ -161,7 +157,7 @@ class FEMNIST(_Handwriting):
         labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(sizes))
         examples = Examples(pixels, labels)
         train, test = split_devices(devices, self.seed)
-        return *gather(examples, train), *gather(examples, test)
+        return Splits(*gather(examples, train), *gather(examples, test))
 
     def _files(self, folder: str) -> list[Path]:
         """The training images of a class, by name."""
@@ -199,7 +195,6 @@ class OmniglotWriters(_Handwriting):
         alphabets: names of those to take; () for all that there are.
         seed: of the split.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
         classes: number of characters, after `setup()`.
@@ -221,12 +216,11 @@ class OmniglotWriters(_Handwriting):
         alphabets: tuple[str, ...] = (),
         seed: int = 0,
         batching: Batching = Batching(10, epochs=20),
-        evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(root, seed, batching, evaluate_on)
+        super().__init__(root, seed, batching)
         self.alphabets = alphabets
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the images, or what was kept of them, and split each writer's."""
         files = self._files()
         names = sorted(files)
@@ -244,7 +238,7 @@ class OmniglotWriters(_Handwriting):
         examples = Examples(pixels, torch.tensor([number[name[:2]] for name in names]))
         owners = np.array(writers)
         train, test = split_devices([np.flatnonzero(owners == writer) for writer in self.writers], self.seed)
-        return *gather(examples, train), *gather(examples, test)
+        return Splits(*gather(examples, train), *gather(examples, test))
 
     def _files(self) -> dict[tuple[str, str, str], Path]:
         """Where each image lies, by alphabet, character and file name."""

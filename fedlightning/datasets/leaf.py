@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import visible_files
 from fedlightning.datasets._leaf_split import random_split, take_clients
@@ -130,7 +130,6 @@ class LeafData(FederatedDataModule):
         train_fraction: share of a user's samples for training, in (0, 1); needs `test=None`.
         seed: of the sampling and the division.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
         users: the clients' names, after `setup()`.
@@ -158,9 +157,8 @@ class LeafData(FederatedDataModule):
         train_fraction: float = 0.8,
         seed: int = 0,
         batching: Batching = Batching(10),
-        evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
-        super().__init__(batching=batching, evaluate_on=evaluate_on)
+        super().__init__(batching=batching)
         if test is not None and (fraction, min_samples, train_fraction) != (1.0, 0, 0.8):
             raise ConfigurationError(
                 "`fraction`, `min_samples` and `train_fraction` of LeafData sample and divide one set, but `test` is "
@@ -172,7 +170,7 @@ class LeafData(FederatedDataModule):
         self.seed = seed
         self.name = f"leaf_{Path(train).stem}"
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the files, sample and divide them if they are one set, and make tensors of them."""
         every = read_leaf(self._paths[0])
         parts = self._divided(every) if self._paths[1] is None else self._paired(every, read_leaf(self._paths[1]))
@@ -185,7 +183,7 @@ class LeafData(FederatedDataModule):
         sizes = [len(user.targets) for user in both]
         cut = sum(sizes[: len(parts)])
         train, test = (Examples(inputs[where], targets[where]) for where in (slice(cut), slice(cut, None)))
-        return train, _consecutive(sizes[: len(parts)]), test, _consecutive(sizes[len(parts) :])
+        return Splits(train, _consecutive(sizes[: len(parts)]), test, _consecutive(sizes[len(parts) :]))
 
     def _divided(self, users: list[LeafUser]) -> list[tuple[LeafUser, LeafUser]]:
         """The training and the test part of each user that is taken of one set."""

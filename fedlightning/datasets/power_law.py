@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.data.partitioners import IID
 from fedlightning.datasets._files import require_file
@@ -122,7 +122,6 @@ class PowerLawMNIST(FederatedDataModule):
         root: folder of the files, as torchvision lays them out: `<root>/MNIST/raw`.
         seed: of the partition and the split.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
         download: whether files that are absent are downloaded.
 
     Attributes:
@@ -146,14 +145,13 @@ class PowerLawMNIST(FederatedDataModule):
         root: str | Path = "data",
         seed: int = 0,
         batching: Batching = Batching(10, epochs=20),
-        evaluate_on: tuple[str, ...] = ("test", "train"),
         download: bool = True,
     ) -> None:
-        super().__init__(batching=batching, evaluate_on=evaluate_on)
+        super().__init__(batching=batching)
         self.root, self.seed, self.download = Path(root), seed, download
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the four files, deal the images to the devices and split each device's."""
         examples = self._read()
         self.mean, self.scale = _standard(examples.inputs)
@@ -163,7 +161,7 @@ class PowerLawMNIST(FederatedDataModule):
             for taken in deal_power_law([len(members) for members in classes], self.seed)
         ]
         train, test = split_devices(devices, self.seed)
-        return *gather(examples, train), *gather(examples, test)
+        return Splits(*gather(examples, train), *gather(examples, test))
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """From uint8 pixels [B, 784] to standardised float32."""

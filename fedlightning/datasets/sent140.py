@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, stamp
 from fedlightning.datasets._leaf_split import Ints, decode_names, encode_names, pooled, random_split, take_clients
@@ -87,7 +87,6 @@ class Sent140(FederatedDataModule):
         root: folder of the data sets; training*.csv and testdata.manual*.csv lie in its folder `sent140`.
         seed: of the choice of accounts and of the split.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
         classes: 2.
@@ -114,9 +113,8 @@ class Sent140(FederatedDataModule):
         root: str | Path = "data",
         seed: int = 0,
         batching: Batching = Batching(10, epochs=20),
-        evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(batching=batching, evaluate_on=evaluate_on)
+        super().__init__(batching=batching)
         self.fraction, self.min_samples, self.lowercase = fraction, min_samples, lowercase
         self.train_fraction, self.length, self.shape, self.seed = train_fraction, length, (length,), seed
         self.root, self.glove_file = Path(root), glove
@@ -132,7 +130,7 @@ class Sent140(FederatedDataModule):
         """V + 1, the number of tokens: the words, and one for unknown words and padding."""
         return self.glove.unknown + 1
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the tweets, take accounts and split their tweets. Inputs are words [n, length] (int32)."""
         files = [self._find("training*.csv", "training"), self._find("testdata.manual*.csv", "manual test")]
         key = {
@@ -154,7 +152,7 @@ class Sent140(FederatedDataModule):
         ]
         train = [start + part for start, (part, _) in zip(starts, halves, strict=True)]
         test = [start + part for start, (_, part) in zip(starts, halves, strict=True)]
-        return *_select(examples, train), *_select(examples, test)
+        return Splits(*_select(examples, train), *_select(examples, test))
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """The tokens [B, length] as int64."""

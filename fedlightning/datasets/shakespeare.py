@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, require_file, stamp
 from fedlightning.datasets._leaf_split import (
@@ -158,7 +158,6 @@ class Shakespeare(FederatedDataModule):
         root: folder of the data sets; the file lies in its folder `shakespeare`.
         seed: of the choice of roles and of the random split.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
         classes, vocab_size: 80, the characters.
@@ -186,16 +185,15 @@ class Shakespeare(FederatedDataModule):
         root: str | Path = "data",
         seed: int = 0,
         batching: Batching = Batching(10, epochs=20),
-        evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(batching=batching, evaluate_on=evaluate_on)
+        super().__init__(batching=batching)
         self.fraction, self.split, self.train_fraction, self.min_samples = fraction, split, train_fraction, min_samples
         self.length, self.unknown, self.seed = length, unknown, seed
         self.path, self.shape = Path(root) / "shakespeare" / file, (length,)
         self.name = f"shakespeare_{fraction:g}" + ("_random" if split == "random" else "")
         self._texts: dict[torch.device, Tensor] = {}  # the same text on the devices that asked for it
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the text, take roles and split their windows. Inputs are the windows' starts [n] (int32)."""
         usual = self.path.name == _FILE
         require_file(
@@ -216,7 +214,7 @@ class Shakespeare(FederatedDataModule):
         first = offsets[:-1][taken > 0]
         train = [start + part for start, (part, _) in zip(first, halves, strict=True)]
         test = [start + part for start, (_, part) in zip(first, halves, strict=True)]
-        return *self._windows(train), *self._windows(test)
+        return Splits(*self._windows(train), *self._windows(test))
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The windows [B, length] and their next characters [B] at `index` [B], as int64 tokens."""

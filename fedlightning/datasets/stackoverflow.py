@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from fedlightning._checked import COUNT, checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, require_file, stamp, visible_files
 from fedlightning.datasets._leaf_split import decode_names, encode_names
@@ -56,7 +56,6 @@ class StackOverflow(FederatedDataModule):
         max_sentences: sentences of a user that are taken, the first ones; None for all. 128 in the paper.
         root: folder of the data sets.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Attributes:
         vocab_size: tokens, V + 4; fewer after `setup()` if the text has fewer words.
@@ -81,14 +80,13 @@ class StackOverflow(FederatedDataModule):
         max_sentences: int | None = 128,
         root: str | Path = "data",
         batching: Batching = Batching(16),
-        evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
-        super().__init__(batching=batching, evaluate_on=evaluate_on)
+        super().__init__(batching=batching)
         self.vocabulary, self.length, self.max_sentences = vocabulary, length, max_sentences
         self.folder = Path(root) / "stackoverflow"
         self.vocab_size, self.shape, self.name = vocabulary + 4, (length,), "stackoverflow"
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the sentences, or what was kept of them."""
         train, test = self._file("train"), self._file("test")
         counts = self.folder / _COUNTS
@@ -103,7 +101,7 @@ class StackOverflow(FederatedDataModule):
         found = prepared(self.folder, "stackoverflow", key, lambda progress: self._prepare(train, test, progress))
         self.words, self.users = decode_names(found["words"]), decode_names(found["train_users"])
         self.vocab_size = len(self.words) + 4
-        return *_divided(found, "train"), *_divided(found, "test")
+        return Splits(*_divided(found, "train"), *_divided(found, "test"))
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The tokens [B, length] at `index` [B] and the token after each of them [B, length] (int64)."""

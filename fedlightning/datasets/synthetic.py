@@ -10,7 +10,7 @@ import torch
 
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.randomness import stream
 
@@ -87,7 +87,6 @@ class Synthetic(FederatedDataModule):
         labels: "argmax" as in the authors' program, or "sample" as in their files of (0.5, 0.5) and (1, 1).
         seed: of the data.
         batching: the size of a batch, and how many batches a client trains on in a round.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Raises:
         ConfigurationError: alpha or beta is negative, or `labels` is unknown.
@@ -106,14 +105,13 @@ class Synthetic(FederatedDataModule):
         *,
         seed: int = 0,
         batching: Batching = Batching(10, epochs=20),
-        evaluate_on: tuple[str, ...] = ("test", "train"),
     ) -> None:
-        super().__init__(batching=batching, evaluate_on=evaluate_on)
+        super().__init__(batching=batching)
         self.alpha, self.beta, self.iid, self.labels, self.seed = alpha, beta, iid, labels, seed
         self.name = "synthetic_iid" if iid else f"synthetic_{alpha + 0.0:g}_{beta + 0.0:g}"
         self.name += "_sample" if labels == "sample" else ""
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Generate the data set and split it."""
         shuffler = random.Random(self.seed)
         parts = []
@@ -123,7 +121,7 @@ class Synthetic(FederatedDataModule):
             parts.append((inputs[order], targets[order], int(0.9 * len(order))))
         train = [(inputs[:cut], targets[:cut]) for inputs, targets, cut in parts]
         test = [(inputs[cut:], targets[cut:]) for inputs, targets, cut in parts]
-        return *_pooled(train), *_pooled(test)
+        return Splits(*_pooled(train), *_pooled(test))
 
 
 def _pooled(devices: list[tuple[Array, Array]]) -> tuple[Examples, Partition]:

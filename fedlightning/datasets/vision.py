@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
-from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
-from fedlightning.data.partition import Partition
+from fedlightning.data.module import Augmentation, Examples, FederatedDataModule, Splits
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
+from fedlightning.data.splits import gather, set_aside
 from fedlightning.data.transforms import RandomCropFlip, RandomCropRotate, centre_crop, standardise_each
 from fedlightning.datasets._files import require_file
 from fedlightning.errors import ConfigurationError, require_within
@@ -37,8 +37,8 @@ class ImageData(FederatedDataModule):
             training images are random windows of this size, mirrored half of the time and turned by up to 15°, test
             images the centre, and each is standardised by itself. None keeps the size.
         target: what the model is to give: "label", or "image" for autoencoders: the inputs, whose pixels are then in [0, 1].
-        evaluate_on: what evaluation looks at, "test", "train" or both.
-        seed: of the partition.
+        validation: fraction of each client's training examples that is set aside for validation, at most all but one.
+        seed: of the partition and of what is set aside; that of the training is the trainer's.
         download: whether files that are absent are downloaded.
 
     Attributes:
@@ -59,7 +59,7 @@ class ImageData(FederatedDataModule):
     usual_augmentation: ClassVar[Augmentation] = RandomCropFlip()
     augments: ClassVar[bool] = False
 
-    @checked()
+    @checked(validation="[0, 1)")
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
@@ -69,7 +69,7 @@ class ImageData(FederatedDataModule):
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
-        evaluate_on: tuple[str, ...] = ("test",),
+        validation: float = 0.0,
         seed: int = 0,
         download: bool = True,
     ) -> None:
@@ -84,9 +84,8 @@ class ImageData(FederatedDataModule):
         super().__init__(
             batching=batching,
             augmentation=usual if augment else None,
-            evaluate_on=evaluate_on,
         )
-        self.crop, self.target = crop, target
+        self.crop, self.target, self.validation = crop, target, validation
         self.partition = parse_partition(partition) if isinstance(partition, str) else partition
         self.name = self.partition.name
         self.root, self.seed, self.download = Path(root), seed, download
@@ -95,11 +94,15 @@ class ImageData(FederatedDataModule):
         """The training or the test set: images [n, C, H, W] (uint8), labels [n] (int64)."""
         raise ConfigurationError(f"{type(self).__name__} must define `read(train)`, but does not; see `ImageData`.")
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
-        """Read both sets and divide them."""
+    def load(self) -> Splits:
+        """Read both sets, divide them, and set the validation split aside."""
         train, test = self.read(train=True), self.read(train=False)
         clients = self.partition.split(train.targets, self.seed)
-        return train, clients, test, clients.mirror(train.targets, test.targets)
+        test_clients = clients.mirror(train.targets, test.targets)
+        if not self.validation:
+            return Splits(train, clients, test, test_clients)
+        clients, aside = set_aside(clients, self.validation, self.seed)
+        return Splits(train, clients, test, test_clients, *gather(train, aside))
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """From uint8 pixels [B, C, H, W] to floats: cropped where `crop` is given, standardised for classification."""
@@ -252,14 +255,14 @@ class FakeImages(ImageData):
         augment: whether training images are cropped and mirrored; None for no, unless `crop` is given.
         crop: random windows of this size, as `ImageData` describes; None keeps the size.
         target: "label", or "image" for autoencoders.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
-        seed: of the images and the partition.
+        validation: fraction of each client's training examples that is set aside for validation, at most all but one.
+        seed: of the images, the partition and what is set aside; that of the training is the trainer's.
 
     Raises:
         ConfigurationError: a number is outside its interval, or the partition's name does not parse.
     """
 
-    @checked(classes=_MANY, num_train=_MANY, num_test=_MANY)
+    @checked(classes=_MANY, num_train=_MANY, num_test=_MANY, validation="[0, 1)")
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
@@ -272,7 +275,7 @@ class FakeImages(ImageData):
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
-        evaluate_on: tuple[str, ...] = ("test",),
+        validation: float = 0.0,
         seed: int = 0,
     ) -> None:
         pixels = math.prod(shape) * (num_train + num_test + classes)
@@ -288,7 +291,7 @@ class FakeImages(ImageData):
             augment=augment,
             crop=crop,
             target=target,
-            evaluate_on=evaluate_on,
+            validation=validation,
             seed=seed,
         )
         self.name = f"fake_{self.partition.name}"
