@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from fedlightning.errors import ConfigurationError, add_notes, raise_first
 from fedlightning.loggers import Rows, check_writable, claim_version, run_loggers
 
 
-class RunFolder:
-    """The folder of a run and its loggers. The run alone writes there until `opened` is closed.
+def open_folder(
+    logger: bool | Logger | Sequence[Logger], method: str, written: Collection[Path | None], opened: ExitStack
+) -> tuple[Path, Rows]:
+    """Make the loggers and the folder of a run, and lock it: until `opened` is closed, no other run writes there.
 
     Args:
         logger: as `FederatedTrainer` takes it.
@@ -23,47 +26,39 @@ class RunFolder:
         written: the folders that the callbacks write to; None stands for the run's own folder.
         opened: closes the loggers and unlocks the folders at the end.
 
-    Attributes:
-        loggers: of the run.
-        rows: writes to all of them.
-        path: the loggers' folder, or `logs/<method>/version_N` where they have none and a callback writes to it.
-        status: how the run ended, for the loggers: "success" or "failed".
+    Returns:
+        The run's folder, which is the loggers', or `logs/<method>/version_N` where they have none and a callback writes to it;
+        and what writes to all loggers.
 
     Raises:
         ConfigurationError: a folder cannot be written, or another run writes to it.
     """
+    rows = Rows(_made(logger, method))
+    own = [Path(str(each.log_dir)) for each in rows.loggers if each.log_dir]
+    unnamed = None in written and not own
+    folder = own[0] if own else Path("logs")
+    if unnamed:
+        folder = Path("logs", method)
+        folder /= claim_version(folder)
+    if None in written or rows.loggers:
+        check_writable(folder)
+        if logger is True or unnamed:  # otherwise whoever made the loggers made the folder
+            opened.callback(_remove_if_empty, folder)
+        opened.enter_context(locked(folder))
+    for other in {other for other in written if other is not None}:
+        with suppress(OSError):  # the callback says so
+            other.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(locked(other))
+    opened.push(partial(_close, rows))
+    return folder, rows
 
-    def __init__(
-        self,
-        logger: bool | Logger | Sequence[Logger],
-        method: str,
-        written: Collection[Path | None],
-        opened: ExitStack,
-    ) -> None:
-        self.loggers, self.status = _made(logger, method), "failed"
-        self.rows = Rows(self.loggers)
-        own = [Path(str(each.log_dir)) for each in self.loggers if each.log_dir]
-        unnamed = None in written and not own
-        self.path = own[0] if own else Path("logs", method) if unnamed else Path("logs")
-        if unnamed:
-            self.path /= claim_version(self.path)
-        if None in written or self.loggers:
-            check_writable(self.path)
-            if logger is True or unnamed:  # otherwise whoever made the loggers made the folder
-                opened.callback(_remove_if_empty, self.path)
-            opened.enter_context(locked(self.path))
-        for folder in {folder for folder in written if folder is not None}:
-            with suppress(OSError):  # the callback says so
-                folder.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(locked(folder))
-        opened.push(self._close)
 
-    def _close(self, kind: object, error: BaseException | None, trace: object) -> None:
-        failures = self.rows.close(self.status)
-        if error is None:
-            raise_first(failures)
-        else:
-            add_notes(error, failures)
+def _close(rows: Rows, kind: object, error: BaseException | None, trace: object) -> None:
+    failures = rows.close()
+    if error is None:
+        raise_first(failures)
+    else:
+        add_notes(error, failures)
 
 
 class RunLog:

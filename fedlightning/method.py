@@ -195,7 +195,8 @@ class FedMethod:
 
     own_hooks: ClassVar[frozenset[str]] = frozenset()
     """The hooks that a class has made its own, among those whose default costs less than a call. It is derived where a class is
-    made. A class that only wraps a hook and calls `super()` declares `own_hooks = frozenset()`; its wrapper may be passed over."""
+    made. A class that only wraps a hook and calls `super()` declares `own_hooks = frozenset()`; its wrapper may be
+    passed over."""
 
     _fault: ClassVar[str] = ""
 

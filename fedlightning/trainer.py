@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from fedlightning._arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
 from fedlightning._checked import COUNT, checked
 from fedlightning._identity import check_state, identify
-from fedlightning._run_log import RunFolder, RunLog
+from fedlightning._run_log import RunLog, open_folder
 from fedlightning._signals import stop_on_signal
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.callbacks.base import Callback
@@ -30,9 +30,16 @@ from fedlightning.execution.step import GRADIENT, LOCAL
 from fedlightning.execution.strategy import SlotStrategy
 from fedlightning.hooks.server import ServerHooks
 from fedlightning.layout import Layout, flatten_buffers, identify_model, persistent_buffers
-from fedlightning.loggers import check_writable, log_hyperparameters
+from fedlightning.loggers import Rows, check_writable, log_hyperparameters
 from fedlightning.method import FedMethod, Round, hyperparameters
-from fedlightning.participation import BatchingPolicy, ClientSampler, Participation, RoundPlan, Stragglers, UniformSampling
+from fedlightning.participation import (
+    BatchingPolicy,
+    ClientSampler,
+    Participation,
+    RoundPlan,
+    Stragglers,
+    UniformSampling,
+)
 from fedlightning.participation.participation import clients_in
 from fedlightning.server.checkpoint import check_identity, load_checkpoint, save_checkpoint
 from fedlightning.server.client_memory import ClientMemory
@@ -109,7 +116,9 @@ class FederatedTrainer:
         chosen = [RoundProgress(), Throughput(), ModelCheckpoint()] if callbacks is None else list(callbacks)
         self.callbacks: list[Callback] = in_order(chosen)
         self._logger, self._log = logger, RunLog()
-        self._folder: RunFolder | None = None
+        self._rows, self._folder = Rows([]), Path("logs")
+        self._finished: tuple[RoundState, dict[str, float]] = RoundState(0, State()), {}
+        self._beginning: tuple[RoundState, RoundPlan] | None = None
         self.round = self.start_round = self.num_clients = self.clients_per_round = 0
         self.should_stop, self.stop_reason = False, ""
 
@@ -246,12 +255,12 @@ class FederatedTrainer:
     @property
     def log_dir(self) -> Path:
         """The run's folder: its loggers', or `logs/<method>/version_N` where they have none and checkpoints are to lie there."""
-        return self._folder.path if self._folder else Path("logs")
+        return self._folder
 
     @property
     def loggers(self) -> list[Logger]:
         """The loggers of the last fit."""
-        return self._folder.loggers if self._folder else []
+        return self._rows.loggers
 
     @property
     def layout(self) -> Layout:
@@ -302,7 +311,7 @@ class FederatedTrainer:
             SaveError: the disk is full, or the folder cannot be written.
             ConfigurationError: no `fit` has begun.
         """
-        if not hasattr(self, "_finished"):
+        if not hasattr(self, "_identity"):
             raise ConfigurationError("`save_checkpoint` must be called in a `fit` or after it, but none has begun.")
         state, row = self._finished
         save_checkpoint(Path(path), state, self._identity, self._calls.remembered, row, self.strategy.execution.saved())
@@ -327,7 +336,14 @@ class FederatedTrainer:
         hooks = ServerHooks(method, self._layout, self.max_rounds)
         # 2. Who takes part.
         self.participation = Participation(
-            data, self.wished_clients, self.sampler, self.stragglers, self.batching_policy, self.seed, hooks.lr, hooks.steps
+            data,
+            self.wished_clients,
+            self.sampler,
+            self.stragglers,
+            self.batching_policy,
+            self.seed,
+            hooks.lr,
+            hooks.steps,
         )
         self.num_clients, self.clients_per_round = self.participation.num_clients, self.participation.clients_per_round
         hooks.check(self.participation.round(0))
@@ -337,7 +353,7 @@ class FederatedTrainer:
         self._forget_the_last_fit()
         self._identity = self.identify(method, task, data)
         folders = [folder for callback in self.callbacks for folder in callback.folders]
-        self._folder = RunFolder(self._logger, type(method).__name__.lower(), folders, opened)
+        self._folder, self._rows = open_folder(self._logger, type(method).__name__.lower(), folders, opened)
         if self.strategy.memory_dir:
             check_writable(self.strategy.memory_dir, "`memory_dir` of SlotStrategy")
         # 4. Where it goes on, and where clients are trained.
@@ -366,7 +382,7 @@ class FederatedTrainer:
         state, row = self.state, self._finished[1]
         if self.round > 0:  # a run that goes on logs its last round again
             self._log.row = {**row, **self._log.row}
-            raise_first(self._folder.rows.write_again(self._log.row, self.round) if row else [])
+            raise_first(self._rows.write_again(self._log.row, self.round) if row else [])
         elif (metrics := self.evaluation.after(0, state)) is not None:
             # `self.state` stays that of no evaluation, since a run that goes on from round 0 evaluates again.
             state, metrics = self._learn(state, metrics, self.participation.round(0))
@@ -374,7 +390,7 @@ class FederatedTrainer:
             self._calls.call("on_evaluation_end", metrics)
         self._check_callbacks()
         if self.round == 0:
-            raise_first(self._folder.rows.write(self._log.row, 0))
+            raise_first(self._rows.write(self._log.row, 0))
         return state
 
     def _run_rounds(self, state: RoundState) -> None:
@@ -408,7 +424,7 @@ class FederatedTrainer:
             self._log.add(evaluation, own=True)
             failures += self._calls.see_evaluation(evaluation)
         failures += self._calls.end_round(self._log.row, self._log.own)
-        failures += self._folder.rows.write(self._log.row, self.round)
+        failures += self._rows.write(self._log.row, self.round)
         self._calls.remember()
         self._finished = self.state, dict(self._log.row)
         failures += self._calls.save(self._log.row)
@@ -427,7 +443,7 @@ class FederatedTrainer:
                     f"{self.stop_reason}: the evaluation was given up; round {self.round} is the last finished one."
                 )
             self._end()
-            self._folder.status = "success"
+            self._rows.status = "success"
         except BaseException as error:
             add_notes(error, [*self._go_back(), *self._calls.call_all("on_exception", error)])
             raise
@@ -453,7 +469,7 @@ class FederatedTrainer:
         No callback decides by it and no checkpoint holds it, since a run that goes on from here would not have it.
         """
         before = dict(self._log.row)
-        if self.evaluation.missing(self.round, before):
+        if self.evaluation.is_missing(self.round, before):
             with suppress(EvaluationGivenUp):
                 metrics = self.evaluation.run(self.state)
                 _, metrics = self._learn(self.state, metrics, self.participation.round(self.round - 1))
@@ -463,7 +479,7 @@ class FederatedTrainer:
         late = self._log.later_than(before)
         self._log.metrics = {**self._log.row, **self._log.metrics}
         if late:
-            raise_first(self._folder.rows.write(late, self.round))
+            raise_first(self._rows.write(late, self.round))
 
     # -- the parts of a round -------------------------------------------------------------------------------------------
     def _inputs(self, state: RoundState, plan: RoundPlan) -> RoundInputs:
@@ -499,8 +515,8 @@ class FederatedTrainer:
     def _forget_the_last_fit(self) -> None:
         self.callbacks = in_order(self.callbacks)
         self._calls, self._log = CallbackList(self), RunLog()
-        self._finished: tuple[RoundState, dict[str, float]] = RoundState(0, State()), {}
-        self._beginning: tuple[RoundState, RoundPlan] | None = None
+        self._rows, self._folder = Rows([]), Path("logs")
+        self._finished, self._beginning = (RoundState(0, State()), {}), None
         self.should_stop, self.stop_reason, self._deadline = False, "", math.inf
 
     def _read_checkpoint(self, ckpt_path: str | Path | None) -> tuple[RoundState | None, dict[str, Any] | None]:
@@ -535,7 +551,9 @@ class FederatedTrainer:
         """The state that the run begins at: a checkpoint's, the one that `fit` was given, or a new one."""
         state, x = saved or given, self._layout.read(self._task)
         if state is None:
-            return self.server.begin(x, flatten_buffers(persistent_buffers(self._task).values(), x.device), self._memory())
+            return self.server.begin(
+                x, flatten_buffers(persistent_buffers(self._task).values(), x.device), self._memory()
+            )
         check_model(state, identify_model(self._task), f"`{type(self._task).__name__}`")
         if saved is None:
             begun = self.server.begin(x, state.buffers, ClientMemory())
@@ -548,7 +566,9 @@ class FederatedTrainer:
             return
         plan = self.participation.plan(self.round)
         before, inputs = self.server.rehearsed(self.state, plan.round, plan.clients)
-        self.strategy.prepare(plan, {GRADIENT: before, LOCAL: inputs} if self.server.wants_gradients else {LOCAL: inputs})
+        self.strategy.prepare(
+            plan, {GRADIENT: before, LOCAL: inputs} if self.server.wants_gradients else {LOCAL: inputs}
+        )
 
     def _check_callbacks(self) -> None:
         """Let callbacks refuse, e.g. a metric that nothing logs, as far as that is known before the first round."""
@@ -561,7 +581,9 @@ class FederatedTrainer:
     def _announce(self) -> None:
         if self.callbacks or self.loggers:
             each = self.method.configure_client(self.state.server.x).nbytes
-            rank_zero_info(f"{self.strategy.describe()}; client state: {self.state.memory.bill(each, self.num_clients)}")
+            rank_zero_info(
+                f"{self.strategy.describe()}; client state: {self.state.memory.bill(each, self.num_clients)}"
+            )
         # No name is the beginning of another: MLflow keeps each as a file, and folders of that name.
         fields = {f"method/{name}": value for name, value in hyperparameters(self.method).items()}
         run = {

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fedlightning.server.wire import CohortResult
 from fedlightning._capabilities import own_hooks
 from fedlightning.method import Round
+from fedlightning.server.wire import CohortResult
 
 if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer

@@ -122,7 +122,8 @@ class ReplayedStragglers(Stragglers):
     It needs `sampler=RoundSeeded()`. In round t NumPy's legacy generator is seeded with t and draws the active clients from
     the chosen. A straggler's epochs come from the generator as the client before it left it. Before each epoch the program seeds
     the generator with 100 and shuffles that client's n examples, so the epochs are a function of that n. Only where the first
-    client of a round is a straggler do they depend on t. They are in {1, …, E − 1}, not {1, …, E}. The run's seed changes nothing.
+    client of a round is a straggler do they depend on t. They are in {1, …, E − 1}, not {1, …, E}. The run's seed
+    changes nothing.
 
     With `batching_policy=ReplayedBatches()` the run is the program's to rounding.
 
@@ -194,7 +195,8 @@ class ReplayedBatches(BatchingPolicy):
         def batches(clients: Sequence[int], num_steps: Sequence[int], round: int) -> list[Schedule]:
             passes = history.before(round)
             return [
-                _schedule(participation, client, k, passes[client]) for client, k in zip(clients, num_steps, strict=True)
+                _schedule(participation, client, k, passes[client])
+                for client, k in zip(clients, num_steps, strict=True)
             ]
 
         return batches

@@ -10,13 +10,13 @@ import yaml
 
 from fedlightning import Classification, ConfigurationError, FederatedDataModule, FederatedTask, FedMethod
 from fedlightning.cli.flags import conform, of_dataclass, wording
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.datasets import CIFAR10, CIFAR100, FakeImages, FashionMNIST, PowerLawMNIST, Shakespeare, Synthetic
 from fedlightning.errors import nearest
 from fedlightning.method import field_names
 from fedlightning.methods import method_named
 from fedlightning.models import CharLSTM, LogisticRegression, build_model
 from fedlightning.participation import ClientSampler, UniformSampling
-from fedlightning.contrib.fedprox_program import RoundSeeded
 
 Values = dict[str, Any]
 

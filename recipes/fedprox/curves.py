@@ -20,9 +20,9 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.analysis import Dissimilarity
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.loggers import run_loggers
 from fedlightning.participation.samplers import SizeWeighted
-from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 ROOT = Path("logs", "fedprox_paper")

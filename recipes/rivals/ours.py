@@ -19,9 +19,9 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.callbacks.base import CohortResult
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.data import RandomCropFlip
 from fedlightning.participation import ClientSampler, UniformSampling
-from fedlightning.contrib.fedprox_program import RoundSeeded
 
 MODES: dict[str, dict[str, Any]] = {
     "auto": {},

@@ -116,7 +116,9 @@ def test_a_fresh_object_knows_the_history() -> None:
 @pytest.mark.parametrize(("size", "epochs"), [(45, 17), (54, 3), (100, 5), (500, 19), (1000, 12)])
 def test_a_stragglers_epochs_follow_from_the_client_before_it(size: int, epochs: int) -> None:
     owned = Partition.of(list(torch.arange(30 * size).split(size)))
-    module = TensorData(Examples(torch.zeros(30 * size, 1), torch.zeros(30 * size)), owned, batching=Batching(size, epochs=20))
+    module = TensorData(
+        Examples(torch.zeros(30 * size, 1), torch.zeros(30 * size)), owned, batching=Batching(size, epochs=20)
+    )
     module.setup()
     for t, first in enumerate((5, 8, 12)):
         work = run_of(module, 0.9, count=10).work(t)
@@ -161,7 +163,9 @@ def test_what_the_program_cannot_do_is_refused(replay, batching, settings, messa
 
 
 def test_batches_alone_are_replayed_with_the_programs_clients_alone() -> None:
-    with pytest.raises(ConfigurationError, match=r"`sampler` must be RoundSeeded\(\) for ReplayedBatches, but is Uniform"):
+    with pytest.raises(
+        ConfigurationError, match=r"`sampler` must be RoundSeeded\(\) for ReplayedBatches, but is Uniform"
+    ):
         Participation(data(), 6, UniformSampling(), batching_policy=ReplayedBatches())
 
 
@@ -215,7 +219,9 @@ RUNS = [("fedprox", FedProx(lr=0.01, mu=1.0), ReplayedStragglers(0.5), 60), ("fe
 
 
 @pytest.mark.parametrize(("name", "method", "stragglers", "rounds"), RUNS, ids=["fedprox", "fedavg"])
-def test_the_first_rounds_of_the_program(name: str, method: FedMethod, stragglers: ReplayedStragglers, rounds: int) -> None:
+def test_the_first_rounds_of_the_program(
+    name: str, method: FedMethod, stragglers: ReplayedStragglers, rounds: int
+) -> None:
     replay(name, method, stragglers, 4)
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fedlightning import Classification, Examples, FedAvg, FederatedTrainer, TensorData
+from fedlightning.contrib.fedprox_program import RoundSeeded, RoundSeededStragglers
 from fedlightning.data import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.models import MLP
-from fedlightning.contrib.fedprox_program import RoundSeeded, RoundSeededStragglers
 from fedlightning.participation import ClientSampler, FixedSchedule, Participation, UniformSampling
 from fedlightning.participation.samplers import SizeWeighted, named_clients
 from fedlightning.participation.stragglers import Stragglers, Work

@@ -28,14 +28,13 @@ from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.runners._over_clients import traced_over_clients
 from fedlightning.execution.runners._trace import trace, used_inputs, without_unused
 from fedlightning.execution.runners.base import Backend, begun, check_cancelled, examples_of, result, told
-from fedlightning.server.wire import CohortResult
 from fedlightning.execution.runners.compiled.rewrite import RULES
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, flat
 from fedlightning.hooks.diagnose import calling
 from fedlightning.hooks.generators import NoGlobalNumbers
 from fedlightning.method import Batch
-from fedlightning.server.wire import RoundInputs
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 
 BLOCK = 512

@@ -24,12 +24,11 @@ from torch import Tensor
 from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.runners._trace import trace
 from fedlightning.execution.runners.base import Backend, begun, check_cancelled, examples_of, result, told
-from fedlightning.server.wire import CohortResult
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, flat
 from fedlightning.hooks.diagnose import calling
 from fedlightning.method import Batch
-from fedlightning.server.wire import RoundInputs
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 
 OFTEN = 100
