@@ -15,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning._arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
 from fedlightning._checked import COUNT, checked
-from fedlightning._identity import check_state, identify
+from fedlightning._identity import identify
 from fedlightning._run_log import RunLog, open_folder
 from fedlightning._signals import stop_on_signal
+from fedlightning._start import checkpoint_named, first_state
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.callbacks.base import Callback
 from fedlightning.callbacks.callback_list import CallbackList, in_order
@@ -29,7 +30,7 @@ from fedlightning.execution.auto import Workload
 from fedlightning.execution.step import GRADIENT, LOCAL
 from fedlightning.execution.strategy import SlotStrategy
 from fedlightning.hooks.server import ServerHooks
-from fedlightning.layout import Layout, flatten_buffers, identify_model, persistent_buffers
+from fedlightning.layout import Layout
 from fedlightning.loggers import Rows, check_writable, log_hyperparameters
 from fedlightning.method import FedMethod, Round, hyperparameters
 from fedlightning.participation import (
@@ -43,7 +44,7 @@ from fedlightning.participation import (
 from fedlightning.participation.participation import clients_in
 from fedlightning.server.checkpoint import check_identity, load_checkpoint, save_checkpoint
 from fedlightning.server.client_memory import ClientMemory
-from fedlightning.server.round_state import RoundState, check_model
+from fedlightning.server.round_state import RoundState
 from fedlightning.server.server import Server
 from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
@@ -227,14 +228,14 @@ class FederatedTrainer:
             ConfigurationError: there is no validation split, or the checkpoint is another model's.
         """
         with evaluating_alone(self.strategy, task, data, "val") as evaluator:
-            return evaluator.score(*model_of(task, self._named(ckpt_path)))
+            return evaluator.score(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
 
     def test(
         self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None
     ) -> dict[str, float]:
         """Score a model on the test set, as `validate` does on the validation split: `test/…` and `test_clients/…`."""
         with evaluating_alone(self.strategy, task, data, "test") as evaluator:
-            return evaluator.score(*model_of(task, self._named(ckpt_path)))
+            return evaluator.score(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
 
     def predict(self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None) -> Any:
         """The model's outputs for the test set, in its order: a tensor [n, …] or a tree of tensors, on the CPU.
@@ -245,7 +246,7 @@ class FederatedTrainer:
             ckpt_path: see `validate`.
         """
         with evaluating_alone(self.strategy, task, data, "test") as evaluator:
-            return evaluator.predict(*model_of(task, self._named(ckpt_path)))
+            return evaluator.predict(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -364,7 +365,7 @@ class FederatedTrainer:
         self.server = Server(hooks, self._layout, self.num_clients, self.strategy.root_device, self._identity)
         evaluator = GlobalEvaluator(self.strategy, task, data, self.evaluate_on)
         self.evaluation = Evaluation(evaluator, self.evaluate_every, self.max_rounds, self._evaluating)
-        self.state = self._first_state(saved, state)
+        self.state = first_state(self.server, task, method, saved, state, self._memory(), self._identity)
         self._finished = self.state, self._finished[1]
         self.round = self.start_round = self.state.round
 
@@ -521,7 +522,7 @@ class FederatedTrainer:
 
     def _read_checkpoint(self, ckpt_path: str | Path | None) -> tuple[RoundState | None, dict[str, Any] | None]:
         """The state in a checkpoint, if the run goes on from one, and how it was executed; callbacks take up theirs."""
-        if (path := self._named(ckpt_path)) is None:
+        if (path := checkpoint_named(ckpt_path, self.log_dir, self.callbacks)) is None:
             return None, None
         state, meta = load_checkpoint(path, self._memory(), self.num_clients)
         check_identity(path, meta["identity"], self._identity)
@@ -529,36 +530,10 @@ class FederatedTrainer:
         self._finished = self._finished[0], meta["row"]
         return state, meta["execution"]
 
-    def _named(self, ckpt_path: str | Path | None) -> Path | None:
-        """The checkpoint of this name, or at this path; None for none."""
-        if ckpt_path not in ("last", "best"):
-            return None if ckpt_path is None else Path(ckpt_path)
-        best = [path for each in self.callbacks if (path := getattr(each, "best_model_path", ""))]
-        path = Path(best[0]) if ckpt_path == "best" and best else self.log_dir / "checkpoints" / f"{ckpt_path}.ckpt"
-        if not path.is_file():
-            raise ConfigurationError(
-                f'`ckpt_path="{ckpt_path}"` must be that of a run\'s own folder, but there is no file {path}; name the folder by '
-                '`logger=run_loggers("logs", "name")` of fedlightning.loggers, or give the checkpoint\'s path.'
-            )
-        return path
-
     def _memory(self) -> ClientMemory:
         """What the clients remember: nothing yet."""
         folder = self.strategy.memory_dir
         return ClientMemory(None, folder or self.log_dir, self.num_clients, 0 if folder else self.strategy.memory_bytes)
-
-    def _first_state(self, saved: RoundState | None, given: RoundState | None) -> RoundState:
-        """The state that the run begins at: a checkpoint's, the one that `fit` was given, or a new one."""
-        state, x = saved or given, self._layout.read(self._task)
-        if state is None:
-            return self.server.begin(
-                x, flatten_buffers(persistent_buffers(self._task).values(), x.device), self._memory()
-            )
-        check_model(state, identify_model(self._task), f"`{type(self._task).__name__}`")
-        if saved is None:
-            begun = self.server.begin(x, state.buffers, ClientMemory())
-            check_state(state, self._identity, begun.server, self.method.configure_client(x), self.num_clients)
-        return self.server.take_up(state)
 
     def _prepare(self) -> None:
         """Let the strategy make what the first round needs, before anything is trained."""
