@@ -50,10 +50,6 @@ from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 from fedlightning.task import FederatedTask
 
-_SECONDS_TO_EVALUATE = 10
-"""What an evaluation gets once the run is to end by a signal."""
-
-
 class FederatedTrainer:
     """Runs a method on a task and its data, round after round.
 
@@ -80,7 +76,8 @@ class FederatedTrainer:
         round: finished rounds.
         start_round: finished rounds when this fit began.
         state: the `RoundState` of the last finished round.
-        num_clients, clients_per_round: N and m, resolved in `fit`.
+        num_clients, clients_per_round: N and m, resolved in `fit`; `wished_clients` is what was asked for.
+        participation, server, evaluation: who trains, what becomes of it, and how it is scored, once `fit` began.
         should_stop, stop_reason: set by a callback to end the run after the round.
 
     Raises:
@@ -101,7 +98,7 @@ class FederatedTrainer:
         seed: int = 0,
         stragglers: Stragglers | None = None,
         batching_policy: BatchingPolicy | None = None,
-        seconds_to_evaluate: float = _SECONDS_TO_EVALUATE,
+        seconds_to_evaluate: float = 10.0,
         **others: Never,
     ) -> None:
         refuse_unknown("FederatedTrainer", others, FederatedTrainer, LIGHTNING)
