@@ -50,6 +50,7 @@ from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 from fedlightning.task import FederatedTask
 
+
 class FederatedTrainer:
     """Runs a method on a task and its data, round after round.
 
@@ -178,18 +179,19 @@ class FederatedTrainer:
     def check(self, method: FedMethod, task: FederatedTask, data: FederatedDataModule) -> None:
         """Refuse everything that `fit` would refuse before the first round. Nothing is trained, logged or written.
 
-        Graphs are built, where `fit` would build them, and are then found on disk.
+        Graphs are built where `fit` would build them, and `fit` then finds them on disk. Two examples of each split are
+        evaluated. Callbacks check what they watch, but none is called that a run has begun.
 
         Raises:
             ConfigurationError, MethodError: as `fit`.
         """
         check_fit(method, task, data, None, None)
-        alone = copy(self)
-        alone._logger = False
-        alone.callbacks = []
+        alone = copy(self)  # the last fit of this trainer stays as it is
         with ExitStack() as opened:
-            alone._set_up(method, task, data, None, None, opened)
+            alone._set_up(method, task, data, None, None, opened, writes=False)
             alone._prepare()
+            alone.evaluation.rehearse(alone.state)
+            alone._check_callbacks()
 
     def identify(self, method: FedMethod, task: FederatedTask, data: FederatedDataModule) -> dict[str, Any]:
         """Everything that decides a run's numbers but its length, as plain JSON, with hashes in place of tensors.
@@ -323,8 +325,19 @@ class FederatedTrainer:
         state: RoundState | None,
         ckpt_path: str | Path | None,
         opened: ExitStack,
+        writes: bool = True,
     ) -> None:
-        """Check everything and make what the run needs; `opened` closes it again, whatever happens."""
+        """Check everything and make what the run needs; `opened` closes it again, whatever happens.
+
+        Args:
+            method: see `fit`.
+            task: see `fit`.
+            data: see `fit`.
+            state: see `fit`.
+            ckpt_path: see `fit`.
+            opened: closes what was made.
+            writes: whether the run has a folder and loggers.
+        """
         # 1. The data, and whether task and method fit them.
         data.prepare_data()
         data.setup("fit")
@@ -350,8 +363,9 @@ class FederatedTrainer:
         # 3. Where the run is written.
         self._forget_the_last_fit()
         self._identity = self.identify(method, task, data)
-        folders = [folder for callback in self.callbacks for folder in callback.folders]
-        self._folder, self._rows = open_folder(self._logger, type(method).__name__.lower(), folders, opened)
+        if writes:
+            folders = [folder for callback in self.callbacks for folder in callback.folders]
+            self._folder, self._rows = open_folder(self._logger, type(method).__name__.lower(), folders, opened)
         if self.strategy.memory_dir:
             check_writable(self.strategy.memory_dir, "`memory_dir` of SlotStrategy")
         # 4. Where it goes on, and where clients are trained.
@@ -546,7 +560,7 @@ class FederatedTrainer:
         """Let callbacks refuse, e.g. a metric that nothing logs, as far as that is known before the first round."""
         known = ["train/loss", "communication/up_bytes", "communication/down_bytes"]
         known += ["round/stragglers"] if self.stragglers else []
-        known += self.evaluation.names if self.round > 0 else []  # else what evaluations log is known by now
+        known += [] if self._log.own else self.evaluation.names  # after an evaluation, what it logged is in `metrics`
         for callback in self.callbacks:
             callback.check(self, known)
 

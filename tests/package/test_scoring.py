@@ -152,6 +152,21 @@ def test_a_check_leaves_nothing_and_begins_nothing(tmp_path: Path, monkeypatch: 
     assert (trainer.round, trainer.metrics, trainer.num_clients) == (0, {}, 0)
 
 
+class Pairs(Classification):
+    """Scores a batch by one number, which an evaluation refuses."""
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.criterion(outputs, targets).mean()}
+
+
+def test_a_check_evaluates_a_little_and_asks_the_callbacks() -> None:
+    trainer = FederatedTrainer(2, callbacks=[ModelCheckpoint()], logger=False)
+    with pytest.raises(ConfigurationError, match="`scores` of the task must be per example"):
+        trainer.check(FedAvg(), Pairs(MLP(6, 3), 3), data())
+    with pytest.raises(ConfigurationError, match=r"`monitor` of ModelCheckpoint must be a metric .* 'round/time'"):
+        FederatedTrainer(callbacks=[ModelCheckpoint(monitor="round/time")]).check(FedAvg(), task(), data())
+
+
 class Forgets(FedAvg):
     def on_aggregate(self, server: Any, mean: Any, round: Any) -> Any:
         return mean

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fedprox_curves import check_curve
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from fedlightning import (
