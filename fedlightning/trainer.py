@@ -583,6 +583,6 @@ def _check_gradient_pass(method: FedMethod, data: FederatedDataModule) -> None:
     """Check that a method that wants the gradient over all of a client's data may look at all of them."""
     if data.batching.drop_last and method.gradient_pass() != "none":
         raise ConfigurationError(
-            f"`drop_last` of {type(data).__name__}'s batching must be False for {type(method).__name__}, whose clients compute a "
-            "gradient over all their data, but is True; leave it out, or use a `size` that divides the clients' sizes."
+            f"`batching.drop_last` of {type(data).__name__} must be False for {type(method).__name__}, whose clients compute a "
+            "gradient over all their data, but is True; leave it out, or use a `size` of Batching that divides the clients'."
         )
