@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,13 +21,41 @@ from fedlightning.task import FederatedTask
 from fedlightning.trainer import FederatedTrainer
 
 
+@dataclass(frozen=True)
+class Progress:
+    """An evaluation of a run that goes on.
+
+    Attributes:
+        name: of the run.
+        seed: of the run.
+        round: finished rounds.
+        rounds: in all.
+        value: of the metric that is compared.
+    """
+
+    name: str
+    seed: int
+    round: int
+    rounds: int
+    value: float
+
+
 class Diary(Callback):
-    """Keeps `run.json`: what the run is, how far it came, and how long each piece of it took."""
+    """Keeps `run.json`: what the run is, how far it came, and how long each piece of it took; reports its evaluations."""
 
     logs = ()
 
-    def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], metric: str) -> None:
-        self.path, self.name, self.metric = folder / "run.json", name, metric
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        seed: int,
+        identity: Mapping[str, Any],
+        metric: str,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.path, self.name, self.seed, self.metric = folder / "run.json", name, seed, metric
+        self._report = report
         self.failure: str | None = None
         self._identity, self._pieces = identity, list(read_diary(folder).get("pieces", []))
         self._began = perf_counter()
@@ -35,16 +64,18 @@ class Diary(Callback):
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Begin a piece."""
         remove_leftovers(self.path.parent, f".{self.path.name}.*")
-        self._pieces.append({"from": trainer.start_round, "to": trainer.start_round, "seconds": 0.0})
+        began = trainer.start_round
+        self._pieces.append({"from": began, "to": began, "seconds": 0.0, "runner": trainer.strategy.asked})
         self._write()
 
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
-        """Check that there is what is compared."""
+        """Check that there is what is compared, and report it."""
         if self.metric not in metrics:
             raise ConfigurationError(
                 f"`metric` of a comparison must be one of the evaluations', but is {self.metric!r}. "
                 f"{nearest(self.metric, metrics)}"
             )
+        self._report(Progress(self.name, self.seed, trainer.round, trainer.max_rounds, metrics[self.metric]))
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Note how far the run came, on disk at most once a second."""

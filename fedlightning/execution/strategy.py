@@ -97,6 +97,11 @@ class SlotStrategy:
         self.execution = Execution((), "loop")
         self._opened = ExitStack()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for: a copy in another process makes slots of its own."""
+        asked = ("_make_runner", "_wishes", "precision", "_threads", "_rules", "memory_dir")
+        return {name: vars(self)[name] for name in asked} | {"execution": Execution((), "loop"), "_opened": ExitStack()}
+
     # -- before the first round -----------------------------------------------------------------------------------------
     def setup(
         self,
@@ -248,6 +253,11 @@ class SlotStrategy:
     def slots(self) -> tuple[Slot, ...]:
         """The slots of the run."""
         return self.execution.slots
+
+    @property
+    def asked(self) -> str:
+        """The runner that was asked for by name; "custom" for one of the user's own."""
+        return self._wishes.runner
 
     @property
     def root_device(self) -> torch.device:

@@ -1,23 +1,21 @@
-"""The data sets of a comparison with what is usual for each, and the methods as they are typed."""
+"""The data sets of a comparison, with what is usual for each."""
 
-import contextlib
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
-import yaml
-
-from fedlightning import Classification, ConfigurationError, FederatedDataModule, FederatedTask, FedMethod
-from fedlightning.cli.flags import conform, of_dataclass, wording
+from fedlightning.compare.specs import Values
+from fedlightning.compare.tuning import Tune
+from fedlightning.data.module import FederatedDataModule
 from fedlightning.datasets import CIFAR10, CIFAR100, FakeImages, FashionMNIST, PowerLawMNIST, Shakespeare, Synthetic
-from fedlightning.errors import nearest
-from fedlightning.method import field_names
-from fedlightning.methods import method_named
+from fedlightning.errors import ConfigurationError, nearest
 from fedlightning.models import CharLSTM, LogisticRegression, build_model
 from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
-
-Values = dict[str, Any]
+from fedlightning.task import Classification, FederatedTask
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Setting:
         values: of the flags that are not given; None for one of `CHOICES` means that there is no choice.
         fields: of the methods that have no default of their own.
         sampler: draws the clients of a round, as the data set's own recipe does.
+        grids: what is usually tried to tune a method; see `tune` of `Comparison`.
     """
 
     title: str
@@ -37,6 +36,11 @@ class Setting:
     values: Values
     fields: Values
     sampler: Callable[[], ClientSampler] = UniformSampling
+    grids: Tune = field(default_factory=dict)
+
+    def title_with(self, values: Values) -> str:
+        """The title, which says so where images are made up."""
+        return f"{self.title} (made-up images)" if values["data"] == "fake" else self.title
 
 
 def images(kind: type[Any], shape: tuple[int, int, int], classes: int) -> Callable[..., FederatedDataModule]:
@@ -46,7 +50,8 @@ def images(kind: type[Any], shape: tuple[int, int, int], classes: int) -> Callab
         if values["data"] == "fake":
             sized = {"shape": shape, "classes": classes, "augment": kind.augments}
             return FakeImages(values["partition"], seed=seed, **sized, **batching)
-        return kind(values["partition"], root=values["data_dir"], seed=seed, **batching)
+        made: FederatedDataModule = kind(values["partition"], root=values["data_dir"], seed=seed, **batching)
+        return made
 
     return load
 
@@ -77,6 +82,29 @@ def _values(
     }  # fmt: skip
 
 
+GRIDS: dict[str, Tune] = {
+    "fashion_mnist": {
+        "lr": (0.03, 0.1, 0.3),
+        "deltasgd": {"lr": (0.02, 0.06, 0.2)},  # η_0, 0.2 in the paper
+        "fedadam": {"lr": (0.03, 0.1), "server_lr": (0.003, 0.01, 0.03)},
+        "fedavgm": {"lr": (0.01, 0.03, 0.1)},  # its server's steps add up to 1 / (1 − β) = 10 times as much
+        "fednar": {"weight_decay": (0.005,)},  # η u as in the paper, whose η is 0.01
+        # Without clipping SCAFFOLD diverges at each rate of the grid.
+        "scaffold": {"lr": (0.03, 0.1), "clip_norm": (10.0,)},
+        # 1 / p steps, as the others.
+        "scaffnew": {"lr": (0.03, 0.1), "p": (0.1,), "clip_norm": (10.0,), "allow_partial": (True,)},
+    },
+    "synthetic": {
+        "lr": (0.03, 0.1, 0.3),
+        "deltasgd": {"lr": (0.02, 0.06, 0.2)},
+        "fedadam": {"lr": (0.03, 0.1), "server_lr": (0.03, 0.1, 0.3)},
+        "fedavgm": {"lr": (0.01, 0.03, 0.1)},
+        "fednar": {"weight_decay": (0.005,)},
+        "scaffnew": {"p": (0.05,), "allow_partial": (True,)},
+    },
+}
+"""What `--tune usual` tries; a list of one value is taken as it is."""
+
 IMAGES, MADE = {"data": "real"}, {"data_alpha": 1.0, "data_beta": 1.0}
 CLIPPED = {"lr": 0.1, "clip_norm": 10.0}
 SETTINGS = {
@@ -86,16 +114,37 @@ SETTINGS = {
     "cifar100": Setting("CIFAR-100", images(CIFAR100, (3, 32, 32), 100),
                        _values("A0d10C100", "lenet",    200, 50, 10, 5, 0.2) | IMAGES, CLIPPED),
     "fashion_mnist": Setting("Fashion-MNIST", images(FashionMNIST, (1, 28, 28), 10),
-                       _values("A0d10C100", "lenet",    60,  32, 10, 5, 0.7) | IMAGES, {"lr": 0.1}),
+                       _values("A0d10C100", "lenet",    60,  32, 10, 5, 0.7) | IMAGES, {"lr": 0.1}, grids=GRIDS["fashion_mnist"]),
     "mnist": Setting("MNIST over 1,000 devices", mnist,
                        _values(None,        "logistic", 100, 10, 20, 5, 0.8), {"lr": 0.03}, RoundSeeded),
     "shakespeare": Setting("Shakespeare", shakespeare,
                        _values(None,        None,       40,  10, 20, 5, 0.3), {"lr": 0.8}, RoundSeeded),
     "synthetic": Setting("Synthetic", synthetic,
-                       _values(None,        "logistic", 50,  10, 20, 1, 0.8) | MADE, {"lr": 0.01}, RoundSeeded),
+                       _values(None,        "logistic", 50,  10, 20, 1, 0.8) | MADE, {"lr": 0.01}, RoundSeeded,
+                       GRIDS["synthetic"]),
 }  # fmt: skip
 CHOICES = ("partition", "model", "data", "data_alpha", "data_beta")
 """Flags that not every data set has."""
+
+
+def values_of_all(options: SimpleNamespace) -> Values:
+    """The values of all flags that decide what is run: those that are given, or else the data set's own.
+
+    Raises:
+        ConfigurationError: the data set has no such choice.
+    """
+    usual = {
+        "dataset": options.dataset,
+        "data_dir": "data",
+        "evaluate_train": options.dataset == "synthetic",
+        "runner": options.runner,
+        **setting_named(options.dataset).values,
+    }
+    given = {key: value for key in usual if (value := getattr(options, key)) is not None}
+    require_choice(options.dataset, given)
+    if "local_steps" in given or "local_epochs" in given:
+        given = {"local_steps": None, "local_epochs": None, **given}
+    return {**usual, **given}
 
 
 def require_choice(dataset: str, flags: Iterable[str]) -> None:
@@ -111,6 +160,20 @@ def require_choice(dataset: str, flags: Iterable[str]) -> None:
                 f"`{flag}` must be one of the data set's choices, but {dataset} has none; leave it out, or use `--dataset` "
                 f"{', '.join(having)}."
             )
+
+
+def usual_grids(dataset: str) -> Tune:
+    """What `--tune usual` tries on a data set.
+
+    Raises:
+        ConfigurationError: nobody has said.
+    """
+    if not SETTINGS[dataset].grids:
+        raise ConfigurationError(
+            f"`--tune usual` must be used with a `--dataset` that has usual grids ({', '.join(GRIDS)}), but is with {dataset}; "
+            "name a field and its values, e.g. `--tune lr=0.01,0.03,0.1`."
+        )
+    return SETTINGS[dataset].grids
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -164,86 +227,3 @@ def task_of(dataset: str, values: Values, seed: int) -> FederatedTask:
     if values["model"] == "logistic" and len(data.shape) == 1:
         return Classification(LogisticRegression.glorot(data.shape[0], data.classes, seed=seed), data.classes)
     return Classification(build_model(values["model"], data.shape, data.classes, seed=seed), data.classes)
-
-
-# -- methods -----------------------------------------------------------------------------------------------------------
-class Spec(NamedTuple):
-    """A method as it is typed, "fedprox mu=0.01": its name and its fields."""
-
-    text: str
-    method: str
-    fields: Values
-
-    @classmethod
-    def parse(cls, text: str) -> "Spec":
-        """Read it.
-
-        Raises:
-            ConfigurationError: there is no such method, or it has no such field.
-        """
-        name, *assignments = text.split() or [""]
-        known, fields = field_names(method_named(name)), {}
-        for assignment in assignments:
-            key, _, value = assignment.partition("=")
-            if not value or key not in known:
-                raise ConfigurationError(
-                    f"A method of `--methods` must be like 'fedprox mu=0.01', but is {text!r}, and {key!r} is no field of "
-                    f"{name} with a value. {nearest(key, known)}"
-                )
-            fields[key] = number(value)
-        return cls(text, name if ":" in name else name.lower(), fields)
-
-    def swept(self, fields: Values) -> "Spec":
-        """The same with those of the swept fields that the method has, which are added to its name."""
-        own = {key: value for key, value in fields.items() if key in field_names(method_named(self.method))}
-        return Spec(" ".join([self.text, *assigned(own)]), self.method, {**self.fields, **own})
-
-    def build(self, usual: Values, given: Values) -> FedMethod:
-        """The method, with the data set's fields where the paper has none, and those that flags give.
-
-        Raises:
-            ConfigurationError: a field has not its type, or is outside its interval.
-        """
-        cls = method_named(self.method)
-        base, own = FedMethod.__dataclass_fields__, cls.__dataclass_fields__
-        weak = {key: value for key, value in usual.items() if own[key].default == base[key].default}
-        return build_method(cls, {**weak, **given, **self.fields})
-
-
-def build_method(cls: type[FedMethod], fields: Values) -> FedMethod:
-    """A method whose fields come from a command line.
-
-    Raises:
-        ConfigurationError: one has not its type, or is outside its interval.
-    """
-    kinds, typed = {flag.name: flag.kind for flag in of_dataclass(cls)}, {}
-    for key, value in fields.items():
-        try:
-            taken = conform(value, kinds[key])
-        except ValueError:
-            raise ConfigurationError(
-                f"`{key}` of {cls.__name__} must be {wording(kinds[key])}, but is {value!r}; give such a value, or leave it out."
-            ) from None
-        typed[key] = value if taken == value else taken  # 1 stays 1 for a float; a list becomes a tuple
-    return cls(**typed)
-
-
-def number(text: str) -> Any:
-    """A value as it is typed: a number, true, false, null or a word, as which all else is taken; 1e-3 is a number."""
-    for read in (real, yaml.safe_load):
-        with contextlib.suppress(ValueError, yaml.YAMLError):
-            return read(text)
-    return text
-
-
-def real(text: str) -> int | float:
-    """A number, a whole one where it is typed as one."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def assigned(values: Values) -> list[str]:
-    """Each as "name=value"."""
-    return [f"{key}={value}" for key, value in values.items()]
