@@ -15,6 +15,7 @@ with interpreter.watch_imports():
     from fedlightning.callbacks.base import Callback
     from fedlightning.data import (
         IID,
+        Batching,
         Dirichlet,
         Examples,
         FederatedDataModule,
@@ -31,7 +32,7 @@ with interpreter.watch_imports():
     from fedlightning.methods import FedAvg, FedProx, Scaffold
     from fedlightning.participation import Stragglers
     from fedlightning.randomness import keyed_uniform, stream
-    from fedlightning.server.checkpoint import RoundState
+    from fedlightning.server.round_state import RoundState
     from fedlightning.state import State
     from fedlightning.task import Classification, FederatedTask, NextToken, Reconstruction, Regression
     from fedlightning.trainer import FederatedTrainer
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IID",
+    "Batching",
     "Callback",
     "Classification",
     "ClientContext",

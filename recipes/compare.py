@@ -74,6 +74,7 @@ def main(
     target: float | None = None,
     evaluate_every: int | None = None,
     evaluate_train: bool | None = None,
+    validation: float | None = None,
     last: int = 1,
     checkpoint_every: int = 10,
     data_alpha: float | None = None,
@@ -106,6 +107,7 @@ def main(
         target: the accuracy that rounds are counted to.
         evaluate_every: rounds between evaluations.
         evaluate_train: evaluate on all training data, too, as adaptivefedprox needs.
+        validation: fraction of each client's training examples that is set aside, on which methods are then tuned.
         last: evaluations whose mean is the final accuracy.
         checkpoint_every: rounds between checkpoints.
         data_alpha: α of the synthetic data.
@@ -175,6 +177,7 @@ def compared(point: Point, options: SimpleNamespace, root: Path, board: Board) -
             "max_rounds": values["rounds"],
             "clients_per_round": values["clients_per_round"],
             "evaluate_every": values["evaluate_every"],
+            "evaluate_on": ("val", "test", "train") if values["evaluate_train"] else ("val", "test"),
             "strategy": SlotStrategy(options.slots, runner=values["runner"]),
             "sampler": UniformSampling() if options.sampler == "uniform" else setting.sampler(),
         },
@@ -196,7 +199,10 @@ def heterogeneity(table: Table, point: Point, options: SimpleNamespace, root: Pa
     for seed in options.seeds:
         made = next(run for run in table.outcomes if run.seed == seed)
         identity = read_diary(made.folder)["run"]
-        key, path = [identity[part] for part in ("start", "data", "partition")], root / f"heterogeneity_{seed}.json"
+        key, path = (
+            [identity[part] for part in ("start", "training_data", "partition")],
+            root / f"heterogeneity_{seed}.json",
+        )
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if kept.get("of") != key:
             kept = {"of": key, "values": measure(point.values, seed, options)}

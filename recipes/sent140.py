@@ -19,10 +19,10 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.data.statistics import statistics_table
 from fedlightning.datasets.sent140 import Sent140
 from fedlightning.models import SentimentLSTM
-from fedlightning.participation import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 
@@ -96,7 +96,7 @@ def main(
         sampler=RoundSeeded(),
         stragglers=Stragglers(stragglers, partial=not drop_stragglers) if stragglers else None,
         strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
-        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
+        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="test/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,
         seed=seed,

@@ -20,10 +20,9 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.cli.recipe import Run, run_recipe
-from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.contrib.fedprox_program import FedProxReplay, RoundSeeded
 from fedlightning.datasets import Synthetic
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
 
 
 def main(
@@ -87,7 +86,7 @@ def main(
         sampler=RoundSeeded(),
         stragglers=heterogeneity,
         strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
-        callbacks=[*measured, RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
+        callbacks=[*measured, RoundProgress(), Throughput(), ModelCheckpoint(monitor="test/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,
         seed=seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ class ModelCheckpoint(Monitored):
         dirpath: the folder, in which one run at a time may write; None for `checkpoints` in the run's folder, which is
             `logs/<method>/version_N` for a run whose loggers have none.
         filename: name of a file, without a folder and with `{round}` in it; the monitored metric is added to it, as in
-            `round=12-val_accuracy=0.4312.ckpt`.
+            `round=12-val_accuracy=0.4312.ckpt`; the test set's name where that stands in.
         monitor: the metric by which rounds are ranked; None ranks the latest first.
         mode: whether a smaller ("min") or a larger ("max") metric is better.
         save_top_k: k; -1 keeps every round, 0 none.
@@ -82,6 +82,11 @@ class ModelCheckpoint(Monitored):
     def best_model_score(self) -> float | None:
         """Its metric; None without `monitor`."""
         return None if self.monitor is None else next(iter(self.best_k_models.values()), None)
+
+    @property
+    def folders(self) -> Sequence[Path | None]:
+        """`dirpath`, or the run's own folder."""
+        return (None if self.dirpath is None else Path(self.dirpath),)
 
     # -- protocol -----------------------------------------------------------------------------------------------------
     @property
@@ -174,7 +179,7 @@ class ModelCheckpoint(Monitored):
         return [path for path in (self._folder / name for name in self._scores) if path.exists()]
 
     def _name(self, round: int, score: float) -> str:
-        metric = "" if self.monitor is None else f"-{self.monitor.replace('/', '_')}={score:.4f}"
+        metric = "" if self.watched is None else f"-{self.watched.replace('/', '_')}={score:.4f}"
         return f"{self.filename.format(round=round)}{metric}.ckpt"
 
     def _write_last(self, trainer: FederatedTrainer, folder: Path, written: Path | None) -> None:

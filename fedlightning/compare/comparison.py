@@ -50,8 +50,12 @@ class Comparison:
     not known). A run that diverges is kept as that. The code is not hashed: move the folder away after a change of a method or
     a model.
 
+    What is chosen by the test set looks better on it than it is: where the data have a validation split, it should choose, with
+    `metric="val/accuracy"`.
+
     With `tune`, each point of a method's grid is tried on the first seed. The point with the best mean of the last evaluations
-    is run on all seeds; where one of them diverges, the next best point is. The folder of a run then has the point in its
+    of the validation split, or of the metric where there is none, is run on all seeds; where one of them diverges, the next best
+    point is. The folder of a run then has the point in its
     name, and what was tried in fewer rounds lies in `<root>/tuning_<rounds>`.
 
     TensorBoard's page of hyperparameters shows the runs by `name`, with `compare/final`, `compare/best`,
@@ -99,7 +103,7 @@ class Comparison:
         tune_rounds: int | None = None,
         jobs: int = 1,
         root: str | Path = "logs/compare",
-        metric: str = "val/accuracy",
+        metric: str = "test/accuracy",
         mode: Mode = "max",
         target: float | None = None,
         last: int = 1,
@@ -136,9 +140,11 @@ class Comparison:
         for candidates in self._candidates.values():
             for candidate in candidates:
                 first, *others = (self._run(candidate, seed) for seed in self.seeds)
-                self.maker.check(first)
-                for run in (*others, *([self._trial(candidate)] if len(candidates) > 1 else [])):
-                    self.maker.check_folder(run)
+                if len(candidates) > 1:
+                    first, others = self._trial(candidate), [first, *others]
+                identity = self.maker.check(first)
+                for run in others:
+                    self.maker.check_like(run, identity)
         self._tell_of_other_runners()
 
     def _tell_of_other_runners(self) -> None:
@@ -189,7 +195,7 @@ class Comparison:
         Raises:
             ConfigurationError: it does not, or cannot.
         """
-        run = Run("", next(iter(self.methods.values())), self.seeds[0], self.root)
+        run = self._run(next(iter(self._candidates.values()))[0], self.seeds[0])
         trainer = self.maker.trainer(run)
         if trainer.evaluate_every < 1:
             raise ConfigurationError("`evaluate_every` must be at least 1, for evaluations are compared, but is 0.")
@@ -208,21 +214,31 @@ class Comparison:
         return ranked
 
     def _run(self, candidate: Candidate, seed: int) -> Run:
-        return Run(candidate.name, candidate.method, seed, self.root / slug(candidate.name) / f"seed_{seed}")
+        folder = self.root / slug(candidate.name) / f"seed_{seed}"
+        return Run(candidate.name, candidate.method, seed, folder, self.table.metric)
 
     def _trial(self, candidate: Candidate) -> Run:
         """The run that tries a candidate: the first of those that count, unless it is to be shorter."""
-        run, rounds = self._run(candidate, self.seeds[0]), self._tune_rounds
+        run, rounds = replace(self._run(candidate, self.seeds[0]), metric=self._tune_metric), self._tune_rounds
         if rounds is None:
             return run
         folder = self.root / f"tuning_{rounds}" / run.folder.relative_to(self.root)
         return replace(run, name=f"{run.name} (tried)", folder=folder, rounds=rounds)
 
+    @property
+    def _tune_metric(self) -> str:
+        """The metric by which candidates are ranked: that of the validation split, where there is one."""
+        split, _, name = self.table.metric.partition("/")
+        seed = self.seeds[0]
+        run = self._run(next(iter(self._candidates.values()))[0], seed)
+        evaluates = split == "test" and "val" in self.maker.trainer(run).evaluate_on
+        return f"val/{name}" if evaluates and self.maker.problem(seed).data.val is not None else self.table.metric
+
     def _tabulate(self, taken: Mapping[str, tuple[Candidate, list[Outcome]]]) -> Table:
         outcomes = [replace(run, name=name) for name, (_, runs) in taken.items() for run in runs]
         points = {name: Tuned(one.values, self._grids[name]) for name, (one, _) in taken.items() if one.values}
         rounds = f"{self._tune_rounds} rounds" if self._tune_rounds else "whole runs"
-        tuning = f"Tuned on seed {self.seeds[0]} in {rounds}." if self._tuned else ""
+        tuning = f"Tuned on seed {self.seeds[0]} in {rounds} by {self._tune_metric}." if self._tuned else ""
         return replace(self.table, outcomes=tuple(outcomes), tuned=points, tuning=tuning)
 
 

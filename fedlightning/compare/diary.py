@@ -12,12 +12,9 @@ from time import perf_counter
 from typing import Any
 
 from fedlightning._atomic import remove_leftovers, written
-from fedlightning._hashing import digest
 from fedlightning.callbacks.base import Callback
-from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, SaveError, nearest
-from fedlightning.method import FedMethod, hyperparameters
-from fedlightning.task import FederatedTask
+from fedlightning.server.round_state import difference
 from fedlightning.trainer import FederatedTrainer
 
 
@@ -110,18 +107,6 @@ class Diary(Callback):
         self._written = perf_counter()
 
 
-class Checked(Exception):
-    """Everything is set up and checked."""
-
-
-class Probe(Callback):
-    """Ends a run before its first evaluation."""
-
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
-        """End it."""
-        raise Checked
-
-
 def read_diary(folder: Path) -> dict[str, Any]:
     """The content of a run's `run.json`; empty where there is none.
 
@@ -162,43 +147,27 @@ def check_folder(folder: Path, name: str) -> None:
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Check that a folder holds no other run.
 
+    Args:
+        folder: of a run; one that holds none is taken.
+        identity: what the run must be, as far as it is known.
+
     Raises:
-        ConfigurationError: it holds one.
+        ConfigurationError: it holds another one.
     """
-    found, wanted = read_diary(folder).get("run", {}), json.loads(json.dumps(identity))
-    differing = [key for key in wanted if found and found.get(key) != wanted[key]]
-    if differing:
-        given = ", ".join(f"`{key}` {found.get(key)!r} instead of {wanted[key]!r}" for key in differing)
+    found = read_diary(folder).get("run")
+    wanted = _flat(identity)
+    if found and (unlike := difference(_flat(found), wanted, wanted)):
+        name, there, here = unlike
         raise ConfigurationError(
-            f"{folder} must hold the same run as before, but it has {given}; choose another folder, or move it away."
+            f"{folder} must hold the same run as before, but its `{name}` is {there}, and {here} is asked for; choose another "
+            "folder, or move it away."
         )
 
 
-def identify_run(method: FedMethod, trainer: FederatedTrainer) -> dict[str, Any]:
-    """What determines a run but its problem."""
-    return {
-        "method": type(method).__name__,
-        **{f"method/{name}": value for name, value in hyperparameters(method).items()},
-        "seed": trainer.seed,
-        "rounds": trainer.max_rounds,
-        "clients_per_round": repr(trainer._participation),
-        "evaluate_every": trainer.evaluate_every,
-        "sampler": repr(trainer.sampler),
-        "stragglers": repr(trainer.stragglers),
-    }
-
-
-def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str, Any]:
-    """The start model and the data, by hashes."""
-    tensors = [*data.train, *data.test, data.test_clients.indices, data.test_clients.offsets]
-    return {
-        "task": f"{type(task).__name__}({type(task.model).__name__})",
-        "start": digest(task.state_dict().values()),
-        "data": f"{type(data).__name__} {digest(tensors)}",
-        "partition": data.clients.fingerprint,
-        "batches": [data.batch_size, data.epochs, data.steps, list(data.evaluate_on)],
-        "augmentation": f"{type(data.augmentation).__name__} {data.fingerprint}",
-    }
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters each by itself, so that a message names the one that differs."""
+    own = {f"hyperparameters/{name}": value for name, value in identity["hyperparameters"].items()}
+    return {**{name: value for name, value in identity.items() if name != "hyperparameters"}, **own}
 
 
 def write(path: Path, text: str) -> None:

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedlightning._hashing import digest
 from fedlightning._locks import locked
 from fedlightning.callbacks import ModelCheckpoint, Throughput
 from fedlightning.callbacks.base import Callback
-from fedlightning.compare.diary import (
-    Checked,
-    Diary,
-    Probe,
-    Progress,
-    check_folder,
-    check_identity,
-    identify_problem,
-    identify_run,
-    read_diary,
-)
+from fedlightning.compare.diary import Diary, Progress, check_folder, check_identity, read_diary
 from fedlightning.compare.table import Outcome, Table, read_run
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, DivergedError, MethodError, shown
@@ -47,6 +37,7 @@ class Run:
         method: what trains.
         seed: of the trainer, and what the functions of the task and the data are given.
         folder: where it is kept.
+        metric: that its outcome has.
         rounds: in all; None for as many as the trainer has.
     """
 
@@ -54,6 +45,7 @@ class Run:
     method: FedMethod
     seed: int
     folder: Path
+    metric: str
     rounds: int | None = None
 
     def __str__(self) -> str:
@@ -66,13 +58,24 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """What all methods of a seed share: the start model, the data, and the hashes of both."""
+class Problem:
+    """What all methods of a seed share.
+
+    Attributes:
+        seed: of the run.
+        task: with the start model.
+        data: the clients' data, loaded.
+    """
 
     seed: int
     task: FederatedTask
     data: FederatedDataModule
-    identity: dict[str, Any]
+
+
+_OF_ALL_SEEDS = (
+    "method", "classes", "hyperparameters", "batches", "sampler", "stragglers", "batching_policy", "precision",
+)  # fmt: skip
+"""What of a run's identity does not depend on the seed."""
 
 
 class RunMaker:
@@ -89,7 +92,7 @@ class RunMaker:
         self.given = {"task": task, "data": data, "trainer": trainer, "callbacks": callbacks}
         self._make, self._callbacks = _maker(trainer), callbacks
         self._checkpoint_every, self._table = checkpoint_every, table
-        self._problem: _Problem | None = None
+        self._problem: Problem | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the data that were loaded."""
@@ -100,41 +103,57 @@ class RunMaker:
         length = {} if run.rounds is None else {"max_rounds": run.rounds}
         return self._make(seed=run.seed, logger=logger, callbacks=list(callbacks), **length)
 
-    def check(self, run: Run) -> None:
-        """Check that a run can be made, without a round.
+    def check(self, run: Run) -> dict[str, Any]:
+        """Check that a run can be made, without a round; give what identifies it.
 
         Raises:
             ConfigurationError: it cannot, or its folder holds another run or cannot be written.
             MethodError: a hook of the method breaks the contract.
         """
-        problem = self._load(run.seed)
-        self.check_folder(run, problem.identity)
+        identity = self.identify(run)
+        self.check_folder(run, identity)
         self._extra_callbacks(run)
-        if run.is_finished:
-            return
-        with tempfile.TemporaryDirectory() as nowhere:
-            trainer = self.trainer(run, run_loggers(nowhere, "check"), [Probe()])
+        if not run.is_finished:
+            problem = self.problem(run.seed)
             try:
-                trainer.fit(run.method, problem.task, problem.data)
-            except Checked:
-                pass
+                self.trainer(run).check(run.method, problem.task, problem.data)
             except (ConfigurationError, MethodError) as error:
                 error.add_note(f"(method {run.name})")
                 raise
+        return identity
 
-    def check_folder(self, run: Run, problem: Mapping[str, Any] | None = None) -> None:
-        """Check that a run's folder holds no other run, as far as that is known, and can be written.
+    def check_like(self, run: Run, identity: Mapping[str, Any]) -> None:
+        """Check that the folder of a run of another seed or length holds no run of another kind, and can be written.
+
+        The data of that seed are not loaded for it.
 
         Args:
             run: whose folder.
-            problem: the hashes of its start model and its data, if they are known.
+            identity: of a run of the same kind.
 
         Raises:
             ConfigurationError: it does, or it cannot.
         """
-        check_identity(run.folder, {**self._identify(run), **(problem or {})})
+        self.check_folder(run, {name: identity[name] for name in _OF_ALL_SEEDS} | _length(self.trainer(run)))
+
+    def check_folder(self, run: Run, identity: Mapping[str, Any]) -> None:
+        """Check that a run's folder holds no other run, and can be written.
+
+        Raises:
+            ConfigurationError: it does, or it cannot.
+        """
+        check_identity(run.folder, identity)
         if not run.is_finished:
             check_folder(run.folder, "`root` of a comparison")
+
+    def identify(self, run: Run) -> dict[str, Any]:
+        """What the trainer says of a run, with its length and its start model, as plain JSON."""
+        problem, trainer = self.problem(run.seed), self.trainer(run)
+        return {
+            **trainer.identify(run.method, problem.task, problem.data),
+            **_length(trainer),
+            "start": digest(problem.task.state_dict().values()),
+        }
 
     def other_runners(self, run: Run) -> list[str]:
         """The runners that were asked for where the run was made, as far as it was, and are not asked for now."""
@@ -153,26 +172,21 @@ class RunMaker:
             ClientError, MethodError: the run failed otherwise than by diverging.
         """
         try:
-            problem = self._load(run.seed)
-            self._finish(run, problem, report)
-            return read_run(run.folder, run.name, run.seed, self._table.metric)
+            self._finish(run, report)
+            return read_run(run.folder, run.name, run.seed, run.metric)
         except Exception as error:
             error.add_note(f"(run {run})")
             raise
 
-    def _load(self, seed: int) -> _Problem:
+    def problem(self, seed: int) -> Problem:
         """What the methods of a seed share; that of the last seed is kept."""
         if self._problem is None or self._problem.seed != seed:
             self._problem = None  # before the next one is there
             data = _given("data", self.given["data"], FederatedDataModule, seed)
             data.prepare_data()
             data.setup("fit")
-            task = _given("task", self.given["task"], FederatedTask, seed)
-            self._problem = _Problem(seed, task, data, identify_problem(task, data))
+            self._problem = Problem(seed, _given("task", self.given["task"], FederatedTask, seed), data)
         return self._problem
-
-    def _identify(self, run: Run) -> dict[str, Any]:
-        return identify_run(run.method, self.trainer(run))
 
     def _extra_callbacks(self, run: Run) -> list[Callback]:
         made = list(self._callbacks(run.name, run.seed)) if self._callbacks else []
@@ -183,21 +197,21 @@ class RunMaker:
             )
         return made
 
-    def _finish(self, run: Run, problem: _Problem, report: Callable[[Progress], None]) -> None:
+    def _finish(self, run: Run, report: Callable[[Progress], None]) -> None:
         """Run what is missing; no other process can write to the folder meanwhile."""
-        identity = self._identify(run) | problem.identity
+        identity = self.identify(run)
         check_identity(run.folder, identity)
         if run.is_finished:
             return
         run.folder.mkdir(parents=True, exist_ok=True)
         with locked(run.folder):
             if not run.is_finished:  # nor has another one finished it just now
-                diary = Diary(run.folder, run.name, run.seed, identity, self._table.metric, report)
-                self._fit(run, problem, diary)
+                diary = Diary(run.folder, run.name, run.seed, identity, run.metric, report)
+                self._fit(run, diary)
                 self._summarise(read_run(run.folder, run.name, run.seed, self._table.metric))
                 diary.close()
 
-    def _fit(self, run: Run, problem: _Problem, diary: Diary) -> None:
+    def _fit(self, run: Run, diary: Diary) -> None:
         """Run to the end, from the start or from the last checkpoint."""
         checkpoint = run.folder / "checkpoints" / "last.ckpt"
         goes_on = checkpoint.is_file() and (run.folder / "metrics.csv").is_file()
@@ -207,6 +221,7 @@ class RunMaker:
         log_hyperparameters(loggers, {"name": run.name})
         saved = ModelCheckpoint(save_top_k=0, every_n_rounds=self._checkpoint_every)
         trainer = self.trainer(run, loggers, [diary, Throughput(), *self._extra_callbacks(run), saved])
+        problem = self.problem(run.seed)
         try:
             trainer.fit(run.method, problem.task, problem.data, ckpt_path=checkpoint if goes_on else None)
         except DivergedError as error:
@@ -224,6 +239,10 @@ class RunMaker:
         for key, value in values.items():
             logger.experiment.add_scalar(f"compare/{key}", value, run.rounds)
         logger.finalize("success")
+
+
+def _length(trainer: FederatedTrainer) -> dict[str, int]:
+    return {"rounds": trainer.max_rounds, "evaluate_every": trainer.evaluate_every}
 
 
 def _given(what: str, given: Any, kind: type[Any], seed: int) -> Any:

@@ -10,11 +10,13 @@ from typing import Any
 
 from fedlightning.compare.specs import Values
 from fedlightning.compare.tuning import Tune
+from fedlightning.contrib.fedprox_program import RoundSeeded
+from fedlightning.data import Batching
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.datasets import CIFAR10, CIFAR100, FakeImages, FashionMNIST, PowerLawMNIST, Shakespeare, Synthetic
 from fedlightning.errors import ConfigurationError, nearest
 from fedlightning.models import CharLSTM, LogisticRegression, build_model
-from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
+from fedlightning.participation import ClientSampler, UniformSampling
 from fedlightning.task import Classification, FederatedTask
 
 
@@ -24,7 +26,7 @@ class Setting:
 
     Attributes:
         title: over the figures.
-        load: the data, from all values, the seed, and how they are batched.
+        load: the data, from all values, the seed, and how clients batch.
         values: of the flags that are not given; None for one of `CHOICES` means that there is no choice.
         fields: of the methods that have no default of their own.
         sampler: draws the clients of a round, as the data set's own recipe does.
@@ -46,29 +48,30 @@ class Setting:
 def images(kind: type[Any], shape: tuple[int, int, int], classes: int) -> Callable[..., FederatedDataModule]:
     """Images that a partition divides, or made-up ones of the same shape."""
 
-    def load(values: Values, seed: int, **batching: Any) -> FederatedDataModule:
+    def load(values: Values, seed: int, batching: Batching) -> FederatedDataModule:
+        shared: Values = {"validation": values["validation"], "seed": seed, "batching": batching}
         if values["data"] == "fake":
             sized = {"shape": shape, "classes": classes, "augment": kind.augments}
-            return FakeImages(values["partition"], seed=seed, **sized, **batching)
-        made: FederatedDataModule = kind(values["partition"], root=values["data_dir"], seed=seed, **batching)
+            return FakeImages(values["partition"], **sized, **shared)
+        made: FederatedDataModule = kind(values["partition"], root=values["data_dir"], **shared)
         return made
 
     return load
 
 
-def synthetic(values: Values, seed: int, **batching: Any) -> FederatedDataModule:
+def synthetic(values: Values, seed: int, batching: Batching) -> FederatedDataModule:
     """FedProx's synthetic data."""
-    return Synthetic(values["data_alpha"], values["data_beta"], seed=seed, **batching)
+    return Synthetic(values["data_alpha"], values["data_beta"], seed=seed, batching=batching)
 
 
-def mnist(values: Values, seed: int, **batching: Any) -> FederatedDataModule:
+def mnist(values: Values, seed: int, batching: Batching) -> FederatedDataModule:
     """FedProx's MNIST."""
-    return PowerLawMNIST(root=values["data_dir"], seed=seed, **batching)
+    return PowerLawMNIST(root=values["data_dir"], seed=seed, batching=batching)
 
 
-def shakespeare(values: Values, seed: int, **batching: Any) -> FederatedDataModule:
+def shakespeare(values: Values, seed: int, batching: Batching) -> FederatedDataModule:
     """A fiftieth of the roles' windows, as in a first look with `shakespeare.py`."""
-    return Shakespeare(0.02, root=values["data_dir"], seed=seed, **batching)
+    return Shakespeare(0.02, root=values["data_dir"], seed=seed, batching=batching)
 
 
 def _values(
@@ -78,7 +81,7 @@ def _values(
     return {
         "partition": partition, "model": model, "rounds": rounds, "batch_size": batch, "local_steps": steps,
         "evaluate_every": every, "target": target, "clients_per_round": 10, "local_epochs": None,
-        "data": None, "data_alpha": None, "data_beta": None,
+        "data": None, "validation": None, "data_alpha": None, "data_beta": None,
     }  # fmt: skip
 
 
@@ -105,7 +108,7 @@ GRIDS: dict[str, Tune] = {
 }
 """What `--tune usual` tries; a list of one value is taken as it is."""
 
-IMAGES, MADE = {"data": "real"}, {"data_alpha": 1.0, "data_beta": 1.0}
+IMAGES, MADE = {"data": "real", "validation": 0.0}, {"data_alpha": 1.0, "data_beta": 1.0}
 CLIPPED = {"lr": 0.1, "clip_norm": 10.0}
 SETTINGS = {
     #                                                        partition    model   rounds batch steps every target
@@ -123,7 +126,7 @@ SETTINGS = {
                        _values(None,        "logistic", 50,  10, 20, 1, 0.8) | MADE, {"lr": 0.01}, RoundSeeded,
                        GRIDS["synthetic"]),
 }  # fmt: skip
-CHOICES = ("partition", "model", "data", "data_alpha", "data_beta")
+CHOICES = ("partition", "model", "data", "validation", "data_alpha", "data_beta")
 """Flags that not every data set has."""
 
 
@@ -201,16 +204,15 @@ def setting_named(name: str) -> Setting:
 
 
 # -- data and model ----------------------------------------------------------------------------------------------------
+_OF_DATA = ("partition", "batch_size", "local_epochs", "local_steps", "data_alpha", "data_beta", "data", "validation",
+            "data_dir")  # fmt: skip
+
+
 @lru_cache(maxsize=1)
 def _loaded(dataset: str, key: tuple[tuple[str, Any], ...], seed: int) -> FederatedDataModule:
     values = dict(key)
-    evaluate_on = ("test", "train") if values["evaluate_train"] else ("test",)
-    batching = {"batch_size": values["batch_size"], "epochs": values["local_epochs"], "steps": values["local_steps"]}
-    return setting_named(dataset).load(values, seed, evaluate_on=evaluate_on, **batching)
-
-
-_OF_DATA = ("partition", "batch_size", "local_epochs", "local_steps", "data_alpha", "data_beta", "data", "data_dir",
-            "evaluate_train")  # fmt: skip
+    batching = Batching(values["batch_size"], epochs=values["local_epochs"], steps=values["local_steps"])
+    return setting_named(dataset).load(values, seed, batching=batching)
 
 
 def data_of(dataset: str, values: Values, seed: int) -> FederatedDataModule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree
 from torchmetrics import MetricCollection
 
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, SplitName
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, FedLightningError, out_of_memory
 from fedlightning.evaluation.footprint import examples_at_once
@@ -66,13 +66,26 @@ class EvaluationGivenUp(Exception):
 _COPYING = Lock()
 
 
-def splits(data: FederatedDataModule, training: Mapping[torch.device, Examples] | None = None) -> list[Split]:
-    """The sets that the data module asks to be evaluated; `training` is what lies of its training set on devices."""
-    every = {
-        "test": Split("val", data.test, data.test_clients),
-        "train": Split("train_all", data.train, data.clients, dict(training or {})),
-    }
-    return [every[name] for name in data.evaluate_on]
+PREFIXES: dict[SplitName, str] = {"val": "val", "test": "test", "train": "train_all"}
+"""What the metrics' names of each split begin with."""
+
+
+def splits(
+    data: FederatedDataModule, evaluate_on: Sequence[SplitName], training: Mapping[torch.device, Examples] | None = None
+) -> list[Split]:
+    """The sets that are evaluated.
+
+    Args:
+        data: whose splits they are.
+        evaluate_on: which; "val" is left out where the data have no validation split.
+        training: what lies of the training set on devices.
+    """
+    found = [(name, data.split_named(name)) for name in evaluate_on]
+    return [
+        Split(PREFIXES[name], *owned, dict(training or {}) if name == "train" else {})
+        for name, owned in found
+        if owned is not None
+    ]
 
 
 Scored = tuple[dict[str, Tensor], Any, Tensor]
@@ -102,21 +115,29 @@ def evaluate_chunk(
     return {name: values.cpu() for name, values in scores.items()}, host, targets.cpu()
 
 
-class Evaluation:
-    """Scores the global model on each of the data module's splits, on the slots of a run.
+class GlobalEvaluator:
+    """Scores the global model on some of the data module's splits, on the slots of a run.
 
     Args:
         strategy: whose slots.
         task: the model, its scores and metrics.
         data: whose splits.
+        evaluate_on: which of them.
     """
 
-    def __init__(self, strategy: SlotStrategy, task: FederatedTask, data: FederatedDataModule) -> None:
+    def __init__(
+        self, strategy: SlotStrategy, task: FederatedTask, data: FederatedDataModule, evaluate_on: Sequence[SplitName]
+    ) -> None:
         self._strategy, self._task, self._data = strategy, task, data
-        self._splits = splits(data, strategy.examples)
+        self._splits = splits(data, evaluate_on, strategy.examples)
         self._at_once: dict[str, int] = {}
 
-    def run(
+    @property
+    def logs(self) -> list[str]:
+        """Names of its metrics, `*` for any part of one."""
+        return [f"{split.prefix}{over}/*" for split in self._splits for over in ("", "_clients")]
+
+    def score(
         self, x: Tensor, buffers: Tensor, goes_on: Callable[[int, int], bool] = lambda done, total: True
     ) -> dict[str, float]:
         """The metrics.
@@ -139,6 +160,18 @@ class Evaluation:
             result.update(self._split(split, x, buffers, after))
             done += len(split.clients.indices)
         return result
+
+    def predict(self, x: Tensor, buffers: Tensor) -> Any:
+        """The outputs for the first split, in the order of its examples: a tensor [n, …] or a tree of tensors, on the host."""
+        split, strategy = self._splits[0], self._strategy
+        whole = Split(split.prefix, split.examples, Partition.of_sizes(torch.tensor([len(split.examples.targets)])))
+
+        def outputs(chunk: tuple[int, int]) -> Callable[[Worker], Any]:
+            return lambda worker: evaluate_chunk(worker.replica, self._data, whole, chunk, x, buffers)[1]
+
+        chunks = whole.chunks(self._examples_at_once(whole, x, buffers))
+        found = list(strategy.map([outputs(chunk) for chunk in chunks], window=2 * len(strategy.slots)))
+        return _pytree.tree_map(lambda *parts: torch.cat(parts), *found)
 
     def _split(self, split: Split, x: Tensor, buffers: Tensor, goes_on: Callable[[int], bool]) -> dict[str, float]:
         sums, metrics, strategy = ClientSums(split), self._task.metrics.clone(), self._strategy

@@ -20,8 +20,9 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.analysis import Dissimilarity
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.loggers import run_loggers
-from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.samplers import SizeWeighted
 from fedlightning.participation.stragglers import Stragglers
 
 ROOT = Path("logs", "fedprox_paper")
@@ -142,7 +143,7 @@ def read(folder: Path, metric: str) -> Values:
 
 
 def _summary(folder: Path) -> str:
-    loss, accuracy = read(folder, "train_all/loss"), read(folder, "val/accuracy")
+    loss, accuracy = read(folder, "train_all/loss"), read(folder, "test/accuracy")
     return f"; training loss {loss[max(loss)]:.4f}, test accuracy {accuracy[max(accuracy)]:.4f}" if loss else ""
 
 

@@ -19,8 +19,9 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.callbacks.base import CohortResult
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.data import RandomCropFlip
-from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
+from fedlightning.participation import ClientSampler, UniformSampling
 
 MODES: dict[str, dict[str, Any]] = {
     "auto": {},

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from fedlightning import Callback, Classification, Dissimilarity, FederatedTrainer, FedMethod, SlotStrategy
-from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.contrib.fedprox_program import FedProxReplay, RoundSeeded
 from fedlightning.datasets import Synthetic
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 ROUNDS = (0, 20, 50, 100, 200)
@@ -70,6 +69,6 @@ def check_curve(name: str, seed: int, rounds: int, loss: float, accuracy: float)
         if round_ <= rounds:
             found = kept.at[round_]
             assert found["train_all/loss"] == pytest.approx(curve["loss"][seed][place], rel, loss), round_
-            assert found["val/accuracy"] == pytest.approx(curve["accuracy"][seed][place], abs=accuracy), round_
+            assert found["test/accuracy"] == pytest.approx(curve["accuracy"][seed][place], abs=accuracy), round_
             if "mu" in curve:
                 assert found["server/mu"] == pytest.approx(curve["mu"][seed][place], abs=1e-9), round_

@@ -21,8 +21,8 @@ import torch
 from recipe_runner import RECIPES
 
 from fedlightning import FedAvg, FederatedTrainer, SlotStrategy
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.execution.runners.compiled import build as packages
-from fedlightning.participation import RoundSeeded
 
 NAMES = ("workloads", "meter", "networks", "plain", "ours", "rows", "sitting", "table", "figure")
 TINY: dict[str, dict[str, int]] = {

@@ -18,8 +18,9 @@ from recipe_runner import RECIPES
 from fedlightning import ConfigurationError, FederatedTrainer, ModelCheckpoint
 from fedlightning.analysis import Dissimilarity
 from fedlightning.cli.recipe import call_program
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.datasets import Synthetic
-from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.samplers import SizeWeighted
 from fedlightning.participation.stragglers import Stragglers
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra `figures`")

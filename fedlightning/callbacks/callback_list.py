@@ -1,4 +1,4 @@
-"""How a fit calls its callbacks: in which order, and what becomes of a round in which one of them fails."""
+"""The callbacks of a fit: in which order they are called, and what becomes of a round in which one of them fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def in_order(callbacks: Collection[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: _STAGES.index(callback.stage))
 
 
-class Calls:
+class CallbackList:
     """The callbacks of a fit, and what they remembered when the last finished round ended.
 
     A round is finished when every callback has seen it. One that only observes may fail: the others see the round all the same,
@@ -66,7 +66,7 @@ class Calls:
         """
         failures = self._see("observe", "on_round_end", metrics)
         deciding = [callback for callback in self._trainer.callbacks if callback.stage != "observe"]
-        if failures and any(getattr(each, "monitor", None) not in {None, *metrics, *own} for each in deciding):
+        if failures and any(getattr(each, "watched", None) not in {None, *metrics, *own} for each in deciding):
             raise failures[0]
         failures += self._see("decide", "on_round_end", metrics)
         self._see("save", "decide", metrics)
@@ -147,7 +147,7 @@ class Calls:
             try:
                 getattr(callback, hook)(self._trainer, *arguments)
             except Exception as error:
-                if stage != "observe" or type(callback).state_dict is not Callback.state_dict:
+                if stage != "observe" or "state_dict" in callback.own_hooks:
                     raise
                 failures.append(error)
         return failures
