@@ -99,13 +99,14 @@ class SlotStrategy:
         self._wishes = Wishes(wish, name, None if cohort_size == "auto" else int(cohort_size))
         self.precision, self._threads, self._rules = precision, threads_per_slot, rules or AutoRules()
         self.memory_dir, self.memory_bytes = Path(memory_dir) if memory_dir else None, memory_bytes
+        self._asked = tuple(vars(self))
         self.execution = Execution((), "loop")
         self._opened = ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
         """What was asked for: a copy in another process makes slots of its own."""
-        asked = ("_make_runner", "_wishes", "precision", "_threads", "_rules", "memory_dir")
-        return {name: vars(self)[name] for name in asked} | {"execution": Execution((), "loop"), "_opened": ExitStack()}
+        kept = {name: value for name, value in vars(self).items() if name in self._asked}
+        return {**kept, "_asked": self._asked, "execution": Execution((), "loop"), "_opened": ExitStack()}
 
     # -- before the first round -----------------------------------------------------------------------------------------
     def setup(
