@@ -99,8 +99,14 @@ class SlotStrategy:
         self._wishes = Wishes(wish, name, None if cohort_size == "auto" else int(cohort_size))
         self.precision, self._threads, self._rules = precision, threads_per_slot, rules or AutoRules()
         self.memory_dir, self.memory_bytes = Path(memory_dir) if memory_dir else None, memory_bytes
+        self._asked = tuple(vars(self))
         self.execution = Execution((), "loop")
         self._opened = ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for: a copy in another process makes slots of its own."""
+        kept = {name: value for name, value in vars(self).items() if name in self._asked}
+        return {**kept, "_asked": self._asked, "execution": Execution((), "loop"), "_opened": ExitStack()}
 
     # -- before the first round -----------------------------------------------------------------------------------------
     def setup(
@@ -270,6 +276,11 @@ class SlotStrategy:
     def slots(self) -> tuple[Slot, ...]:
         """The slots of the run."""
         return self.execution.slots
+
+    @property
+    def asked(self) -> str:
+        """The runner that was asked for by name; "custom" for one of the user's own."""
+        return self._wishes.runner
 
     @property
     def root_device(self) -> torch.device:
