@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rivals.rows import BOUNDS, Row, reference
-from rivals.table import MEASURES, Table, headline
-from rivals.workloads import WORKLOADS
+from recipes.benchmarks.rows import BOUNDS, Row, reference
+from recipes.benchmarks.table import MEASURES, Table, headline
+from recipes.benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

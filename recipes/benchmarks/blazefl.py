@@ -7,11 +7,12 @@ import torch
 import torch.multiprocessing
 from blazefl.contrib import FedAvgBaseClientTrainer, FedAvgBaseServerHandler, FedAvgThreadPoolClientTrainer
 from blazefl.core import ModelSelector, PartitionedDataset
-from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network
-from rivals.workloads import Data, Workload
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.networks import mean_loss, network
+from recipes.benchmarks.workloads import Data, Workload
 
 
 class Models(ModelSelector):

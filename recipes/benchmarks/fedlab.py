@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from fedlab.contrib.algorithm.basic_client import SGDSerialClientTrainer
 from fedlab.contrib.algorithm.basic_server import SyncServerHandler
-from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network
-from rivals.workloads import Data, Workload
 from torch.utils.data import DataLoader, TensorDataset
+
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.networks import mean_loss, network
+from recipes.benchmarks.workloads import Data, Workload
 
 
 class Clients:

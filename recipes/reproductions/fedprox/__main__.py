@@ -1,6 +1,6 @@
 """The figures of the FedProx paper (Li et al., MLSys 2020, arXiv:1812.06127), from runs of this library.
 
-python recipes/fedprox_paper.py --figure 2
+python -m recipes.reproductions.fedprox --figure 2
 
     figures 1, 7, 8   training loss, test accuracy, variance of the local gradients with 0, 50 and 90 % stragglers
     figures 2, 5      the four synthetic sets without stragglers, μ = 0 and μ = 1
@@ -11,7 +11,7 @@ python recipes/fedprox_paper.py --figure 2
 
 Each curve is an ordinary run in `logs/fedprox_paper/<data set>/<curve>`, which TensorBoard shows. One that is finished is
 used again, and one that was stopped goes on. The panels are drawn from the runs' metrics.csv, as PDF and PNG. Those of the
-repository were drawn with `--seed 1 --out recipes/figures`.
+repository were drawn with `--seed 1 --out recipes/reproductions/figures`.
 """
 
 import logging
@@ -21,15 +21,14 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from fedprox.curves import Column, DataMissing, read, reading
-from fedprox.figures import Look, Panel, Sheet, save
-from fedprox.settings import EPOCHS, REAL, SETTINGS, SYNTHETIC, Curve, Options
-
 from fedlightning import ConfigurationError, SlotStrategy
 from fedlightning.analysis.figures import require_matplotlib
 from fedlightning.cli.recipe import run_program
 from fedlightning.compare.diary import check_folder
 from fedlightning.errors import require_within
+from recipes.reproductions.fedprox.curves import Column, DataMissing, read, reading
+from recipes.reproductions.fedprox.figures import Look, Panel, Sheet, save
+from recipes.reproductions.fedprox.settings import EPOCHS, REAL, SETTINGS, SYNTHETIC, Curve, Options
 
 DROPS = (0.0, 0.5, 0.9)
 METRICS = {
@@ -205,7 +204,7 @@ def main(
         data_dir: the folder of the data sets; nothing is downloaded.
         out: the folder of the figures.
     """
-    require_matplotlib("fedprox_paper")
+    require_matplotlib("fedprox")
     require_within(rounds, "[1, 1000000000]", "`--rounds`", "leave it out for the paper's number")
     SlotStrategy(slots)
     check_folder(Path(out), "`--out`")

@@ -1,6 +1,6 @@
 """What a run costs, measured from inside: wall clock, processor seconds and peak memory of the process and its children.
 
-An adapter is a program, `python -m rivals.plain --workload cnn`, whose last line is one JSON object.
+An adapter is a program, `python -m recipes.benchmarks.plain --workload cnn`, whose last line is one JSON object.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rivals.workloads import WORKLOADS, Workload, parse_sizes, resized
+from recipes.benchmarks.workloads import WORKLOADS, Workload, parse_sizes, resized
 
 _PACKAGES = (
     "torch",

@@ -1,6 +1,6 @@
 """What a round costs: ours, a plain loop, and whichever other framework is installed, on the same work.
 
-python recipes/benchmark.py --workloads cnn --only plain ours --rounds 5 --repeat 1
+python -m recipes.benchmarks --workloads cnn --only plain ours --rounds 5 --repeat 1
 
     cnn          100 clients of 100 images 3x32x32, ten a round, LeNet of 62,006 weights
     fedprox      FedProx's own: 30 clients by a power law, logistic regression 60x10, E = 20, batches of 10
@@ -11,10 +11,10 @@ python recipes/benchmark.py --workloads cnn --only plain ours --rounds 5 --repea
 
 Frameworks need not share an environment: name the Python of each by `--python`; what is importable in one is measured there.
 A free-threaded one runs without the GIL. Each measurement is a process of its own, on a CPU, with one thread for each worker.
-The whole table is repeated in turn, and ratios are of medians. The adapters lie in `recipes/rivals`, one a framework, and are
+The whole table is repeated in turn, and ratios are of medians. The adapters lie beside this file, one a framework, and are
 programs themselves:
 
-PYTHONPATH=recipes python -m rivals.plain --workload cnn --sizes rounds=5
+python -m recipes.benchmarks.plain --workload cnn --sizes rounds=5
 """
 
 import argparse
@@ -29,11 +29,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rivals import figure
-from rivals.rows import PACKAGES, ROWS, Row
-from rivals.sitting import Failed, Interpreter, Sitting
-from rivals.table import Table
-from rivals.workloads import WORKLOADS, parse_sizes, resized
+from recipes.benchmarks import figure
+from recipes.benchmarks.rows import PACKAGES, ROWS, Row
+from recipes.benchmarks.sitting import Failed, Interpreter, Sitting
+from recipes.benchmarks.table import Table
+from recipes.benchmarks.workloads import WORKLOADS, parse_sizes, resized
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="benchmark", description="What a round costs, here and elsewhere.", allow_abbrev=False)
+    parser = Parser(prog="benchmarks", description="What a round costs, here and elsewhere.", allow_abbrev=False)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
         help=f"of {', '.join(WORKLOADS)}; all unless given")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PACKAGES, default=list(PACKAGES), metavar="FRAMEWORK",
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=[], metavar="NAME=NUMBER",
         help="other sizes of all workloads, such as clients=20 examples=30; bounds are then left out")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds that one measurement may take")
-    parser.add_argument("--output", default="logs/benchmark", metavar="FOLDER",
+    parser.add_argument("--output", default="logs/benchmarks", metavar="FOLDER",
         help="where table.md, results.json and figure.png go")  # fmt: skip
     given = parser.parse_args(argv)
     for name, value, least in (("rounds", given.rounds, 2), ("repeat", given.repeat, 1)):
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not figure.can_draw():
         parser.exit(
             2,
-            "benchmark: error: it draws with matplotlib, but that cannot be imported; run `pip install -e "
+            "benchmarks: error: it draws with matplotlib, but that cannot be imported; run `pip install -e "
             '".[figures]"`.\n',
         )
     return given
@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         pythons = [Interpreter.probe(path) for path in given.python]
     except Failed as error:
-        print(f"benchmark: error: {error}", file=sys.stderr)
+        print(f"benchmarks: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     sizes = given.sizes | ({"rounds": given.rounds} if given.rounds else {})
     table = Table(context(pythons, given.repeat), standard=not given.sizes)
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
         sitting = Sitting(pythons, Path(folder), sizes, given.timeout)
         status = measure(chosen_rows(given, sitting, table), sitting, table, given.repeat)
     if not table.results:
-        sys.exit("benchmark: error: at least one row must be measured, but none could be; see the lines above.")
+        sys.exit("benchmarks: error: at least one row must be measured, but none could be; see the lines above.")
     print(f"\n{table.markdown()}")
     write(table, Path(given.output))
     return status

@@ -1,6 +1,6 @@
 """What a GPU does: clients per second and TFLOP/s for 1 to 16 slots, as CUDA graphs, too, and cohorts of 10 and 50.
 
-python recipes/gpu.py
+python -m recipes.benchmarks.gpu
 
 ResNet-18 and LeNet on CIFAR-100 over the clients of A0d01C100 (Dirichlet(0.01), 100 clients), or on made-up images of its
 size where the files are not there; 50 clients a round take 10 local steps of 50 images. Seconds of a round are the median

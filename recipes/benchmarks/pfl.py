@@ -17,10 +17,11 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network
-from rivals.workloads import Workload
 from torch import Tensor, nn
+
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.networks import mean_loss, network
+from recipes.benchmarks.workloads import Workload
 
 
 class Trainable(nn.Module):

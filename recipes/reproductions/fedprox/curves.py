@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedprox.settings import BATCH, CLIENTS, SETTINGS, SYNTHETIC, Curve, Loaded, Options
-
 from fedlightning import (
     ClientError,
     ConfigurationError,
@@ -23,6 +21,7 @@ from fedlightning.analysis import Dissimilarity
 from fedlightning.loggers import run_loggers
 from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
 from fedlightning.participation.stragglers import Stragglers
+from recipes.reproductions.fedprox.settings import BATCH, CLIENTS, SETTINGS, SYNTHETIC, Curve, Loaded, Options
 
 ROOT = Path("logs", "fedprox_paper")
 

@@ -6,10 +6,11 @@ from fluke.algorithms.fedavg import FedAVG
 from fluke.data import DataContainer, DataSplitter
 from fluke.evaluation import ClassificationEval
 from fluke.utils.log import Log
-from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network
-from rivals.workloads import Workload
 from torch import nn
+
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.networks import mean_loss, network
+from recipes.benchmarks.workloads import Workload
 
 
 class Clock(Log):

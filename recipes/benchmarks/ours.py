@@ -3,9 +3,6 @@
 from typing import Any
 
 import torch
-from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network, standardised
-from rivals.workloads import Workload
 from torch import Tensor
 
 from fedlightning import (
@@ -21,6 +18,9 @@ from fedlightning import (
 from fedlightning.callbacks.base import CohortResult
 from fedlightning.data import RandomCropFlip
 from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.networks import mean_loss, network, standardised
+from recipes.benchmarks.workloads import Workload
 
 MODES: dict[str, dict[str, Any]] = {
     "auto": {},

@@ -12,8 +12,9 @@ import haiku
 import jax
 import jax.numpy as jnp
 from fedjax.algorithms import fed_avg
-from rivals.meter import Meter, measure
-from rivals.workloads import Data, Workload
+
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.workloads import Data, Workload
 
 
 def network(work: Workload) -> Any:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from rivals.rows import BOUNDS, PACKAGES, ROWS, Bound, Row, reference
-from rivals.sitting import Result
-from rivals.workloads import WORKLOADS
+from recipes.benchmarks.rows import BOUNDS, PACKAGES, ROWS, Bound, Row, reference
+from recipes.benchmarks.sitting import Result
+from recipes.benchmarks.workloads import WORKLOADS
 
 MEASURES = {
     "wall": "wall a round", "step": "wall a client-step", "total": "wall of the run", "processor": "processor a round",

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rivals.rows import PACKAGES, Row
+from recipes.benchmarks.rows import PACKAGES, Row
 
-RECIPES = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
 
 _PROBE = """
@@ -107,8 +107,8 @@ class Sitting:
 
     def _run(self, python: Interpreter, row: Row, other: dict[str, int]) -> Result:
         sizes = [f"{name}={value}" for name, value in {**self.sizes, **dict(row.sizes), **other}.items()]
-        command = [python.path, *["-Xgil=0"] * python.free, "-m", f"rivals.{row.adapter}", "--workload", row.workload]
-        command += ["--mode", row.mode, "--sizes", *sizes]
+        command = [python.path, *["-Xgil=0"] * python.free, "-m", f"recipes.benchmarks.{row.adapter}"]
+        command += ["--workload", row.workload, "--mode", row.mode, "--sizes", *sizes]
         with tempfile.TemporaryDirectory() as nowhere:
             return _output(command, nowhere, self._environment(row), self.timeout)
 
@@ -118,7 +118,7 @@ class Sitting:
         ours = {
             "FEDLIGHTNING_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"), "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(RECIPES), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
         return {**os.environ, **ours}
 

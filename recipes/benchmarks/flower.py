@@ -11,9 +11,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network
-from rivals.workloads import Workload, shared_data
+
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.networks import mean_loss, network
+from recipes.benchmarks.workloads import Workload, shared_data
 
 
 def client_app(work: Workload) -> ClientApp:

@@ -1,6 +1,6 @@
 """Two claims of Lei et al., arXiv:2511.00469, on quadratics whose closed forms are known, in float64.
 
-python recipes/client_optima.py
+python -m recipes.reproductions.client_optima
 
 1. The distance between the clients' optima raises the floor of the global loss: with f_i(x) = ½ (x − b_i)ᵀ A_i (x − b_i)
    and x* = (Σ p_i A_i)⁻¹ Σ p_i A_i b_i the floor is F(x*) = Σ p_i f_i(x*), which grows with the square of the distance.

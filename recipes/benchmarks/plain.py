@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from rivals.meter import Meter, measure
-from rivals.networks import mean_loss, network
-from rivals.workloads import Workload
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from recipes.benchmarks.meter import Meter, measure
+from recipes.benchmarks.networks import mean_loss, network
+from recipes.benchmarks.workloads import Workload
 
 Order = Callable[[int, int, int, int], Tensor]
 """The order of a client's examples, from round, client, epoch and how many they are."""

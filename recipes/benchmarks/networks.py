@@ -4,8 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from rivals.workloads import Data, Workload
 from torch import Tensor, nn
+
+from recipes.benchmarks.workloads import Data, Workload
 
 
 class LeNet(nn.Module):
