@@ -17,22 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipes.benchmarks.rows import PACKAGES
 from recipes.benchmarks.workloads import WORKLOADS, Workload, parse_sizes, resized
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "fedlightning",
-    "pfl",
-    "fedlab",
-    "fluke-fl",
-    "flwr",
-    "ray",
-    "blazefl",
-    "fedjax",
-    "jax",
-)
+_VERSIONS_OF = dict.fromkeys((*(package for package, _ in PACKAGES.values()), "torchvision", "numpy", "ray", "jax"))
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
@@ -69,7 +57,7 @@ class Meter:
 
     def mark(self, steps: int | None = None) -> None:
         """A round has ended, in which the clients took so many steps."""
-        wall, own, others = time.perf_counter(), time.process_time(), _processor_seconds_of_children()
+        wall, own, others = time.perf_counter(), time.process_time(), processor_seconds_of_children()
         ended = _Clocks(wall, own + others)
         self.marks.append((ended, _Clocks(time.perf_counter(), time.process_time() + others)))
         if steps is not None:
@@ -78,7 +66,7 @@ class Meter:
     def report(self, work: Workload) -> dict[str, Any]:
         """Seconds of each round but the first, of the first, and of all; steps of these rounds; the peak of memory."""
         self._ended.set()
-        self.peak = max(self.peak, _peak())
+        self.peak = max(self.peak, peak_of_this_process())
         pairs = [(begun, ended) for (_, begun), (ended, _) in pairwise(self.marks)]
         wall, processor = ([round(ended[i] - begun[i], 6) for begun, ended in pairs] for i in range(2))
         steps = self.steps or [work.steps_of(t) for t in range(len(pairs))]
@@ -91,9 +79,10 @@ class Meter:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.2):
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Note the memory of the whole tree, where there are children."""
         tree = list(_tree(os.getpid()))
         if len(tree) > 1:
             self.peak = max(self.peak, sum(map(_share, tree)))
@@ -119,7 +108,7 @@ def _share(process: int) -> int:
         return 0
 
 
-def _peak() -> int:
+def peak_of_this_process() -> int:
     """The most bytes that this process has had, with shared pages in full; 0 where there is no /proc."""
     status = Path("/proc/self/status")
     return _bytes(status, "VmHWM:") if status.is_file() else 0
@@ -135,7 +124,7 @@ def _bytes(listing: Path, name: str) -> int:
     return sum(int(line.split()[1]) * 1024 for line in listing.read_text().splitlines() if line.startswith(name))
 
 
-def _processor_seconds_of_children() -> float:
+def processor_seconds_of_children() -> float:
     """User and system seconds of this process's children that have ended, and of its descendants that live."""
     ended, ticks = os.times(), sum(_ticks(child) for child in _tree(os.getpid()) if child != os.getpid())
     return ended.children_user + ended.children_system + ticks / _TICKS
@@ -152,7 +141,7 @@ def _ticks(process: int) -> int:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for package in _PACKAGES:
+    for package in _VERSIONS_OF:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

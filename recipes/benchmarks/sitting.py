@@ -14,6 +14,7 @@ from typing import Any
 from recipes.benchmarks.rows import PACKAGES, Row
 
 ROOT = Path(__file__).parents[2]
+"""The repository's."""
 Result = dict[str, Any]
 
 _PROBE = """
@@ -109,16 +110,18 @@ class Sitting:
         sizes = [f"{name}={value}" for name, value in {**self.sizes, **dict(row.sizes), **other}.items()]
         command = [python.path, *["-Xgil=0"] * python.free, "-m", f"recipes.benchmarks.{row.adapter}"]
         command += ["--workload", row.workload, "--mode", row.mode, "--sizes", *sizes]
-        with tempfile.TemporaryDirectory() as nowhere:
-            return _output(command, nowhere, self._environment(row), self.timeout)
+        return run(command, self.environment(row), self.timeout)
 
-    def _environment(self, row: Row) -> dict[str, str]:
-        """One thread each unless the framework is told otherwise, no GPU, and the row's own cache."""
+    def environment(self, row: Row) -> dict[str, str]:
+        """One thread each unless the framework is told otherwise, no GPU, and the row's own cache.
+
+        Raises:
+            Failed: the row needs a filled cache, and no row from an empty one ran before.
+        """
         cache = str(self._cache(row))
         ours = {
             "FEDLIGHTNING_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"), "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
         return {**os.environ, **ours}
 
@@ -132,9 +135,14 @@ class Sitting:
         return self._filled[row.free]
 
 
-def _output(command: list[str], folder: str, environment: dict[str, str], timeout: float) -> Result:
+def run(command: list[str], environment: Mapping[str, str], timeout: float) -> Result:
+    """Run an adapter in the repository's root, where `-m` finds it in any Python; its result.
+
+    Raises:
+        Failed: it did not end well, or not within so many seconds.
+    """
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         start_new_session=True,
     )  # fmt: skip
     try:

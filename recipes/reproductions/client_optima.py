@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedlightning import Callback, FedAvg, FederatedTrainer, FedMethod, Scaffold, SlotStrategy
 from fedlightning.analysis import ClientOptima
-from fedlightning.analysis.figures import new_figure, require_matplotlib
+from fedlightning.analysis.figures import new_figure, require_matplotlib, write_figure
 from fedlightning.compare.diary import check_folder
 from fedlightning.errors import require_within
 from fedlightning.randomness import torch_stream
@@ -145,7 +145,7 @@ def predicted_variance(optima: Tensor, steps: int, participants: float) -> float
 def oscillation(steps: int, participants: int, rounds: int, seed: int) -> Oscillation:
     """Run FedAvg from the stationary mean, leave the first tenth out, and compare; 50 rounds where nothing oscillates."""
     rounds = rounds if participants < CLIENTS else min(rounds, 50)
-    optima = torch.randn(CLIENTS, DIMENSIONS, generator=torch_stream(seed, "client-optima", 2), dtype=torch.float64)
+    optima = oscillating(seed)
     curvatures = [torch.eye(DIMENSIONS, dtype=torch.float64)] * CLIENTS
     data = Quadratics(curvatures, list(optima), [DIMENSIONS] * CLIENTS, steps)
     look = Distance(optima.mean(0))
@@ -179,7 +179,7 @@ def draw(lower: Sequence[Floor], later: Sequence[Oscillation], stem: Path, seed:
     figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     _draw_floors(left, lower)
-    optima = torch.randn(CLIENTS, DIMENSIONS, generator=torch_stream(seed, "client-optima", 2), dtype=torch.float64)
+    optima = oscillating(seed)
     sizes = torch.linspace(1, CLIENTS, 91).tolist()
     for steps, colour in zip(LOCAL_STEPS, ("tab:green", "tab:purple"), strict=True):
         curve = [predicted_variance(optima, steps, m) for m in sizes]
@@ -194,11 +194,7 @@ def draw(lower: Sequence[Floor], later: Sequence[Oscillation], stem: Path, seed:
     right.set_title("2. FedAvg oscillates under partial participation")
     right.set_ylim(bottom=0)
     right.legend(fontsize=9)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(suffix) for suffix in (".pdf", ".png")]
-    for path, metadata in zip(paths, ({"CreationDate": None}, {}), strict=True):
-        figure.savefig(path, dpi=110, metadata=metadata)
-    return paths
+    return write_figure(figure, stem, dpi=110)
 
 
 def _draw_floors(axes: "Axes", lower: Sequence[Floor]) -> None:

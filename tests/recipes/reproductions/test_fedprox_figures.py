@@ -2,18 +2,15 @@
 
 import csv
 import dataclasses
-import importlib
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from recipe_runner import RECIPES
 
 from fedlightning import ConfigurationError, FederatedTrainer, ModelCheckpoint
 from fedlightning.analysis import Dissimilarity
@@ -21,6 +18,9 @@ from fedlightning.cli.recipe import call_program
 from fedlightning.datasets import Synthetic
 from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
 from fedlightning.participation.stragglers import Stragglers
+from recipes.reproductions.fedprox import __main__ as paper
+from recipes.reproductions.fedprox import settings
+from recipes.reproductions.fedprox.figures import draw
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra `figures`")
 
@@ -29,28 +29,27 @@ COLOURS = {"FedAvg": "#ff7f0e", "FedProx (μ=0)": "#e377c2", "FedProx (μ>0)": "
 STYLES = {"FedAvg": ":", "FedProx (μ=0)": "--", "FedProx (μ>0)": "-"}
 
 
-@pytest.fixture
-def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs lie in the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
-    return importlib.import_module("fedprox_paper")
 
 
 @pytest.fixture
-def one_step(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of the synthetic sets is one local step of each client."""
 
     def short(*arguments: Any, epochs: int, **options: Any) -> Synthetic:
         return Synthetic(*arguments, steps=1, **options)
 
-    monkeypatch.setattr(importlib.import_module("fedprox.settings"), "Synthetic", short)
+    monkeypatch.setattr(settings, "Synthetic", short)
 
 
-def columns(paper: ModuleType, figure: int, **options: Any) -> list[Any]:
+def columns(figure: int, **options: Any) -> list[Any]:
     return [paper.Column(dataset, paper.Options(**options)) for dataset in paper.FIGURES[figure].columns]
 
 
-def curves(paper: ModuleType, figure: int, column: Any) -> Iterable[tuple[float, Any, Any]]:
+def curves(figure: int, column: Any) -> Iterable[tuple[float, Any, Any]]:
     plan = paper.FIGURES[figure]
     return [(drop, look, curve) for drop in plan.drops for look, curve in plan.lines(column.dataset, drop)]
 
@@ -68,11 +67,11 @@ def made_up(folder: Path, rounds: int, values: Callable[[int], tuple[float, floa
                 writer.writerow([t, "", "", variance])
 
 
-def fill(paper: ModuleType, figure: int, **options: Any) -> dict[Path, float]:
+def fill(figure: int, **options: Any) -> dict[Path, float]:
     """All curves of a figure, each at a level of its own, by folder."""
     levels: dict[Path, float] = {}
-    for column in columns(paper, figure, **options):
-        for _, _, curve in curves(paper, figure, column):
+    for column in columns(figure, **options):
+        for _, _, curve in curves(figure, column):
             folder = column.folder(curve)
             level = levels.setdefault(folder, 1 + len(levels) / 100)
             made_up(folder, column.rounds, lambda t, level=level: (level + 1 / (t + 1), level - 1, 10 * level))
@@ -88,7 +87,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # -- what is run --------------------------------------------------------------------------------------------------------
-def test_the_settings_are_the_paper_s(paper: ModuleType) -> None:
+def test_the_settings_are_the_paper_s() -> None:
     shown = {name: (s.lr, s.mu, s.rounds, s.stride) for name, s in paper.SETTINGS.items()}
     assert {shown.pop(name) for name in paper.SYNTHETIC} == {(0.01, 1, 200, 1)}
     assert shown == {
@@ -99,11 +98,11 @@ def test_the_settings_are_the_paper_s(paper: ModuleType) -> None:
     }
 
 
-def test_curves_that_are_equal_are_run_once(paper: ModuleType) -> None:
+def test_curves_that_are_equal_are_run_once() -> None:
     """Without stragglers FedAvg is FedProx with μ = 0; figures 1, 7 and 8 show the same runs, and so do 2, 3, 5, 11, 12."""
 
     def runs(*figures: int) -> set[Any]:
-        return {curve for f in figures for column in columns(paper, f) for _, _, curve in curves(paper, f, column)}
+        return {curve for f in figures for column in columns(f) for _, _, curve in curves(f, column)}
 
     assert len(runs(1)) == 5 * (2 + 3 + 3)
     assert runs(1) == runs(7) == runs(8)
@@ -117,8 +116,8 @@ def test_curves_that_are_equal_are_run_once(paper: ModuleType) -> None:
     assert len({(curve.dataset, curve.name(0)) for curve in every}) == len(every)
 
 
-def test_adaptive_mu_starts_at_its_worst(paper: ModuleType) -> None:
-    starts = {c.dataset: curve.mu for c in columns(paper, 11) for _, _, curve in curves(paper, 11, c) if curve.method == "adaptivefedprox"}  # fmt: skip
+def test_adaptive_mu_starts_at_its_worst() -> None:
+    starts = {c.dataset: curve.mu for c in columns(11) for _, _, curve in curves(11, c) if curve.method == "adaptivefedprox"}  # fmt: skip
     assert starts == {"synthetic_iid": 1, "synthetic_0_0": 0, "synthetic_0.5_0.5": 0, "synthetic_1_1": 0}
 
 
@@ -132,9 +131,7 @@ def test_adaptive_mu_starts_at_its_worst(paper: ModuleType) -> None:
         ({"method": "adaptivefedprox", "mu": 1.0}, None, RoundSeeded(), "examples"),
     ],
 )
-def test_how_a_curve_is_run(
-    fields: Any, stragglers: Stragglers | None, sampler: Any, weighting: str, paper: ModuleType
-) -> None:
+def test_how_a_curve_is_run(fields: Any, stragglers: Stragglers | None, sampler: Any, weighting: str) -> None:
     column, curve = paper.Column("sent140", paper.Options(seed=3)), paper.Curve("sent140", **fields)
     trainer, method = column._trainer(column.folder(curve), curve), curve.configured()
     assert (trainer.max_rounds, trainer._participation, trainer.seed) == (800, 10, 3)
@@ -146,7 +143,7 @@ def test_how_a_curve_is_run(
     assert (measure.every, measure.num_clients) == (10, None)
 
 
-def test_the_synthetic_data(paper: ModuleType) -> None:
+def test_the_synthetic_data() -> None:
     for labels in ("argmax", "sample"):
         options = paper.Options(seed=2, labels=labels)
         loaded = {name: paper.SETTINGS[name].load(options, 20)[0] for name in paper.SYNTHETIC}
@@ -161,7 +158,7 @@ def test_the_synthetic_data(paper: ModuleType) -> None:
 @pytest.mark.skipif(
     "FEDLIGHTNING_DATA" not in os.environ, reason="set FEDLIGHTNING_DATA to the folder of the data sets"
 )
-def test_mnist_is_found(paper: ModuleType) -> None:
+def test_mnist_is_found() -> None:
     data, task = paper.SETTINGS["mnist"].load(paper.Options(data_dir=os.environ["FEDLIGHTNING_DATA"]), 20)
     data.setup()
     assert (data.clients.num_clients, data.batch_size, data.epochs) == (1000, 10, 20)
@@ -169,7 +166,7 @@ def test_mnist_is_found(paper: ModuleType) -> None:
 
 
 # -- running, and running again -----------------------------------------------------------------------------------------
-def test_figure_2_from_nothing(paper: ModuleType, one_step: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:  # fmt: skip
+def test_figure_2_from_nothing(one_step: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:  # fmt: skip
     argv = ["--figure", "2", "--rounds", "1", "--quick", "--slots", "1", "--seed", "1", "--out", "drawn"]
     files = call_program(paper.main, argv)
     assert files == [Path("drawn", f"fedprox_figure2.{kind}") for kind in ("pdf", "png")]
@@ -195,11 +192,11 @@ def test_figure_2_from_nothing(paper: ModuleType, one_step: None, tmp_path: Path
         call_program(paper.main, [*argv, "--rounds", "2"])
 
 
-def synthetic_column(paper: ModuleType, rounds: int) -> tuple[Any, Any]:
+def synthetic_column(rounds: int) -> tuple[Any, Any]:
     return paper.Column("synthetic_1_1", paper.Options(seed=1, slots="1", rounds=rounds)), paper.Curve("synthetic_1_1")
 
 
-def losses(paper: ModuleType, folder: Path) -> list[tuple[int, float]]:
+def losses(folder: Path) -> list[tuple[int, float]]:
     """Of every row, so that a round that was logged twice shows."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [
@@ -209,13 +206,13 @@ def losses(paper: ModuleType, folder: Path) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(("stop", "killed", "left"), [(3, False, 3), (11, True, 10)])
 def test_a_curve_that_was_stopped_goes_on(
-    stop: int, killed: bool, left: int, paper: ModuleType, one_step: None, tmp_path: Path,
+    stop: int, killed: bool, left: int, one_step: None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Stopped by Ctrl-C, or killed: then the last checkpoint is older than the last row."""
-    column, curve = synthetic_column(paper, 12)
+    column, curve = synthetic_column(12)
     column.complete([curve])
-    whole = losses(paper, column.folder(curve))
+    whole = losses(column.folder(curve))
     assert [t for t, _ in whole] == list(range(13))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -230,46 +227,46 @@ def test_a_curve_that_was_stopped_goes_on(
             context.setattr(ModelCheckpoint, "on_exception", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             column.complete([curve])
-    assert losses(paper, column.folder(curve)) == whole[: stop + 1]
+    assert losses(column.folder(curve)) == whole[: stop + 1]
     capsys.readouterr()
-    synthetic_column(paper, 12)[0].complete([curve])
+    synthetic_column(12)[0].complete([curve])
     assert f": on from round {left} to round 12 in " in capsys.readouterr().out
-    assert losses(paper, column.folder(curve)) == whole
+    assert losses(column.folder(curve)) == whole
 
 
-def test_a_curve_that_was_killed_before_its_first_checkpoint_begins_anew(paper: ModuleType, one_step: None) -> None:
-    column, curve = synthetic_column(paper, 2)
+def test_a_curve_that_was_killed_before_its_first_checkpoint_begins_anew(one_step: None) -> None:
+    column, curve = synthetic_column(2)
     made_up(column.folder(curve), 1, lambda t: (9.0, 9.0, 9.0))
     column.complete([curve])
-    found = losses(paper, column.folder(curve))
+    found = losses(column.folder(curve))
     assert [t for t, _ in found] == [0, 1, 2]
     assert 9.0 not in {value for _, value in found}
 
 
-def test_more_rounds_go_on_and_fewer_are_there(paper: ModuleType, one_step: None, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_more_rounds_go_on_and_fewer_are_there(one_step: None, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     for rounds, how in ((2, ": to round 2 in "), (3, ": on from round 2 to round 3 in "), (1, ": finished before")):
-        column, curve = synthetic_column(paper, rounds)
+        column, curve = synthetic_column(rounds)
         column.complete([curve])
         assert how in capsys.readouterr().out
 
 
 def test_a_curve_that_diverges_is_kept_as_it_is(
-    paper: ModuleType, one_step: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    one_step: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:  # fmt: skip
     setting = dataclasses.replace(paper.SETTINGS["synthetic_1_1"], lr=1e37)
     monkeypatch.setitem(paper.SETTINGS, "synthetic_1_1", setting)
-    column, curve = synthetic_column(paper, 30)
+    column, curve = synthetic_column(30)
     column.complete([curve])
     assert "must be finite" in (line := capsys.readouterr().out)
     assert ": ended after round " in line
-    assert 0 < len(losses(paper, column.folder(curve))) < 30
+    assert 0 < len(losses(column.folder(curve))) < 30
     request.getfixturevalue("no_training")
     column.complete([curve])
     assert "finished before" in capsys.readouterr().out
 
 
-def test_a_folder_of_another_run_is_refused(paper: ModuleType, one_step: None) -> None:
-    column, curve = synthetic_column(paper, 1)
+def test_a_folder_of_another_run_is_refused(one_step: None) -> None:
+    column, curve = synthetic_column(1)
     column.complete([curve])
     path = column.folder(curve) / "curve.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
@@ -278,7 +275,7 @@ def test_a_folder_of_another_run_is_refused(paper: ModuleType, one_step: None) -
 
 
 # -- what is not there --------------------------------------------------------------------------------------------------
-def test_data_that_are_not_there_are_left_out(paper: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_data_that_are_not_there_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     with pytest.raises(ConfigurationError, match=r"Figure 6 .* none is left of mnist, femnist, .* `--data-dir`"):
         call_program(paper.main, ["--figure", "6", "--data-dir", "nowhere"])
     lines = capsys.readouterr().out.splitlines()
@@ -287,41 +284,38 @@ def test_data_that_are_not_there_are_left_out(paper: ModuleType, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_columns_that_are_left_out_leave_the_others(paper: ModuleType, no_training: None) -> None:
-    fill(paper, 1)
+def test_columns_that_are_left_out_leave_the_others(no_training: None) -> None:
+    fill(1)
     for run in Path("logs", "fedprox_paper", "femnist").iterdir():
         (run / "metrics.csv").unlink()
     kept = paper.completed(paper.FIGURES[1], paper.FIGURES[1].columns, paper.Options(data_dir="nowhere"))
     assert [column.dataset for column in kept] == ["synthetic_1_1", "mnist", "shakespeare", "sent140"]
-    figure = draw(paper, paper.arranged(paper.FIGURES[1], kept))
+    figure = draw(paper.arranged(paper.FIGURES[1], kept))
     assert [axes.get_title() for axes in figure.axes[:4]] == ["Synthetic", "MNIST", "Shakespeare", "Sent140"]
 
 
-def test_quick_has_no_real_data(paper: ModuleType, no_training: None) -> None:
-    fill(paper, 1)
+def test_quick_has_no_real_data(no_training: None) -> None:
+    fill(1)
     assert [path.name for path in call_program(paper.main, ["--figure", "1", "--quick"])] == ["fedprox_figure1_quick.pdf", "fedprox_figure1_quick.png"]  # fmt: skip
     with pytest.raises(ConfigurationError, match="leave `--quick` out"):
         call_program(paper.main, ["--figure", "6", "--quick"])
 
 
-def test_without_matplotlib_nothing_is_run(paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigurationError, match=r'pip install -e "\.\[figures\]"'):
+    message = r'^fedprox draws with matplotlib, .* run `pip install -e "\.\[figures\]"`\.$'
+    with pytest.raises(ConfigurationError, match=message):
         call_program(paper.main, ["--figure", "2", "--rounds", "1"])
     assert list(tmp_path.iterdir()) == []
 
 
 # -- the drawings -------------------------------------------------------------------------------------------------------
-def draw(paper: ModuleType, sheet: Any) -> Any:
-    return importlib.import_module("fedprox.figures").draw(sheet)
-
-
-def test_figure_1_looks_like_the_paper_s(paper: ModuleType) -> None:
+def test_figure_1_looks_like_the_paper_s() -> None:
     from matplotlib.colors import to_hex
 
-    levels = fill(paper, 1)
-    found = columns(paper, 1)
-    figure = draw(paper, paper.arranged(paper.FIGURES[1], found))
+    levels = fill(1)
+    found = columns(1)
+    figure = draw(paper.arranged(paper.FIGURES[1], found))
     assert tuple(figure.get_size_inches()) == pytest.approx((23, 10))
     assert len(figure.axes) == 15
     titles = ["Synthetic", "MNIST", "FEMNIST", "Shakespeare", "Sent140"]
@@ -355,10 +349,10 @@ def test_figure_1_looks_like_the_paper_s(paper: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("figure", "place", "label"), [(7, 1, "Testing Accuracy"), (8, 2, "Variance of Local Grad.")])
-def test_figures_7_and_8_show_the_same_runs(paper: ModuleType, figure: int, place: int, label: str) -> None:
-    levels = fill(paper, figure)
-    found = columns(paper, figure)
-    drawn = draw(paper, paper.arranged(paper.FIGURES[figure], found))
+def test_figures_7_and_8_show_the_same_runs(figure: int, place: int, label: str) -> None:
+    levels = fill(figure)
+    found = columns(figure)
+    drawn = draw(paper.arranged(paper.FIGURES[figure], found))
     assert drawn.axes[0].get_ylabel().endswith(label)
     level = levels[found[1].folder(paper.Curve("mnist", "fedavg", drop=0.9))]
     assert set(drawn.axes[11].lines[0].get_ydata()) == {(level - 1, 10 * level)[place - 1]}
@@ -372,11 +366,11 @@ def test_figures_7_and_8_show_the_same_runs(paper: ModuleType, figure: int, plac
         (5, ["Training Loss", "Testing Accuracy", "Variance of Local Grad."]),
     ],
 )
-def test_figures_2_and_5_look_like_the_paper_s(paper: ModuleType, figure: int, rows: list[str]) -> None:
+def test_figures_2_and_5_look_like_the_paper_s(figure: int, rows: list[str]) -> None:
     from matplotlib.colors import to_hex
 
-    fill(paper, figure)
-    drawn = draw(paper, paper.arranged(paper.FIGURES[figure], columns(paper, figure)))
+    fill(figure)
+    drawn = draw(paper.arranged(paper.FIGURES[figure], columns(figure)))
     assert tuple(drawn.get_size_inches()) == (20, 4 * len(rows))
     titles = ["Synthetic-IID", "Synthetic (0,0)", "Synthetic (0.5,0.5)", "Synthetic (1,1)"]
     assert [axes.get_title() for axes in drawn.axes] == titles + [""] * (4 * len(rows) - 4)
@@ -392,9 +386,9 @@ def test_figures_2_and_5_look_like_the_paper_s(paper: ModuleType, figure: int, r
 
 
 @pytest.mark.parametrize(("figure", "panels", "lines"), [(3, 2, 3), (6, 12, 2), (9, 15, 2), (10, 15, 2), (11, 4, 3), (12, 12, 4)])  # fmt: skip
-def test_the_other_figures(paper: ModuleType, figure: int, panels: int, lines: int) -> None:
-    fill(paper, figure)
-    drawn = draw(paper, paper.arranged(paper.FIGURES[figure], columns(paper, figure)))
+def test_the_other_figures(figure: int, panels: int, lines: int) -> None:
+    fill(figure)
+    drawn = draw(paper.arranged(paper.FIGURES[figure], columns(figure)))
     assert [len(axes.lines) for axes in drawn.axes] == [lines] * panels
     assert all(len(line.get_xdata()) > 1 for axes in drawn.axes for line in axes.lines)
     assert len({(line.get_linestyle(), line.get_color()) for line in drawn.axes[0].lines}) == lines
@@ -405,9 +399,9 @@ def test_the_other_figures(paper: ModuleType, figure: int, panels: int, lines: i
     assert drawn.bbox.x0 <= box.x0 < box.x1 <= drawn.bbox.x1
 
 
-def test_rounds_that_were_asked_for_are_drawn(paper: ModuleType, no_training: None) -> None:
-    fill(paper, 1)
-    drawn = draw(paper, paper.arranged(paper.FIGURES[1], columns(paper, 1, rounds=20)))
+def test_rounds_that_were_asked_for_are_drawn(no_training: None) -> None:
+    fill(1)
+    drawn = draw(paper.arranged(paper.FIGURES[1], columns(1, rounds=20)))
     assert {axes.get_xlim() for axes in drawn.axes} == {(0, 20)}
     assert {max(line.get_xdata()) for axes in drawn.axes for line in axes.lines} == {20}
 
@@ -417,13 +411,13 @@ def values(numbers: Iterable[float]) -> dict[int, float]:
     return dict(enumerate(numbers))
 
 
-def test_a_curve_is_read_where_it_has_converged(paper: ModuleType) -> None:
+def test_a_curve_is_read_where_it_has_converged() -> None:
     loss = values([2.0, 1.0, 0.99985, 0.99978, 0.9, 0.9])  # it changes by 1.5 · 10⁻⁴, then by 0.7 · 10⁻⁴
     found = paper.reading(loss, values([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), 5)
     assert (found.round, found.why, found.accuracy) == (3, "converged", 0.4)
 
 
-def test_a_curve_is_read_where_it_begins_to_diverge(paper: ModuleType) -> None:
+def test_a_curve_is_read_where_it_begins_to_diverge() -> None:
     """More than 1 above what it was ten rounds ago; one round earlier it was exactly 1, and a jump from t − 9 is none."""
     loss = values([1.0 + 0.01 * t for t in range(10)] + [2.0, 2.02, 3.0, 3.1])
     found = paper.reading(loss, values(t / 100 for t in range(14)), 13)
@@ -432,7 +426,7 @@ def test_a_curve_is_read_where_it_begins_to_diverge(paper: ModuleType) -> None:
     assert paper.reading(jump, values([0.5] * 10), 9).why == "exhausted"
 
 
-def test_a_curve_is_read_at_the_end_otherwise(paper: ModuleType) -> None:
+def test_a_curve_is_read_at_the_end_otherwise() -> None:
     loss, accuracy = values([3.0, 2.0, 1.0, 0.5, 0.5]), values([0.1, 0.2, 0.3, 0.4, 0.5])
     assert paper.reading(loss, accuracy, 3) == paper.reading(dict(list(loss.items())[:4]), accuracy, 10)
     found = paper.reading(loss, accuracy, 3)
@@ -440,15 +434,15 @@ def test_a_curve_is_read_at_the_end_otherwise(paper: ModuleType) -> None:
     assert paper.reading(loss, accuracy, 10).why == "converged"
 
 
-def test_a_loss_that_is_not_a_number_is_passed_over(paper: ModuleType) -> None:
+def test_a_loss_that_is_not_a_number_is_passed_over() -> None:
     loss = values([1.0, math.nan, 3.0, math.inf])
     assert paper.reading(loss, values([0.1, 0.2, 0.3, 0.4]), 3).round == 3
 
 
-def test_the_gain_is_printed(paper: ModuleType, no_training: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gain_is_printed(no_training: None, capsys: pytest.CaptureFixture[str]) -> None:
     """FedAvg has converged in round 30, where it has 0.5; FedProx goes on to its last round and 0.7, on MNIST to 0.8."""
-    for column in columns(paper, 1):
-        for drop, look, curve in curves(paper, 1, column):
+    for column in columns(1):
+        for drop, look, curve in curves(1, column):
             end = 0.8 if column.dataset == "mnist" else 0.7
             if (drop, look.label) == (0.9, "FedAvg"):
                 made_up(column.folder(curve), column.rounds, lambda t: (100 - min(t, 29), 0.5 if t == 30 else 0.1, 1.0))
