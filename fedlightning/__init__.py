@@ -15,6 +15,7 @@ with interpreter.watch_imports():
     from fedlightning.callbacks.base import Callback
     from fedlightning.data import (
         IID,
+        Batching,
         Dirichlet,
         Examples,
         FederatedDataModule,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IID",
+    "Batching",
     "Callback",
     "Classification",
     "ClientContext",

@@ -35,7 +35,7 @@ LIGHTNING = {
     **dict.fromkeys(("fast_dev_run", "limit_train_batches", "limit_val_batches", "overfit_batches"), _TRIAL),
     **dict.fromkeys(("deterministic", "benchmark", "inference_mode"), _REPEATS),
     "precision": '`strategy=SlotStrategy(precision="bf16-mixed")` has the precision',
-    "accumulate_grad_batches": "`batch_size` of the data module is that of a local step",
+    "accumulate_grad_batches": "`Batching(size)` of the data module has the size of a local step's batch",
     "log_every_n_steps": "each round is logged; leave it out",
 }
 """Arguments of `lightning.Trainer`, with what there is here in their place."""

@@ -1,12 +1,12 @@
 """Arguments that are checked against their annotations, before anything is made of them.
 
-What a signature says of a value is what the value must be: `batch_size: int | None` takes whole numbers and None, so neither
+What a signature says of a value is what the value must be: `size: int | None` takes whole numbers and None, so neither
 10.0 nor "10" nor True. Numbers of NumPy count as numbers and become Python's, so that they can be written to checkpoints.
 
-    @checked(batch_size="[1, inf)")
-    def __init__(self, batch_size: int | None = 32) -> None:
+    @checked(size="[1, inf)")
+    def __init__(self, size: int | None = 32) -> None:
 
-refuses 0 with "`batch_size` of TensorData must be a whole number of at least 1 or None, but is 0."
+refuses 0 with "`size` of Images must be a whole number of at least 1 or None, but is 0."
 """
 
 from __future__ import annotations
@@ -384,7 +384,9 @@ def _entries(inner: tuple[Any, ...]) -> str:
 
 
 def _plural(hint: Any) -> str:
-    """E.g. "whole numbers"; "sequences of whole numbers"."""
+    """E.g. "whole numbers"; "sequences of whole numbers"; words as they are."""
+    if get_origin(hint) is Literal:
+        return words(hint)
     first, _, rest = words(hint).partition(" of ")
     _, _, noun = first.rpartition("a ") if first.startswith("a ") else ("", "", first.removeprefix("an "))
     return f"{noun}s" + (f" of {rest}" if rest else "")

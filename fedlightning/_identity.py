@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import astuple
 from typing import Any
 
 from torch import nn
 
 from fedlightning._hashing import described, digest_text
-from fedlightning.data.module import FederatedDataModule
+from fedlightning.data.module import FederatedDataModule, SplitName
 from fedlightning.errors import ConfigurationError
 from fedlightning.layout import identify_model
 from fedlightning.method import FedMethod, hyperparameters
@@ -17,14 +18,20 @@ from fedlightning.state import State
 
 
 def identify(
-    method: FedMethod, task: nn.Module, data: FederatedDataModule, settings: Mapping[str, Any]
+    method: FedMethod,
+    task: nn.Module,
+    data: FederatedDataModule,
+    evaluate_on: Collection[SplitName],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that decides the numbers of a run but its length, as plain JSON; tensors are told by hashes of all they hold.
 
     Args:
         method: its classes and hyperparameters.
         task: its layers, what is trained of them, and the values of what is not.
-        data: training data, partition and batches; test data where they are evaluated, since callbacks decide by them.
+        data: training data, partition and batches.
+        evaluate_on: the splits that are evaluated; the examples of the validation split and of the test set count where they
+            are, since callbacks decide by them.
         settings: of the trainer: the seed, who takes part, and in what numbers.
     """
     classes = [_name(cls) for cls in type(method).__mro__ if issubclass(cls, FedMethod) and cls is not FedMethod]
@@ -35,9 +42,10 @@ def identify(
         **identify_model(task),
         "model": digest_text(f"{task!r}{_attributes(task)}"),
         "partition": data.clients.fingerprint,
-        "batches": [data.batch_size, data.epochs, data.steps, data.drop_last],
+        "batches": list(astuple(data.batching)),
         "training_data": data.fingerprint,
-        "test_data": data.test_fingerprint if "test" in data.evaluate_on else None,
+        "validation_data": data.split_fingerprint("val") if "val" in evaluate_on else None,
+        "test_data": data.split_fingerprint("test") if "test" in evaluate_on else None,
         **{
             name: value if isinstance(value, int | str | None) else described(value) for name, value in settings.items()
         },

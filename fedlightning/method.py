@@ -318,7 +318,7 @@ class FedMethod:
     def on_evaluation(self, server: State, metrics: Mapping[str, float], round: Round) -> State:
         """The server's state with what it learns from an evaluation, e.g. `metrics["train_all/loss"]`. Default: nothing.
 
-        A method that overrides it needs `evaluate_every=1` and "train" in the data module's `evaluate_on`; then it is
+        A method that overrides it needs `evaluate_every=1` and "train" in the trainer's `evaluate_on`; then it is
         called once before the first round, with that round, and after each round, with the one that has ended. Entries []
         that travel to the clients are logged as `server/…`.
         """

@@ -35,7 +35,7 @@ class FederatedTask(LightningModule):
     Args:
         model: any `nn.Module`; its trainable parameters are the vector w that methods see.
         metrics: torchmetrics by name, updated with (outputs, targets) over the pooled test set; one of several numbers, such as
-            the accuracy of each class, is logged by entry, `val/accuracies_0` and so on.
+            the accuracy of each class, is logged by entry, `test/accuracies_0` and so on.
         lr: learning rate of centralised training alone; a federated run takes the method's.
     """
 
@@ -98,7 +98,7 @@ class FederatedTask(LightningModule):
     def with_state(self, state: RoundState) -> Self:
         """The trained task: a copy with the parameters and buffers that a run ended with, in evaluation mode.
 
-        It is the model that the run evaluates, so its accuracy on the test set is the run's `val/accuracy`. Predict with
+        It is the model that the run evaluates, so its accuracy on the test set is the run's `test/accuracy`. Predict with
         `trained(data.preprocess(inputs))`.
 
         Args:
@@ -176,15 +176,29 @@ class FederatedTask(LightningModule):
         return loss
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Log the mean loss, and feed the metrics."""
-        inputs, targets = batch
-        outputs = self(inputs)
-        self.log("val/loss", self.criterion(outputs, targets).mean(), batch_size=len(targets))
-        self.update_metrics(self.metrics, outputs, targets)
+        """Log the mean loss as `val/loss`, and feed the metrics."""
+        self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
-        self.log_dict({f"val/{name}": value for name, value in computed(self.metrics).items()})
+        self._end_evaluation("val")
+
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Log the mean loss as `test/loss`, and feed the metrics."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._end_evaluation("test")
+
+    def _evaluate(self, split: str, batch: Sequence[Tensor]) -> None:
+        inputs, targets = batch
+        outputs = self(inputs)
+        self.log(f"{split}/loss", self.criterion(outputs, targets).mean(), batch_size=len(targets))
+        self.update_metrics(self.metrics, outputs, targets)
+
+    def _end_evaluation(self, split: str) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in computed(self.metrics).items()})
         self.metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

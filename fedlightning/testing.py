@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning._checked import COUNT, checked
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, MethodError, shown
 from fedlightning.execution.strategy import SlotStrategy
@@ -43,11 +44,11 @@ class Quadratics(FederatedDataModule):
     def __init__(
         self, curvatures: Sequence[Tensor], optima: Sequence[Tensor], num_examples: Sequence[int], steps: int = 5
     ) -> None:
-        super().__init__(batch_size=None, steps=steps, evaluate_on=("train",))
+        super().__init__(batching=Batching(None, steps=steps))
         _check_quadratics(curvatures, optima, num_examples)
         self._clients = list(zip(curvatures, optima, num_examples, strict=True))
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """The rows C_i with C_iᵀ C_i = n_i A_i / 2, and y_i = C_i b_i."""
         inputs, targets = [], []
         for curvature, optimum, n in self._clients:
@@ -58,7 +59,7 @@ class Quadratics(FederatedDataModule):
         examples = Examples(torch.cat(inputs), torch.cat(targets))
         owned = torch.split(torch.arange(len(examples.targets)), [n for _, _, n in self._clients])
         clients = Partition.of(owned)
-        return examples, clients, examples, clients
+        return Splits(examples, clients, examples, clients)
 
     @staticmethod
     @checked()
@@ -179,7 +180,7 @@ def _run(
     def trainer(rounds: int) -> FederatedTrainer:
         size: Literal["auto"] | int = "auto" if runner == "loop" else 4
         strategy = SlotStrategy([f"cpu/{i}" for i in range(slots)], runner=runner, cohort_size=size)
-        return FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=1)
+        return FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_on=("train",))
 
     if not resume:
         return _remembered(trainer(4).fit(method, task, _problem()))

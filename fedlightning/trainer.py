@@ -26,7 +26,7 @@ from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.callbacks.base import Callback
 from fedlightning.callbacks.calls import Calls, in_order
 from fedlightning.callbacks.monitor import Monitored
-from fedlightning.data.module import FederatedDataModule
+from fedlightning.data.module import FederatedDataModule, SplitName
 from fedlightning.errors import ConfigurationError
 from fedlightning.evaluation.pooled import Evaluation, EvaluationGivenUp
 from fedlightning.execution.auto import Workload
@@ -63,8 +63,10 @@ class FederatedTrainer:
         logger: Lightning's loggers; True for TensorBoard and CSV in `logs/<method>/version_N`, False for none.
         evaluate_every: rounds between evaluations, which also come before the first round and after the last, whatever ends
             the run; 0 for none.
+        evaluate_on: which splits are evaluated: "val", the validation split, if the data have one (logged as `val/…`); "test",
+            the test set (`test/…`); "train", all clients' training data (`train_all/…`).
         sampler: who takes part in a round.
-        seed: of everything random in the run.
+        seed: of everything random in the run; the data module has another, of the partition.
         stragglers: clients that do less than asked in a round, or nothing; None for nobody.
         **others: none; a name of Lightning's trainer is refused with what there is here in its place.
 
@@ -89,13 +91,23 @@ class FederatedTrainer:
         callbacks: Sequence[Callback] | None = None,
         logger: bool | Logger | Sequence[Logger] = True,
         evaluate_every: int = 1,
+        evaluate_on: tuple[SplitName, ...] = ("val", "test"),
         sampler: ClientSampler | None = None,
         seed: int = 0,
         stragglers: Stragglers | None = None,
         **others: Never,
     ) -> None:
         refuse_unknown("FederatedTrainer", others, FederatedTrainer, LIGHTNING)
-        self.max_rounds, self.evaluate_every, self.seed = max_rounds, evaluate_every, seed
+        if len(set(evaluate_on)) < len(evaluate_on):
+            raise ConfigurationError(
+                f"`evaluate_on` of FederatedTrainer must name each split once, but is {evaluate_on!r}; leave out the repetition."
+            )
+        self.max_rounds, self.evaluate_every, self.evaluate_on, self.seed = (
+            max_rounds,
+            evaluate_every,
+            evaluate_on,
+            seed,
+        )
         self._participation = clients_per_round
         self.strategy = strategy or SlotStrategy()
         self.sampler, self.stragglers = sampler or UniformSampling(), stragglers
@@ -255,7 +267,7 @@ class FederatedTrainer:
         self._work = lru_cache(2)(rounds.works(self.stragglers or Stragglers(0.0)))
         self._hooks.check(self._round(0, self._work(0)))
         _check_gradient_pass(method, data)
-        _check_evaluations(method, data, self.evaluate_every)
+        _check_evaluations(method, data, self.evaluate_every, self.evaluate_on)
         self._reset()
         self._identity = self._identify()
         self._open_folder(opened)
@@ -263,7 +275,7 @@ class FederatedTrainer:
         work = Workload.of(method, data, self.clients_per_round, self.max_rounds)
         self.strategy.setup(method, task, self._layout, data, work, before)
         opened.callback(self.strategy.teardown)
-        self._evaluation = Evaluation(self.strategy, task, data)
+        self._evaluation = Evaluation(self.strategy, task, data, self.evaluate_on)
         self.state = self._start_state(saved or state, taken_up=saved is None)
         self._finished = replace(self._finished, state=self.state)
         self.round = self.start_round = self.state.round
@@ -367,7 +379,7 @@ class FederatedTrainer:
             "seed": self.seed, "clients_per_round": self.clients_per_round, "sampler": self.sampler,
             "stragglers": self.stragglers, "precision": self.strategy.precision,
         }  # fmt: skip
-        return identify(self.method, self._task, self.data, settings)
+        return identify(self.method, self._task, self.data, self.evaluate_on, settings)
 
     def _make_loggers(self) -> list[Logger]:
         if isinstance(self._logger, bool):
@@ -446,7 +458,7 @@ class FederatedTrainer:
             *["round/stragglers"] * bool(self.stragglers),
         ]
         if self.evaluate_every and self.round > 0:  # what evaluations log is not known yet
-            known += [f"{name}/*" for name in ("val", "val_clients", "train_all", "train_all_clients", "server")]
+            known += [*self._evaluation.logs, "server/*"]
         for callback in self.callbacks:
             if isinstance(callback, Monitored):
                 callback.check_monitor(self, known)
@@ -457,8 +469,8 @@ class FederatedTrainer:
         No callback decides by it and no checkpoint holds it, since a run that goes on from here would not have it.
         """
         before = dict(self._current)
-        evaluated = self.round == 0 or any(name.startswith(("val/", "train_all/")) for name in before)
-        if self.evaluate_every and self.data.evaluate_on and not evaluated:
+        evaluated = self.round == 0 or any(name.startswith(("val/", "test/", "train_all/")) for name in before)
+        if self.evaluate_every and self.evaluate_on and not evaluated:
             last = self._round(self.round - 1, self._work(self.round - 1))
             with suppress(EvaluationGivenUp):
                 _, metrics = self._evaluate(self.state.server, self.state.buffers, last)
@@ -638,20 +650,23 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _check_gradient_pass(method: FedMethod, data: FederatedDataModule) -> None:
     """Check that a method that wants the gradient over all of a client's data may look at all of them."""
-    if data.drop_last and method.gradient_pass() != "none":
+    if data.batching.drop_last and method.gradient_pass() != "none":
         raise ConfigurationError(
-            f"`drop_last` of {type(data).__name__} must be False for {type(method).__name__}, whose clients compute a gradient "
-            "over all their data, but is True; leave it out, or use a `batch_size` that divides the clients' sizes."
+            f"`batching.drop_last` of {type(data).__name__} must be False for {type(method).__name__}, whose clients compute a "
+            "gradient over all their data, but is True; leave it out, or use a `size` of Batching that divides the clients'."
         )
 
 
-def _check_evaluations(method: FedMethod, data: FederatedDataModule, evaluate_every: int) -> None:
+def _check_evaluations(
+    method: FedMethod, data: FederatedDataModule, evaluate_every: int, evaluate_on: tuple[SplitName, ...]
+) -> None:
     """Check that there is what is evaluated, and that a method that reacts to it gets the training loss after every round."""
-    if evaluate_every and "test" in data.evaluate_on and not len(data.test.targets):
-        raise ConfigurationError(
-            f"The test set of {type(data).__name__} must hold an example for `evaluate_on={data.evaluate_on!r}`, but is empty; "
-            'use `evaluate_on=("train",)`, or `()`.'
-        )
+    for split in evaluate_on if evaluate_every else ():
+        if (found := data.split_named(split)) is not None and not len(found[0].targets):
+            raise ConfigurationError(
+                f"The {split} split of {type(data).__name__} must hold an example for `evaluate_on={evaluate_on!r}`, but is "
+                f"empty; leave {split!r} out of `evaluate_on` of FederatedTrainer."
+            )
     if type(method).on_evaluation is FedMethod.on_evaluation:
         return
     name = type(method).__name__
@@ -660,10 +675,10 @@ def _check_evaluations(method: FedMethod, data: FederatedDataModule, evaluate_ev
             f"`evaluate_every` of FederatedTrainer must be 1 for {name}, which reacts to the training loss of every round, "
             f"but is {evaluate_every}; use `evaluate_every=1`."
         )
-    if "train" not in data.evaluate_on:
+    if "train" not in evaluate_on:
         raise ConfigurationError(
-            f"`evaluate_on` of {type(data).__name__} must hold 'train' for {name}, which reacts to the training loss of "
-            f'every round, but is {data.evaluate_on!r}; use `evaluate_on=("test", "train")`.'
+            f"`evaluate_on` of FederatedTrainer must hold 'train' for {name}, which reacts to the training loss of every round, "
+            f'but is {evaluate_on!r}; use `evaluate_on=("test", "train")`.'
         )
 
 

@@ -88,7 +88,7 @@ def main(
         max_rounds=rounds,
         clients_per_round=clients_per_round,
         strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
-        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
+        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="test/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,
         seed=seed,

@@ -82,7 +82,7 @@ def main(
         max_rounds=rounds,
         clients_per_round=clients_per_round,
         strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
-        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/loss", mode="min")],
+        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="test/loss", mode="min")],
         logger=logger,
         evaluate_every=evaluate_every,
         seed=seed,

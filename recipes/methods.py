@@ -118,7 +118,7 @@ class Accuracies(Callback):
 
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Any) -> None:
         """Keep it."""
-        self.curve.append((trainer.round, metrics["val/accuracy"]))
+        self.curve.append((trainer.round, metrics["test/accuracy"]))
 
 
 @dataclass(frozen=True)

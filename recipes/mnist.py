@@ -76,7 +76,7 @@ def main(
         sampler=RoundSeeded(),
         stragglers=slow,
         strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
-        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
+        callbacks=[RoundProgress(), Throughput(), ModelCheckpoint(monitor="test/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,
         seed=seed,

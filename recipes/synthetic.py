@@ -87,7 +87,7 @@ def main(
         sampler=RoundSeeded(),
         stragglers=heterogeneity,
         strategy=SlotStrategy(slots, runner=runner, cohort_size=cohort_size, precision=precision),
-        callbacks=[*measured, RoundProgress(), Throughput(), ModelCheckpoint(monitor="val/accuracy")],
+        callbacks=[*measured, RoundProgress(), Throughput(), ModelCheckpoint(monitor="test/accuracy")],
         logger=logger,
         evaluate_every=evaluate_every,
         seed=seed,

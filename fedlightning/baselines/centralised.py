@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -20,13 +20,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
-from fedlightning.data.module import FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.evaluation.footprint import examples_at_once
+from fedlightning.evaluation.pooled import PREFIXES
 from fedlightning.execution.numerics import Numerics, check_precision
 from fedlightning.layout import Layout
 from fedlightning.method import FedMethod
 from fedlightning.randomness import torch_stream
-from fedlightning.task import FederatedTask
+from fedlightning.task import FederatedTask, computed
 from fedlightning.trainer import FederatedTrainer
 from fedlightning.trainer import _resolve_participation as resolve_participation
 
@@ -47,7 +48,7 @@ def fit_centralised(
         like: the federated run's trainer, for its rounds, participants, evaluations, seed and precision.
         method: gives the optimiser's numbers.
         task: is trained in place.
-        data: the pooled loaders; its batch size is that of a step.
+        data: whose pooled examples; the size of its batches is that of a step's.
         loggers: where metrics go.
         folder: of the run; `checkpoints/last.ckpt` in it is Lightning's checkpoint of the trained task.
 
@@ -63,14 +64,11 @@ def fit_centralised(
     rounds, gpus = like.max_rounds, range(torch.cuda.device_count())
     epochs = rounds * a_round / len(data.train_dataloader())
     rank_zero_info(f"centralised: {rounds * a_round} steps, {a_round} a round, {epochs:.4g} epochs")
-    curve = _Rounds(method, a_round, loggers)
+    curve = _Rounds(like, method, data, a_round, loggers)
     trainer = _trainer(curve, like, method.clip_norm, folder)
     with _quiet(), torch.random.fork_rng(gpus), Numerics(precision, on_gpu=len(gpus) > 0):
         torch.manual_seed(torch_stream(like.seed, "centralised").initial_seed())
-        trainer.validate(task, data, verbose=False)
-        trainer.fit(task, data)
-        if curve.evaluated < rounds:
-            trainer.validate(task, data, verbose=False)
+        trainer.fit(task, data.train_dataloader())
     curve.close()
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
 
@@ -109,9 +107,7 @@ def _trainer(curve: _Rounds, like: FederatedTrainer, clip_norm: float | None, fo
         logger=False,
         callbacks=[curve],
         gradient_clip_val=clip_norm,
-        val_check_interval=curve.a_round * (like.evaluate_every or like.max_rounds),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
+        limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -126,14 +122,40 @@ def _steps_of_a_round(like: FederatedTrainer, method: FedMethod, data: Federated
     return max(1, round(resolve_participation(like._participation, number) * mean))
 
 
-class _Rounds(Callback):
-    """Sets the learning rate of each round, and logs a row for each."""
+def _scores(task: FederatedTask, batches: Iterable[Examples]) -> dict[str, float]:
+    """The means of the scores over all examples, and the metrics, by name."""
+    metrics, sums, count = task.metrics.clone(), dict[str, torch.Tensor](), 0
+    for batch in batches:
+        inputs, targets = batch.to(task.device)
+        outputs = task(inputs)
+        for name, values in task.scores(outputs, targets).items():
+            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.cpu().sum(dtype=torch.float64)
+        task.update_metrics(metrics, outputs, targets)
+        count += len(targets)
+    return {**{name: float(total) / count for name, total in sums.items()}, **computed(metrics)}
 
-    def __init__(self, method: FedMethod, a_round: int, loggers: Sequence[Logger]) -> None:
-        self.method, self.a_round, self.loggers = method, a_round, loggers
+
+class _Rounds(Callback):
+    """Sets the learning rate of each round, evaluates where a federated run does, and logs a row for each round."""
+
+    def __init__(
+        self,
+        like: FederatedTrainer,
+        method: FedMethod,
+        data: FederatedDataModule,
+        a_round: int,
+        loggers: Sequence[Logger],
+    ) -> None:
+        self.method, self.data, self.a_round, self.loggers = method, data, a_round, loggers
+        self.rounds, self.evaluate_every = like.max_rounds, like.evaluate_every or like.max_rounds
+        self.evaluate_on = [name for name in like.evaluate_on if data.split_named(name) is not None]
         self.losses: list[torch.Tensor] = []
-        self.evaluated, self._spoken = 0, perf_counter()
+        self._spoken = perf_counter()
         self._row: tuple[int, dict[str, float]] = (0, {})
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Evaluate the start model."""
+        self._evaluate(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """η_t and u."""
@@ -144,21 +166,31 @@ class _Rounds(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the mean loss of a round at its end."""
+        """Log the mean loss of a round at its end, and evaluate."""
         self.losses.append(outputs["loss"].detach())
         if perf_counter() - self._spoken >= _SECONDS_OF_SILENCE:
             self._say(f"step {trainer.global_step:,} of {trainer.max_steps:,}")
         if trainer.global_step % self.a_round == 0:
             self._log(trainer, {"train/loss": float(torch.stack(self.losses).mean())})
             self.losses.clear()
+            round = trainer.global_step // self.a_round
+            if round % self.evaluate_every == 0 or round == self.rounds:
+                self._evaluate(trainer, module)
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log the evaluation."""
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self.evaluated = trainer.global_step // self.a_round
+    def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log the scores of each split."""
+        assert isinstance(module, FederatedTask)
+        module.eval()
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            found = {
+                f"{PREFIXES[split]}/{name}": value
+                for split in self.evaluate_on
+                for name, value in _scores(module, self.data.evaluation_dataloader(split)).items()
+            }
+        module.train()
         self._log(trainer, found)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-        self._say(f"round {self.evaluated}/{trainer.max_steps // self.a_round}  {shown}")
+        self._say(f"round {trainer.global_step // self.a_round}/{self.rounds}  {shown}")
 
     def close(self) -> None:
         """Write the last row and close the files."""

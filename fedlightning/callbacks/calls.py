@@ -66,7 +66,7 @@ class Calls:
         """
         failures = self._see("observe", "on_round_end", metrics)
         deciding = [callback for callback in self._trainer.callbacks if callback.stage != "observe"]
-        if failures and any(getattr(each, "monitor", None) not in {None, *metrics, *own} for each in deciding):
+        if failures and any(getattr(each, "watched", None) not in {None, *metrics, *own} for each in deciding):
             raise failures[0]
         failures += self._see("decide", "on_round_end", metrics)
         self._see("save", "decide", metrics)

@@ -29,7 +29,7 @@ class ModelCheckpoint(Monitored):
         dirpath: the folder, in which one run at a time may write; None for `checkpoints` in the run's folder, which is
             `logs/<method>/version_N` for a run whose loggers have none.
         filename: name of a file, without a folder and with `{round}` in it; the monitored metric is added to it, as in
-            `round=12-val_accuracy=0.4312.ckpt`.
+            `round=12-val_accuracy=0.4312.ckpt`; the test set's name where that stands in.
         monitor: the metric by which rounds are ranked; None ranks the latest first.
         mode: whether a smaller ("min") or a larger ("max") metric is better.
         save_top_k: k; -1 keeps every round, 0 none.
@@ -174,7 +174,7 @@ class ModelCheckpoint(Monitored):
         return [path for path in (self._folder / name for name in self._scores) if path.exists()]
 
     def _name(self, round: int, score: float) -> str:
-        metric = "" if self.monitor is None else f"-{self.monitor.replace('/', '_')}={score:.4f}"
+        metric = "" if self.watched is None else f"-{self.watched.replace('/', '_')}={score:.4f}"
         return f"{self.filename.format(round=round)}{metric}.ckpt"
 
     def _write_last(self, trainer: FederatedTrainer, folder: Path, written: Path | None) -> None:

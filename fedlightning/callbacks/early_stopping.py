@@ -54,13 +54,18 @@ class EarlyStopping(Monitored):
         self._last_score: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the count and the scores."""
-        return {"wait_count": self.wait_count, "best_score": self.best_score, "last_score": self._last_score}
+        """Return the count, the scores, and what they are of."""
+        return {
+            "wait_count": self.wait_count,
+            "best_score": self.best_score,
+            "last_score": self._last_score,
+            "watched": self.watched,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them up."""
         self.wait_count, self.best_score = state.get("wait_count", 0), state.get("best_score")
-        self._last_score = state.get("last_score")
+        self._last_score, self.watched = state.get("last_score"), state.get("watched", self.monitor)
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """End a resumed run that had been ended, unless this callback has become more patient."""
@@ -88,7 +93,7 @@ class EarlyStopping(Monitored):
         score = self._last_score
         if score is None:
             return ""
-        shown = f"{self.monitor} is {score:.6g}"
+        shown = f"{self.watched} is {score:.6g}"
         if not math.isfinite(score):
             return f"{shown}, which is not finite"
         if self.stopping_threshold is not None and self.is_better(score, self.stopping_threshold):
@@ -96,5 +101,5 @@ class EarlyStopping(Monitored):
         if self.divergence_threshold is not None and self.is_better(self.divergence_threshold, score):
             return f"{shown}, worse than the divergence threshold {self.divergence_threshold:g}"
         if self.wait_count >= self.patience:
-            return f"{self.monitor} has not improved on {self.best_score:.6g} in {self.wait_count} checks"
+            return f"{self.watched} has not improved on {self.best_score:.6g} in {self.wait_count} checks"
         return ""

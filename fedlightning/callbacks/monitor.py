@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -19,9 +20,14 @@ Mode = Literal["min", "max"]
 class Monitored(Callback):
     """A callback that watches one logged metric; the base of `ModelCheckpoint` and `EarlyStopping`.
 
+    Where the data have no validation split, `val/…` is read from the test set as `test/…`, with one warning a fit.
+
     Args:
         monitor: the metric's name, e.g. "val/accuracy"; None watches nothing.
         mode: whether smaller ("min") or larger ("max") is better.
+
+    Attributes:
+        watched: the name that the metric is logged under in this fit: `monitor`, or that of the test set in its place.
 
     Raises:
         ConfigurationError: `mode` is neither.
@@ -33,7 +39,8 @@ class Monitored(Callback):
     @checked()
     def __init__(self, monitor: str | None, mode: Mode) -> None:
         self.monitor, self.mode = monitor, mode
-        self._evaluated = False
+        self.watched = monitor
+        self._evaluated = self._stands_in = False
 
     @property
     def state_key(self) -> str:
@@ -42,8 +49,9 @@ class Monitored(Callback):
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Forget the last fit, unless this one goes on from it."""
-        self._evaluated = False
+        self._evaluated = self._stands_in = False
         if trainer.start_round == 0:
+            self.watched = self.monitor
             self.load_state_dict({})
 
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
@@ -60,9 +68,10 @@ class Monitored(Callback):
         Raises:
             ConfigurationError: none of these is the metric, and no callback may log it.
         """
-        patterns, unsaid = [*known, *trainer.metrics], any(each.logs is None for each in trainer.callbacks)
-        if self.monitor is not None and not unsaid and not _is_among(self.monitor, [*patterns, *_said(trainer)]):
-            names = [*patterns, *_said(trainer)]
+        if self.monitor is None or any(each.logs is None for each in trainer.callbacks):
+            return
+        names = [*known, *trainer.metrics, *_said(trainer)]
+        if not _is_among(self._find(self.monitor, names, trainer), names):
             raise ConfigurationError(
                 f"`monitor` of {type(self).__name__} must be a metric that this run logs, but is {self.monitor!r}. "
                 f"{nearest(self.monitor, names)}"
@@ -77,17 +86,38 @@ class Monitored(Callback):
         """
         if self.monitor is None:
             return None
-        logged = self.monitor in metrics or self.monitor in trainer.metrics
-        if self._evaluated and not logged and not _is_among(self.monitor, _said(trainer)):
+        names = [*metrics, *trainer.metrics, *_said(trainer)]
+        watched = self._find(self.monitor, names, trainer)
+        if self._evaluated and not _is_among(watched, names):
             raise ConfigurationError(
                 f"`monitor` of {type(self).__name__} must be a logged metric, but {self.monitor!r} was not logged by "
                 f"the end of round {trainer.round}, evaluation included. {nearest(self.monitor, trainer.metrics)}"
             )
-        return metrics.get(self.monitor)
+        return metrics.get(watched)
+
+    def _find(self, monitor: str, names: list[str], trainer: FederatedTrainer) -> str:
+        """The name that the metric is logged under, of the names that there are; the test set's where nothing else has it."""
+        split, _, metric = monitor.partition("/")
+        stand_in = f"{_STAND_INS.get(split, split)}/{metric}"
+        self.watched = monitor
+        if trainer.data.val is None and _is_among(stand_in, names) and not _is_among(monitor, names):
+            self.watched = stand_in
+            if not any(isinstance(each, Monitored) and each._stands_in for each in trainer.callbacks):
+                warnings.warn(
+                    f"There is no validation split, so `{monitor}` is read from the test set as `{stand_in}`; what is chosen by "
+                    "it has seen the test set. A data set of images sets a split aside with `validation=0.1`, TensorData takes "
+                    "`val=`.",
+                    stacklevel=2,
+                )
+            self._stands_in = True
+        return self.watched
 
     def is_better(self, score: float, than: float) -> bool:
         """Whether a score beats another; a NaN beats nothing."""
         return score < than if self.mode == "min" else score > than
+
+
+_STAND_INS = {"val": "test", "val_clients": "test_clients"}
 
 
 def _said(trainer: FederatedTrainer) -> list[str]:

@@ -29,7 +29,7 @@ class RoundProgress(Callback):
 
     A bar in a terminal, with as much beside it as there is room for. Elsewhere plain lines: one for each evaluation and for the
     last round, and otherwise one each five seconds at most, e.g.
-    `round 12/50  train/loss 1.234  val/accuracy 0.4312  83 clients/s  ETA 0:42`. Where a round or an evaluation takes longer, a
+    `round 12/50  train/loss 1.234  test/accuracy 0.4312  83 clients/s  ETA 0:42`. Where a round or an evaluation takes longer, a
     line each fifteen seconds says how far it is.
 
     Args:
@@ -47,7 +47,7 @@ class RoundProgress(Callback):
     def __init__(
         self,
         refresh_rate: float = 4.0,
-        metrics: Sequence[str] = ("train/loss", "val/loss", "val/accuracy"),
+        metrics: Sequence[str] = ("train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy"),
         console: Console | None = None,
     ) -> None:
         self.refresh_rate, self.metrics, self.console = refresh_rate, tuple(metrics), console

@@ -38,8 +38,8 @@ def again(recipe: Path, folder: Path, rounds: int) -> str:
 
 def _metric(folder: Path, callbacks: Sequence[Callback]) -> list[str]:
     """The last and the best value of the metric that is watched, or of the accuracy, or of the loss."""
-    usual: list[tuple[str, Mode]] = [("val/accuracy", "max"), ("val/loss", "min")]
-    watched = [(one.monitor, one.mode) for one in callbacks if isinstance(one, Monitored) and one.monitor is not None]
+    usual: list[tuple[str, Mode]] = [("test/accuracy", "max"), ("test/loss", "min")]
+    watched = [(one.watched, one.mode) for one in callbacks if isinstance(one, Monitored) and one.watched is not None]
     for metric, mode in [*watched, *usual]:
         if curve := _curve(folder / "metrics.csv", metric):
             last, best = max(curve), (max if mode == "max" else min)(curve, key=curve.__getitem__)

@@ -113,7 +113,7 @@ class Comparison:
         seeds: Sequence[int] = (0, 1, 2),
         trainer: Mapping[str, Any] | Callable[..., FederatedTrainer] | None = None,
         root: str | Path = "logs/compare",
-        metric: str = "val/accuracy",
+        metric: str = "test/accuracy",
         mode: Mode = "max",
         target: float | None = None,
         last: int = 1,

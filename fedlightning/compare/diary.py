@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -152,6 +153,7 @@ def identify_run(method: FedMethod, trainer: FederatedTrainer) -> dict[str, Any]
         "rounds": trainer.max_rounds,
         "clients_per_round": repr(trainer._participation),
         "evaluate_every": trainer.evaluate_every,
+        "evaluate_on": list(trainer.evaluate_on),
         "sampler": repr(trainer.sampler),
         "stragglers": repr(trainer.stragglers),
     }
@@ -159,13 +161,13 @@ def identify_run(method: FedMethod, trainer: FederatedTrainer) -> dict[str, Any]
 
 def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str, Any]:
     """The start model and the data, by hashes."""
-    tensors = [*data.train, *data.test, data.test_clients.indices, data.test_clients.offsets]
+    splits = [data.split_fingerprint(name) for name in ("val", "test")]
     return {
         "task": f"{type(task).__name__}({type(task.model).__name__})",
         "start": digest(task.state_dict().values()),
-        "data": f"{type(data).__name__} {digest(tensors)}",
+        "data": f"{type(data).__name__} {digest(data.train)} {splits}",
         "partition": data.clients.fingerprint,
-        "batches": [data.batch_size, data.epochs, data.steps, list(data.evaluate_on)],
+        "batches": list(astuple(data.batching)),
         "augmentation": f"{type(data.augmentation).__name__} {data.fingerprint}",
     }
 

@@ -73,7 +73,7 @@ class Table:
     """
 
     outcomes: tuple[Outcome, ...]
-    metric: str = "val/accuracy"
+    metric: str = "test/accuracy"
     mode: Mode = "max"
     target: float | None = None
     last: int = 1
@@ -175,7 +175,7 @@ class Table:
 
 
 @checked()
-def read_run(folder: Path, name: str, seed: int, metric: str = "val/accuracy") -> Outcome:
+def read_run(folder: Path, name: str, seed: int, metric: str = "test/accuracy") -> Outcome:
     """A finished run from its folder.
 
     Raises:

@@ -70,7 +70,7 @@ class ReplayedWork(Work):
         """The batches [K, B] of a client: epoch e of its life visits its examples in the order P_n^(e + 1)."""
         owned = data.clients.positions(client)
         size = len(owned)
-        batch = data.largest_batch if data.batch_size else size
+        batch = data.largest_batch if data.batching.size else size
         per_epoch, passed, shuffle = -(-size // batch), self.passes.get(client, 0), _shuffle(size)
         index = np.full((-(-num_steps // per_epoch), per_epoch * batch), -1, dtype=np.int64)
         order = _power(shuffle, passed)
@@ -117,26 +117,27 @@ class FedProxReplay(Stragglers):
         return tuple(active.tolist()), generator
 
     def _check(self, rounds: Rounds) -> None:
-        data, name = rounds.data, type(self).__name__
+        data, batching, name = rounds.data, rounds.data.batching, type(self).__name__
         active = self.num_active(rounds.count)
         if not isinstance(rounds.sampler, RoundSeeded):
             raise ConfigurationError(
                 f"`sampler` must be RoundSeeded() for {name}, but is {rounds.sampler!r}; use `sampler=RoundSeeded()`."
             )
-        if data.steps is not None or rounds.local_steps(0) is not None or data.augmentation is not None:
+        if batching.steps is not None or rounds.local_steps(0) is not None or data.augmentation is not None:
             raise ConfigurationError(
                 f"Clients must train for epochs, without augmentation, for {name}, but {type(data).__name__} has "
-                f"steps={data.steps!r} and augmentation={data.augmentation!r}, and the method asks for "
+                f"steps={batching.steps!r} and augmentation={data.augmentation!r}, and the method asks for "
                 f"{rounds.local_steps(0)!r} steps; use `epochs`, or `Stragglers`."
             )
-        if data.drop_last:
+        if batching.drop_last:
             raise ConfigurationError(
-                f"`drop_last` of {type(data).__name__} must be False for {name}, since the program trains on every example."
+                f"`batching.drop_last` of {type(data).__name__} must be False for {name}, since the program trains on every "
+                "example, but is True; leave it out."
             )
-        if self.partial and active < rounds.count and (data.epochs or 1) < 2:
+        if self.partial and active < rounds.count and (batching.epochs or 1) < 2:
             raise ConfigurationError(
-                f"`epochs` of {type(data).__name__} must be at least 2 for {name}, since the program draws a straggler's from "
-                f"1…E − 1, but is {data.epochs}; use `Stragglers`."
+                f"`batching.epochs` of {type(data).__name__} must be at least 2 for {name}, since the program draws a "
+                f"straggler's from 1…E − 1, but is {batching.epochs}; use `Stragglers`."
             )
         if not self.partial and active < 1:
             raise ConfigurationError(
@@ -150,7 +151,7 @@ class _History:
 
     def __init__(self, rule: FedProxReplay, rounds: Rounds) -> None:
         self._rule, self._rounds = rule, rounds
-        self._epochs = rounds.data.epochs or 1
+        self._epochs = rounds.data.batching.epochs or 1
         self._size = rounds.data.clients.size
         self._lock = Lock()
         self._next, self._passes = 0, Counter[int]()
@@ -182,4 +183,4 @@ class _History:
         return {c: self._epochs if c in active else e for c, e in zip(chosen, drawn, strict=True)}
 
     def _batch(self, client: int) -> int:
-        return self._rounds.data.batch_size or self._size(client)
+        return self._rounds.data.batching.size or self._size(client)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from fedlightning._checked import COUNT, checked
+from fedlightning._capabilities import own_hooks
+from fedlightning._checked import checked
 from fedlightning._hashing import described, digest, digest_text
+from fedlightning.data.batching import Batching
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, shown
 from fedlightning.randomness import permute, stream
@@ -52,6 +54,26 @@ def check_examples(examples: Examples, name: str) -> None:
         )
 
 
+class Splits(NamedTuple):
+    """What a data module loads: the examples of each split, and who owns them.
+
+    Attributes:
+        train: training examples.
+        clients: their owners.
+        test: test examples.
+        test_clients: theirs.
+        val: examples that are set aside from training, to choose rounds and hyperparameters by; None where none are.
+        val_clients: their owners.
+    """
+
+    train: Examples
+    clients: Partition
+    test: Examples
+    test_clients: Partition
+    val: Examples | None = None
+    val_clients: Partition | None = None
+
+
 @runtime_checkable
 class Augmentation(Protocol):
     """A random change of a batch of inputs, made of integers drawn before, so that it is the same on every device."""
@@ -75,82 +97,69 @@ class Schedule(NamedTuple):
     draws: Tensor | None
 
 
-BATCHING = {"batch_size": COUNT, "epochs": COUNT, "steps": COUNT}
-"""The intervals of what every data module takes."""
-
 _ROOM = 65_536
 """Places of a batch that cost nothing worth naming where no client fills them."""
 
-_MOST_EPOCHS = 1_000_000
-"""Or steps, of a client in a round: its batches are drawn at once."""
+SplitName = Literal["val", "test", "train"]
+
+_HOOKS = ("schedule", "batch", "preprocess")
+"""What a subclass may define otherwise, and fast paths ask about."""
 
 
 class FederatedDataModule(LightningDataModule):
     """Examples in memory, who owns them, and how they are batched. Subclass it and define `load`.
 
-    A pooled `train_dataloader()` and `val_dataloader()` feed the centralised baseline under a plain `Trainer`.
+    Pooled loaders, `train_dataloader()`, `val_dataloader()` and `test_dataloader()`, feed a plain `lightning.Trainer`.
 
     Args:
-        batch_size: B, examples of a local step; None for the client's whole data. A last batch may be smaller.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full, as batch norm needs it of a last batch of one
-            example. A client that fills no batch keeps the one it has.
+        batching: size and number of the batches that a client trains on in a round.
         augmentation: a random change of each training batch.
-        evaluate_on: what evaluation looks at: "test" (logged as `val/…`), "train" (all clients' training data, logged
-            as `train_all/…`), or both.
 
     Attributes:
         train, test: the examples, after `setup()`.
         clients, test_clients: who owns them, after `setup()`. Training examples may belong to nobody, test examples may not.
-        evaluated_at_once: examples of a batch of `val_dataloader()`; less where they or their outputs are large.
+        val, val_clients: the same of the validation split, after `setup()`; None where there is none.
+        evaluated_at_once: examples of a batch of an evaluation's loader; less where they or their outputs are large.
         shared_examples: whether a training example may belong to several clients, and count for each; a subclass says so.
-        other_test_clients: whether the test set belongs to other clients than those that train; a subclass says so.
+        other_test_clients: whether what is evaluated belongs to other clients than those that train; a subclass says so.
+        own_hooks: which of `schedule`, `batch` and `preprocess` a subclass has made its own. A wrapper that changes nothing
+            declares `own_hooks = frozenset()`, and its hook may then be passed over; see `fedlightning._capabilities`.
 
     Raises:
-        ConfigurationError: a number is not positive, or both `epochs` and `steps` are given.
+        ConfigurationError: an argument is of another type.
     """
 
     train: Examples
     test: Examples
     clients: Partition
     test_clients: Partition
+    val: Examples | None = None
+    val_clients: Partition | None = None
     evaluated_at_once: int = 1024
     shared_examples: bool = False
     other_test_clients: bool = False
 
-    @checked(**BATCHING)
+    own_hooks: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note which hooks the subclass has made its own."""
+        super().__init_subclass__(**options)
+        cls.own_hooks = own_hooks(cls, FederatedDataModule, _HOOKS)
+
+    @checked()
     def __init__(
         self,
         *,
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(),
         augmentation: Augmentation | None = None,
-        evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
         super().__init__()
-        if epochs is not None and steps is not None:
-            raise ConfigurationError(
-                f"Either `epochs` or `steps` may be given, but both are ({epochs} and {steps}); leave one out."
-            )
-        for name, value in (("epochs", epochs), ("steps", steps)):
-            if value is not None and value > _MOST_EPOCHS:
-                raise ConfigurationError(
-                    f"`{name}` of {type(self).__name__} must be at most {_MOST_EPOCHS:,}, but is {value:,}; use more rounds."
-                )
-        if not set(evaluate_on) <= {"test", "train"} or len(set(evaluate_on)) < len(evaluate_on):
-            raise ConfigurationError(
-                f"`evaluate_on` of {type(self).__name__} may hold 'test' and 'train', each once, but is {evaluate_on!r}."
-            )
-        self.batch_size, self.steps, self.augmentation, self.evaluate_on = batch_size, steps, augmentation, evaluate_on
-        self.epochs, self.drop_last = epochs if epochs or steps else 1, drop_last
+        self.batching, self.augmentation = batching, augmentation
         self._is_set_up = False
 
     # -- to define ----------------------------------------------------------------------------------------------------
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
-        """Training examples and their owners, test examples and theirs."""
+    def load(self) -> Splits | tuple[Examples, Partition, Examples, Partition]:
+        """The examples of each split and who owns them; a plain tuple in the order of `Splits` will do."""
         raise ConfigurationError(
             f"{type(self).__name__} must define `load()`, but does not; see `FederatedDataModule`."
         )
@@ -161,35 +170,59 @@ class FederatedDataModule(LightningDataModule):
 
     # -- what a run asks for -------------------------------------------------------------------------------------
     def setup(self, stage: str | None = None) -> None:
-        """Load the examples and check who owns them; a second call does nothing."""
+        """Load the examples and check who owns them; a second call does nothing.
+
+        Raises:
+            ConfigurationError: what `load` gives is no `Splits`, or an example of it belongs to nobody or to too many.
+        """
         if self._is_set_up:
             return
-        train, self.clients, test, self.test_clients = self.load()
-        check_examples(train, f"The training set of {type(self).__name__}")
-        check_examples(test, f"The test set of {type(self).__name__}")
+        train, self.clients, test, self.test_clients, val, self.val_clients = self._loaded()
         self.train = train.contiguous()
         self.test = self.train if test is train else test.contiguous()
         self.clients.check(len(self.train.targets), self.shared_examples)
+        same = None if self.other_test_clients else self.clients.num_clients
         if self.test_clients is not self.clients or self.test is not self.train:
-            same = None if self.other_test_clients else self.clients.num_clients
-            self.test_clients.check_test(len(self.test.targets), same)
+            self.test_clients.check_held_out(len(self.test.targets), same, "test")
+        if val is not None and self.val_clients is not None:
+            self.val = val.contiguous()
+            self.val_clients.check_held_out(len(val.targets), same, "validation")
         self._is_set_up = True
+
+    def _loaded(self) -> Splits:
+        """What `load` gives, once each part of it is checked by itself."""
+        name, loaded = type(self).__name__, self.load()
+        if not isinstance(loaded, tuple) or len(loaded) not in (4, 6):
+            raise ConfigurationError(
+                f"`load` of {name} must give `Splits(train, clients, test, test_clients, val, val_clients)`, the last two if "
+                f"there is a validation split, but gives {shown(loaded)}."
+            )
+        splits = Splits(*loaded)
+        if (splits.val is None) is not (splits.val_clients is None):
+            raise ConfigurationError(
+                f"`load` of {name} must give `val` and `val_clients` together, but gives one of them."
+            )
+        for examples, which in ((splits.train, "training"), (splits.test, "test"), (splits.val, "validation")):
+            if examples is not None:
+                check_examples(examples, f"The {which} set of {name}")
+        return splits
+
+    def split_named(self, name: SplitName) -> tuple[Examples, Partition] | None:
+        """The examples of a split and who owns them; None for "val" where there is no validation split."""
+        if name == "val":
+            return None if self.val is None or self.val_clients is None else (self.val, self.val_clients)
+        return (self.train, self.clients) if name == "train" else (self.test, self.test_clients)
 
     def num_steps(self, client: int, steps: int | None = None) -> int:
         """K, the local steps of a client in a round; `steps` is the method's wish."""
-        return steps or self.steps or (self.epochs or 1) * self.batches(self.clients.size(client))
+        return steps or self.batching.num_steps(self.clients.size(client))
 
     @property
     def largest_batch(self) -> int:
         """Places of a batch: B, unless that is more than any client fills and than can be laid out for nothing."""
         largest = self.clients.largest
-        batch = self.batch_size or largest
+        batch = self.batching.size or largest
         return batch if batch <= max(largest, _ROOM) else largest
-
-    def batches(self, size: int) -> int:
-        """The batches of one epoch over so many examples."""
-        batch = self.batch_size or size
-        return size // batch if self.drop_last and size > batch else -(-size // batch)
 
     def schedule(self, client: int, round: int, seed: int, num_steps: int) -> Schedule:
         """The batches [K, B] of a client in a round: each epoch visits its examples once, in a new order."""
@@ -201,7 +234,7 @@ class FederatedDataModule(LightningDataModule):
 
     def schedules(self, clients: Sequence[int], round: int, seed: int, num_steps: Sequence[int]) -> list[Schedule]:
         """What `schedule` gives for several clients: each one's, or, since that is faster, one of [ΣK, B] for all of them."""
-        if self.augmentation is None and type(self).schedule is FederatedDataModule.schedule:
+        if self.augmentation is None and "schedule" not in self.own_hooks:
             return [Schedule(torch.from_numpy(self._shuffled(clients, round, seed, num_steps)), None)]
         return [self.schedule(client, round, seed, k) for client, k in zip(clients, num_steps, strict=True)]
 
@@ -210,8 +243,8 @@ class FederatedDataModule(LightningDataModule):
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Batches [ΣK, B] of clients that follow one another; B is the largest one's whole data if no size was given."""
         owned = [self.clients.positions(client) for client in clients]
-        batch = self.largest_batch if self.batch_size else max(map(len, owned))
-        per_epoch = [self.batches(len(mine)) for mine in owned]
+        batch = self.largest_batch if self.batching.size else max(map(len, owned))
+        per_epoch = [self.batching.batches(len(mine)) for mine in owned]
         rows = [-(-k // each) * each for k, each in zip(num_steps, per_epoch, strict=True)]  # of whole epochs
         index, kept, end = np.full((sum(rows), batch), -1), [], 0
         for client, mine, each, count, k in zip(clients, owned, per_epoch, rows, num_steps, strict=True):
@@ -238,9 +271,7 @@ class FederatedDataModule(LightningDataModule):
     @property
     def only_gathers(self) -> bool:
         """Whether `batch` does nothing but pick examples, so that a runner may pick them itself."""
-        cls = type(self)
-        own = (cls.batch, cls.preprocess) != (FederatedDataModule.batch, FederatedDataModule.preprocess)
-        return self.augmentation is None and not own
+        return self.augmentation is None and not self.own_hooks & {"batch", "preprocess"}
 
     @property
     def fingerprint(self) -> str:
@@ -248,22 +279,45 @@ class FederatedDataModule(LightningDataModule):
         example = self.preprocess(self.train.inputs[:1])
         return digest_text(f"{digest([*self.train, example])} {described(self.augmentation)}")
 
-    @property
-    def test_fingerprint(self) -> str:
-        """The same of the test examples, and of who owns them."""
-        return digest([*self.test, self.test_clients.indices, self.test_clients.offsets])
+    def split_fingerprint(self, name: SplitName) -> str | None:
+        """The same of all examples of a split, and of who owns them; None where there is no such split."""
+        if (found := self.split_named(name)) is None:
+            return None
+        examples, clients = found
+        return digest([*examples, clients.indices, clients.offsets])
 
-    # -- the centralised baseline -------------------------------------------------------------------------------------
+    # -- pooled, for a plain `lightning.Trainer` ----------------------------------------------------------------------
     def train_dataloader(self) -> DataLoader[Any]:
         """All clients' training examples, shuffled, in batches."""
         pooled = _Pooled(self, self.train, self.clients.indices, augment=True)
-        batch = self.batch_size or len(pooled)
-        return _loader(pooled, BatchSampler(RandomSampler(pooled), batch, self.drop_last and len(pooled) > batch))
+        size = self.batching.size or len(pooled)
+        sampler = BatchSampler(RandomSampler(pooled), size, self.batching.drop_last and len(pooled) > size)
+        return DataLoader(pooled, sampler=sampler, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """The validation split, in large batches; nothing where there is none."""
+        return [] if self.val is None else [self.evaluation_dataloader("val")]
+
+    def test_dataloader(self) -> DataLoader[Any]:
         """The test set, in large batches."""
-        pooled = _Pooled(self, self.test, torch.arange(len(self.test.targets)), augment=False)
-        return _loader(pooled, BatchSampler(SequentialSampler(pooled), self.evaluated_at_once, drop_last=False))
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, name: SplitName) -> DataLoader[Any]:
+        """All clients' examples of a split, in order, in large batches, without augmentation.
+
+        Raises:
+            ConfigurationError: there is no such split.
+        """
+        if (found := self.split_named(name)) is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} must have a validation split to evaluate on, but has none."
+            )
+        examples, clients = found
+        pooled = _Pooled(self, examples, clients.indices, augment=False)
+        sampler = BatchSampler(SequentialSampler(pooled), self.evaluated_at_once, drop_last=False)
+        return DataLoader(
+            pooled, sampler=sampler, batch_size=None, generator=torch.Generator()
+        )  # draws no global number
 
 
 class _Pooled(Dataset[Examples]):
@@ -281,7 +335,3 @@ class _Pooled(Dataset[Examples]):
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
             draws = torch.from_numpy(self.data.augmentation.draw(rng, (len(index),)))
         return self.data.batch(self.examples, self.positions[index], draws)
-
-
-def _loader(pooled: _Pooled, sampler: BatchSampler) -> DataLoader[Any]:
-    return DataLoader(pooled, sampler=sampler, batch_size=None)

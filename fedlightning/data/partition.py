@@ -186,29 +186,30 @@ class Partition:
             )
         self._owned("the partition", num_examples, shared)
 
-    def check_test(self, num_examples: int, num_clients: int | None) -> None:
-        """Check that a test set of so many examples is shared out: each of them belongs to one client. A client may have none.
+    def check_held_out(self, num_examples: int, num_clients: int | None, split: str) -> None:
+        """Check that a split of so many examples is shared out: each of them belongs to one client. A client may have none.
 
         Args:
-            num_examples: of the test set.
-            num_clients: those that train, who must be those of the test set; None if these are others.
+            num_examples: of the split.
+            num_clients: those that train, who must be those of the split; None if these are others.
+            split: its name in messages, "test" or "validation".
 
         Raises:
             ConfigurationError: an array is not one-dimensional and int64, or `offsets` are not those of `indices`; the
-                number of clients is another; a position is outside the test set, is there twice, or is missing.
+                number of clients is another; a position is outside the split, is there twice, or is missing.
         """
-        self._check_arrays("the test partition")
+        self._check_arrays(f"the {split} partition")
         if num_clients is not None and self.num_clients != num_clients:
             raise ConfigurationError(
-                f"The test partition must be of the {num_clients} clients that train, but is of {self.num_clients}; give a "
-                "client without test examples an empty part, or set the data module's `other_test_clients = True` where the "
-                "test set is that of other people."
+                f"The {split} partition must be of the {num_clients} clients that train, but is of {self.num_clients}; give a "
+                f"client without {split} examples an empty part, or set the data module's `other_test_clients = True` where the "
+                f"{split} set is that of other people."
             )
-        missing = self._owned("the test partition", num_examples).logical_not().nonzero().squeeze(1)
+        missing = self._owned(f"the {split} partition", num_examples).logical_not().nonzero().squeeze(1)
         if len(missing):
             raise ConfigurationError(
-                f"Each example of the test set must belong to a client, but {len(missing)} of {num_examples} belong to nobody "
-                f"(the first: position {int(missing[0])}); leave them out of the test set, or give them to a client."
+                f"Each example of the {split} set must belong to a client, but {len(missing)} of {num_examples} belong to nobody "
+                f"(the first: position {int(missing[0])}); leave them out of the {split} set, or give them to a client."
             )
 
     def _require_one_each(self, labels: Tensor, name: str) -> None:

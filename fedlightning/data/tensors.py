@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Augmentation, Examples, FederatedDataModule, check_examples
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Augmentation, Examples, FederatedDataModule, Splits, check_examples
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
 
@@ -20,18 +21,18 @@ class TensorData(FederatedDataModule):
         test: test examples; the training examples if there are none.
         test_clients: who owns those; by default each class is shared out in the same proportions as in training, or,
             where targets are no labels, the test set in proportion to the clients' sizes.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        val: validation examples, to choose rounds and hyperparameters by; None for none. `set_aside` and `gather` take them
+            from the training examples.
+        val_clients: who owns those; by default as for `test_clients`.
+        batching: size and number of the batches that a client trains on in a round.
         augmentation: a random change of each training batch.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
 
     Raises:
-        ConfigurationError: inputs and targets differ in number, or `test_clients` is given without `test`.
+        ConfigurationError: inputs and targets differ in number, or `test_clients` is given without `test`, or `val_clients`
+            without `val`.
     """
 
-    @checked(**BATCHING)
+    @checked()
     def __init__(
         self,
         train: Examples,
@@ -39,36 +40,39 @@ class TensorData(FederatedDataModule):
         test: Examples | None = None,
         test_clients: Partition | None = None,
         *,
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        val: Examples | None = None,
+        val_clients: Partition | None = None,
+        batching: Batching = Batching(),
         augmentation: Augmentation | None = None,
-        evaluate_on: tuple[str, ...] = ("test",),
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            epochs=epochs,
-            steps=steps,
-            drop_last=drop_last,
-            augmentation=augmentation,
-            evaluate_on=evaluate_on,
-        )
-        if test is None and test_clients is not None:
-            raise ConfigurationError("`test_clients` of TensorData must come with `test`, but `test` is None.")
-        for name, examples in (("train", train), ("test", test)):
+        super().__init__(batching=batching, augmentation=augmentation)
+        for name, examples, owners in (
+            ("train", train, clients),
+            ("test", test, test_clients),
+            ("val", val, val_clients),
+        ):
             if examples is not None:
                 check_examples(examples, f"`{name}` of {type(self).__name__}")
+            elif owners is not None:
+                raise ConfigurationError(
+                    f"`{name}_clients` of TensorData must come with `{name}`, but `{name}` is None."
+                )
         self.name = f"tensorsC{clients.num_clients}"
-        self._given = train, clients, test, test_clients
+        self._given = train, clients, test, test_clients, val, val_clients
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
-        """Return the tensors, and share out the test set if nobody owns it."""
-        train, clients, test, test_clients = self._given
+    def load(self) -> Splits:
+        """Return the tensors, and share out the test set and the validation split if nobody owns them."""
+        train, clients, test, test_clients, val, val_clients = self._given
         clients.check(len(train.targets), self.shared_examples)
+
+        def owners(examples: Examples) -> Partition:
+            return clients.mirror(_labels(train.targets), _labels(examples.targets))
+
+        if val is not None:
+            val_clients = val_clients or owners(val)
         if test is None:
-            return train, clients, train, clients
-        return train, clients, test, test_clients or clients.mirror(_labels(train.targets), _labels(test.targets))
+            return Splits(train, clients, train, clients, val, val_clients)
+        return Splits(train, clients, test, test_clients or owners(test), val, val_clients)
 
 
 def _labels(targets: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
-from fedlightning.data.partition import Partition
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
+from fedlightning.datasets._fedprox import BATCHING, dealt, splits_of
 from fedlightning.datasets._files import Progress, prepared, stamp, visible_files
-from fedlightning.datasets.power_law import gather, split_devices
 from fedlightning.errors import ConfigurationError
 from fedlightning.randomness import stream
 
@@ -87,21 +87,14 @@ class _Handwriting(FederatedDataModule):
     classes: int
     shape = (SIDE * SIDE,)
 
-    @checked(seed="[0, 4294967295]", **BATCHING)
+    @checked(seed="[0, 4294967295]")
     def __init__(
         self,
         root: str | Path,
         seed: int,
-        batch_size: int | None,
-        epochs: int | None,
-        steps: int | None,
-        drop_last: bool,
-        evaluate_on: tuple[str, ...],
+        batching: Batching,
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching)
         self.root, self.seed = Path(root), seed
 
     def preprocess(self, inputs: Tensor) -> Tensor:
@@ -124,11 +117,7 @@ class FEMNIST(_Handwriting):
         classes_per_user: classes of each device.
         repo_bug: deal the images as the authors' program does, see `deal_classes`.
         seed: of the choice of images, the partition and the split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Raises:
         ConfigurationError: a number is outside its interval; in `setup`, a folder is absent or an image is damaged.
@@ -136,7 +125,7 @@ class FEMNIST(_Handwriting):
 
     classes = OUTPUTS
 
-    @checked(classes_per_user=f"[1, {CLASSES}]", **BATCHING)
+    @checked(classes_per_user=f"[1, {CLASSES}]")
     def __init__(
         self,
         *,
@@ -144,17 +133,13 @@ class FEMNIST(_Handwriting):
         classes_per_user: int = 5,
         repo_bug: bool = False,
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
-        evaluate_on: tuple[str, ...] = ("test", "train"),
+        batching: Batching = BATCHING,
     ) -> None:
-        super().__init__(root, seed, batch_size, epochs, steps, drop_last, evaluate_on)
+        super().__init__(root, seed, batching)
         self.classes_per_user, self.repo_bug = classes_per_user, repo_bug
         self.name = f"femnist_{classes_per_user}" + ("_repo_bug" if repo_bug else "")
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the images, or what was kept of them, deal them to the devices and split each device's."""
         files = [_drawn(self._files(folder), self.seed, label) for label, folder in enumerate(_FOLDERS)]
         chosen = [path for members in files for path in members]
@@ -163,16 +148,9 @@ class FEMNIST(_Handwriting):
             self.root, "femnist", key, lambda bars: {"inputs": read_images(chosen, bars, "reading NIST's letters")}
         )["inputs"]
         sizes = [len(members) for members in files]
-        starts = np.cumsum([0, *sizes])
-        dealt = deal_classes(sizes, self.classes_per_user, self.repo_bug, self.seed)
-        devices = [
-            np.concatenate([np.arange(count) + starts[label] + first for label, first, count in taken])
-            for taken in dealt
-        ]
         labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(sizes))
-        examples = Examples(pixels, labels)
-        train, test = split_devices(devices, self.seed)
-        return *gather(examples, train), *gather(examples, test)
+        shares = deal_classes(sizes, self.classes_per_user, self.repo_bug, self.seed)
+        return splits_of(Examples(pixels, labels), dealt(labels, shares), self.seed)
 
     def _files(self, folder: str) -> list[Path]:
         """The training images of a class, by name."""
@@ -209,11 +187,7 @@ class OmniglotWriters(_Handwriting):
         root: folder that holds one of the two.
         alphabets: names of those to take; () for all that there are.
         seed: of the split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:
         classes: number of characters, after `setup()`.
@@ -227,23 +201,19 @@ class OmniglotWriters(_Handwriting):
     name = "omniglot_writers"
     writers: list[str]
 
-    @checked(**BATCHING)
+    @checked()
     def __init__(
         self,
         *,
         root: str | Path = "data",
         alphabets: tuple[str, ...] = (),
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
-        evaluate_on: tuple[str, ...] = ("test", "train"),
+        batching: Batching = BATCHING,
     ) -> None:
-        super().__init__(root, seed, batch_size, epochs, steps, drop_last, evaluate_on)
+        super().__init__(root, seed, batching)
         self.alphabets = alphabets
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the images, or what was kept of them, and split each writer's."""
         files = self._files()
         names = sorted(files)
@@ -260,8 +230,7 @@ class OmniglotWriters(_Handwriting):
         number = {character: label for label, character in enumerate(characters)}
         examples = Examples(pixels, torch.tensor([number[name[:2]] for name in names]))
         owners = np.array(writers)
-        train, test = split_devices([np.flatnonzero(owners == writer) for writer in self.writers], self.seed)
-        return *gather(examples, train), *gather(examples, test)
+        return splits_of(examples, [np.flatnonzero(owners == writer) for writer in self.writers], self.seed)
 
     def _files(self) -> dict[tuple[str, str, str], Path]:
         """Where each image lies, by alphabet, character and file name."""

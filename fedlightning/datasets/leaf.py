@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import visible_files
 from fedlightning.datasets._leaf_split import random_split, take_clients
@@ -128,11 +129,7 @@ class LeafData(FederatedDataModule):
         min_samples: users with this many samples or fewer are dropped; needs `test=None`.
         train_fraction: share of a user's samples for training, in (0, 1); needs `test=None`.
         seed: of the sampling and the division.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
+        batching: size and number of the batches that a client trains on in a round.
 
     Attributes:
         users: the clients' names, after `setup()`.
@@ -146,7 +143,7 @@ class LeafData(FederatedDataModule):
     users: list[str]
     hierarchies: list[str | None]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", **BATCHING)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)")
     def __init__(
         self,
         train: str | Path,
@@ -159,15 +156,9 @@ class LeafData(FederatedDataModule):
         min_samples: int = 0,
         train_fraction: float = 0.8,
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
-        evaluate_on: tuple[str, ...] = ("test",),
+        batching: Batching = Batching(10),
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching)
         if test is not None and (fraction, min_samples, train_fraction) != (1.0, 0, 0.8):
             raise ConfigurationError(
                 "`fraction`, `min_samples` and `train_fraction` of LeafData sample and divide one set, but `test` is "
@@ -179,7 +170,7 @@ class LeafData(FederatedDataModule):
         self.seed = seed
         self.name = f"leaf_{Path(train).stem}"
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the files, sample and divide them if they are one set, and make tensors of them."""
         every = read_leaf(self._paths[0])
         parts = self._divided(every) if self._paths[1] is None else self._paired(every, read_leaf(self._paths[1]))
@@ -189,10 +180,13 @@ class LeafData(FederatedDataModule):
         self.hierarchies = [train.hierarchy for train, _ in parts]
         both = [user for pair in zip(*parts, strict=True) for user in pair]
         inputs, targets = self._inputs(both), self._targets(both)
-        sizes = [len(user.targets) for user in both]
-        cut = sum(sizes[: len(parts)])
+        clients, test_clients = (
+            Partition.of_sizes(torch.tensor([len(user.targets) for user in users]))
+            for users in zip(*parts, strict=True)
+        )
+        cut = len(clients.indices)
         train, test = (Examples(inputs[where], targets[where]) for where in (slice(cut), slice(cut, None)))
-        return train, _consecutive(sizes[: len(parts)]), test, _consecutive(sizes[len(parts) :])
+        return Splits(train, clients, test, test_clients)
 
     def _divided(self, users: list[LeafUser]) -> list[tuple[LeafUser, LeafUser]]:
         """The training and the test part of each user that is taken of one set."""
@@ -277,8 +271,3 @@ def _numbers(values: list[Any]) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError("it is no numbers")
     return torch.from_numpy(array.astype(np.float64))
-
-
-def _consecutive(sizes: list[int]) -> Partition:
-    owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    return Partition.of_owners(owners, len(sizes))

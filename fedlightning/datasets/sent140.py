@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
-from fedlightning.data.partition import Partition
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
+from fedlightning.data.splits import gather
+from fedlightning.datasets._fedprox import BATCHING
 from fedlightning.datasets._files import Progress, prepared, stamp
-from fedlightning.datasets._leaf_split import Ints, decode_names, encode_names, pooled, random_split, take_clients
+from fedlightning.datasets._leaf_split import decode_names, encode_names, owned, random_split, take_clients
 from fedlightning.datasets.glove import Glove, find_one, glove_path
 from fedlightning.errors import ConfigurationError
 
@@ -85,11 +87,7 @@ class Sent140(FederatedDataModule):
             "glove.6B.300d.txt".
         root: folder of the data sets; training*.csv and testdata.manual*.csv lie in its folder `sent140`.
         seed: of the choice of accounts and of the split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:
         classes: 2.
@@ -103,7 +101,7 @@ class Sent140(FederatedDataModule):
     classes = 2
     users: list[str]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT, **BATCHING)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
     def __init__(
         self,
         fraction: float = 0.3,
@@ -115,16 +113,9 @@ class Sent140(FederatedDataModule):
         glove: str = "glove.6B.*.txt",
         root: str | Path = "data",
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
-        evaluate_on: tuple[str, ...] = ("test", "train"),
+        batching: Batching = BATCHING,
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching)
         self.fraction, self.min_samples, self.lowercase = fraction, min_samples, lowercase
         self.train_fraction, self.length, self.shape, self.seed = train_fraction, length, (length,), seed
         self.root, self.glove_file = Path(root), glove
@@ -140,7 +131,7 @@ class Sent140(FederatedDataModule):
         """V + 1, the number of tokens: the words, and one for unknown words and padding."""
         return self.glove.unknown + 1
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the tweets, take accounts and split their tweets. Inputs are words [n, length] (int32)."""
         files = [self._find("training*.csv", "training"), self._find("testdata.manual*.csv", "manual test")]
         key = {
@@ -155,14 +146,12 @@ class Sent140(FederatedDataModule):
         found = prepared(files[0].parent, "sent140", key, build)
         self.users = decode_names(found["names"])
         examples = Examples(found["words"], found["labels"])
-        starts, sizes, accounts = (found[name].tolist() for name in ("starts", "sizes", "accounts"))
         halves = [
             random_split(size, self.train_fraction, self.seed, account)
-            for size, account in zip(sizes, accounts, strict=True)
+            for size, account in zip(found["sizes"].tolist(), found["accounts"].tolist(), strict=True)
         ]
-        train = [start + part for start, (part, _) in zip(starts, halves, strict=True)]
-        test = [start + part for start, (_, part) in zip(starts, halves, strict=True)]
-        return *_select(examples, train), *_select(examples, test)
+        train, test = owned(found["starts"].numpy(), halves)
+        return Splits(*gather(examples, train), *gather(examples, test))
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """The tokens [B, length] as int64."""
@@ -199,8 +188,3 @@ class Sent140(FederatedDataModule):
         vocab, unknown = self.glove.vocab, self.glove.unknown
         words = split_words(text.lower() if self.lowercase else text)[: self.length]
         return [vocab.get(word, unknown) for word in words] + [unknown] * (self.length - len(words))
-
-
-def _select(examples: Examples, clients: list[Ints]) -> tuple[Examples, Partition]:
-    positions, partition = pooled(clients)
-    return Examples(examples.inputs[positions], examples.targets[positions]), partition

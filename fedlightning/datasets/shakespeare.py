@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
+from fedlightning.datasets._fedprox import BATCHING
 from fedlightning.datasets._files import Progress, prepared, require_file, stamp
 from fedlightning.datasets._leaf_split import (
     Ints,
     contiguous_split,
     decode_names,
     encode_names,
-    pooled,
+    owned,
     random_split,
     take_clients,
 )
@@ -156,11 +158,7 @@ class Shakespeare(FederatedDataModule):
         file: name of another text, which `parse_roles` must understand; only the usual one is checked by its hash.
         root: folder of the data sets; the file lies in its folder `shakespeare`.
         seed: of the choice of roles and of the random split.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:
         classes, vocab_size: 80, the characters.
@@ -174,7 +172,7 @@ class Shakespeare(FederatedDataModule):
     classes = vocab_size = len(ALPHABET)
     users: list[str]
 
-    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT, **BATCHING)
+    @checked(fraction="(0, 1]", min_samples="[0, inf)", train_fraction="(0, 1)", length=COUNT)
     def __init__(
         self,
         fraction: float = 0.2,
@@ -187,23 +185,16 @@ class Shakespeare(FederatedDataModule):
         file: str = _FILE,
         root: str | Path = "data",
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
-        evaluate_on: tuple[str, ...] = ("test", "train"),
+        batching: Batching = BATCHING,
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching)
         self.fraction, self.split, self.train_fraction, self.min_samples = fraction, split, train_fraction, min_samples
         self.length, self.unknown, self.seed = length, unknown, seed
         self.path, self.shape = Path(root) / "shakespeare" / file, (length,)
         self.name = f"shakespeare_{fraction:g}" + ("_random" if split == "random" else "")
         self._texts: dict[torch.device, Tensor] = {}  # the same text on the devices that asked for it
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the text, take roles and split their windows. Inputs are the windows' starts [n] (int32)."""
         usual = self.path.name == _FILE
         require_file(
@@ -221,10 +212,8 @@ class Shakespeare(FederatedDataModule):
         self.users = [name for name, count in zip(decode_names(found["names"]), taken, strict=True) if count]
         self._text, self._texts = text, {}
         halves = [self._split(int(taken[role]), int(role)) for role in taken.nonzero()[0]]
-        first = offsets[:-1][taken > 0]
-        train = [start + part for start, (part, _) in zip(first, halves, strict=True)]
-        test = [start + part for start, (_, part) in zip(first, halves, strict=True)]
-        return *self._windows(train), *self._windows(test)
+        train, test = owned(offsets[:-1][taken > 0], halves)
+        return Splits(*self._windows(train), *self._windows(test))
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The windows [B, length] and their next characters [B] at `index` [B], as int64 tokens."""
@@ -250,6 +239,6 @@ class Shakespeare(FederatedDataModule):
             return random_split(size, self.train_fraction, self.seed, role)
         return contiguous_split(size, self.train_fraction, self.length - 1)
 
-    def _windows(self, clients: list[Ints]) -> tuple[Examples, Partition]:
-        starts, partition = pooled(clients)
-        return Examples(starts.to(torch.int32), self._text[starts + self.length]), partition
+    def _windows(self, owned: Partition) -> tuple[Examples, Partition]:
+        starts = owned.indices
+        return Examples(starts.to(torch.int32), self._text[starts + self.length]), Partition.of_sizes(owned.sizes)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from fedlightning._checked import COUNT, checked
-from fedlightning.data.module import BATCHING, Examples, FederatedDataModule
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
 from fedlightning.datasets._files import Progress, prepared, require_file, stamp, visible_files
 from fedlightning.datasets._leaf_split import decode_names, encode_names
@@ -54,11 +55,7 @@ class StackOverflow(FederatedDataModule):
         length: words of a sentence.
         max_sentences: sentences of a user that are taken, the first ones; None for all. 128 in the paper.
         root: folder of the data sets.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
+        batching: size and number of the batches that a client trains on in a round.
 
     Attributes:
         vocab_size: tokens, V + 4; fewer after `setup()` if the text has fewer words.
@@ -74,7 +71,7 @@ class StackOverflow(FederatedDataModule):
     words: list[str]
     users: list[str]
 
-    @checked(vocabulary=f"[1, {2**15 - 5}]", length=COUNT, max_sentences=COUNT, **BATCHING)
+    @checked(vocabulary=f"[1, {2**15 - 5}]", length=COUNT, max_sentences=COUNT)
     def __init__(
         self,
         *,
@@ -82,20 +79,14 @@ class StackOverflow(FederatedDataModule):
         length: int = 20,
         max_sentences: int | None = 128,
         root: str | Path = "data",
-        batch_size: int | None = 16,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
-        evaluate_on: tuple[str, ...] = ("test",),
+        batching: Batching = Batching(16),
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching)
         self.vocabulary, self.length, self.max_sentences = vocabulary, length, max_sentences
         self.folder = Path(root) / "stackoverflow"
         self.vocab_size, self.shape, self.name = vocabulary + 4, (length,), "stackoverflow"
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Read the sentences, or what was kept of them."""
         train, test = self._file("train"), self._file("test")
         counts = self.folder / _COUNTS
@@ -110,7 +101,7 @@ class StackOverflow(FederatedDataModule):
         found = prepared(self.folder, "stackoverflow", key, lambda progress: self._prepare(train, test, progress))
         self.words, self.users = decode_names(found["words"]), decode_names(found["train_users"])
         self.vocab_size = len(self.words) + 4
-        return *_divided(found, "train"), *_divided(found, "test")
+        return Splits(*_divided(found, "train"), *_divided(found, "test"))
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
         """The tokens [B, length] at `index` [B] and the token after each of them [B, length] (int64)."""

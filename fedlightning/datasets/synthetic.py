@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from fedlightning._checked import checked
-from fedlightning.data.module import Examples, FederatedDataModule
-from fedlightning.data.partition import Partition
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Examples, FederatedDataModule, Splits
+from fedlightning.datasets._fedprox import BATCHING, splits_of
 from fedlightning.randomness import stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,11 +85,7 @@ class Synthetic(FederatedDataModule):
         iid: the same model and the same inputs' distribution on all devices; alpha and beta do not matter then.
         labels: "argmax" as in the authors' program, or "sample" as in their files of (0.5, 0.5) and (1, 1).
         seed: of the data.
-        batch_size: B, examples of a local step; None for the device's whole data.
-        epochs: E, passes over the device's data in a round, unless `steps` is given; 20 if neither is.
-        steps: K, local steps of every device in a round.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Raises:
         ConfigurationError: alpha or beta is negative, or `labels` is unknown.
@@ -107,36 +103,18 @@ class Synthetic(FederatedDataModule):
         labels: Literal["argmax", "sample"] = "argmax",
         *,
         seed: int = 0,
-        batch_size: int | None = 10,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
-        evaluate_on: tuple[str, ...] = ("test", "train"),
+        batching: Batching = BATCHING,
     ) -> None:
-        epochs = 20 if epochs is None and steps is None else epochs
-        super().__init__(
-            batch_size=batch_size, epochs=epochs, steps=steps, drop_last=drop_last, evaluate_on=evaluate_on
-        )
+        super().__init__(batching=batching)
         self.alpha, self.beta, self.iid, self.labels, self.seed = alpha, beta, iid, labels, seed
         self.name = "synthetic_iid" if iid else f"synthetic_{alpha + 0.0:g}_{beta + 0.0:g}"
         self.name += "_sample" if labels == "sample" else ""
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
+    def load(self) -> Splits:
         """Generate the data set and split it."""
-        shuffler = random.Random(self.seed)
-        parts = []
-        for inputs, targets in generate(self.alpha, self.beta, self.iid, self.labels, self.seed):
-            order = list(range(len(targets)))
-            shuffler.shuffle(order)
-            parts.append((inputs[order], targets[order], int(0.9 * len(order))))
-        train = [(inputs[:cut], targets[:cut]) for inputs, targets, cut in parts]
-        test = [(inputs[cut:], targets[cut:]) for inputs, targets, cut in parts]
-        return *_pooled(train), *_pooled(test)
-
-
-def _pooled(devices: list[tuple[Array, Array]]) -> tuple[Examples, Partition]:
-    inputs = torch.from_numpy(np.concatenate([inputs for inputs, _ in devices]).astype(np.float32))
-    targets = torch.from_numpy(np.concatenate([targets for _, targets in devices]))
-    sizes = torch.tensor([len(targets) for _, targets in devices])
-    owners = torch.repeat_interleave(torch.arange(len(devices)), sizes)
-    return Examples(inputs, targets), Partition.of_owners(owners, len(devices))
+        inputs, targets = zip(*generate(self.alpha, self.beta, self.iid, self.labels, self.seed), strict=True)
+        examples = Examples(
+            torch.from_numpy(np.concatenate(inputs).astype(np.float32)), torch.from_numpy(np.concatenate(targets))
+        )
+        ends = np.cumsum([len(labels) for labels in targets])
+        return splits_of(examples, np.split(np.arange(ends[-1]), ends[:-1]), self.seed)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fedlightning._checked import checked
-from fedlightning.data.module import BATCHING, Augmentation, Examples, FederatedDataModule
-from fedlightning.data.partition import Partition
+from fedlightning.data.batching import Batching
+from fedlightning.data.module import Augmentation, Examples, FederatedDataModule, Splits
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
+from fedlightning.data.splits import gather, set_aside
 from fedlightning.data.transforms import RandomCropFlip, RandomCropRotate, centre_crop, standardise_each
 from fedlightning.datasets._files import require_file
 from fedlightning.errors import ConfigurationError, require_within
@@ -30,17 +31,14 @@ class ImageData(FederatedDataModule):
     Args:
         partition: a partitioner, or its name, e.g. "A0d10C100".
         root: folder of the files, as torchvision lays them out.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: size and number of the batches that a client trains on in a round.
         augment: whether training images are augmented; None for what is usual with this data set.
         crop: the transforms of TensorFlow Federated's CIFAR-100 (Reddi et al., ICLR 2021), with FederatedX's rotation:
             training images are random windows of this size, mirrored half of the time and turned by up to 15°, test
             images the centre, and each is standardised by itself. None keeps the size.
         target: what the model is to give: "label", or "image" for autoencoders: the inputs, whose pixels are then in [0, 1].
-        evaluate_on: what evaluation looks at, "test", "train" or both.
-        seed: of the partition.
+        validation: fraction of each client's training examples that is set aside for validation, at most all but one.
+        seed: of the partition and of what is set aside; that of the training is the trainer's.
         download: whether files that are absent are downloaded.
 
     Attributes:
@@ -61,20 +59,17 @@ class ImageData(FederatedDataModule):
     usual_augmentation: ClassVar[Augmentation] = RandomCropFlip()
     augments: ClassVar[bool] = False
 
-    @checked(**BATCHING)
+    @checked(validation="[0, 1)")
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
         *,
         root: str | Path = "data",
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(),
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
-        evaluate_on: tuple[str, ...] = ("test",),
+        validation: float = 0.0,
         seed: int = 0,
         download: bool = True,
     ) -> None:
@@ -87,14 +82,10 @@ class ImageData(FederatedDataModule):
             usual = RandomCropRotate(crop, self.shape[1])
             self.shape = (self.shape[0], crop, crop)
         super().__init__(
-            batch_size=batch_size,
-            epochs=epochs,
-            steps=steps,
-            drop_last=drop_last,
+            batching=batching,
             augmentation=usual if augment else None,
-            evaluate_on=evaluate_on,
         )
-        self.crop, self.target = crop, target
+        self.crop, self.target, self.validation = crop, target, validation
         self.partition = parse_partition(partition) if isinstance(partition, str) else partition
         self.name = self.partition.name
         self.root, self.seed, self.download = Path(root), seed, download
@@ -103,11 +94,15 @@ class ImageData(FederatedDataModule):
         """The training or the test set: images [n, C, H, W] (uint8), labels [n] (int64)."""
         raise ConfigurationError(f"{type(self).__name__} must define `read(train)`, but does not; see `ImageData`.")
 
-    def load(self) -> tuple[Examples, Partition, Examples, Partition]:
-        """Read both sets and divide them."""
+    def load(self) -> Splits:
+        """Read both sets, divide them, and set the validation split aside."""
         train, test = self.read(train=True), self.read(train=False)
         clients = self.partition.split(train.targets, self.seed)
-        return train, clients, test, clients.mirror(train.targets, test.targets)
+        test_clients = clients.mirror(train.targets, test.targets)
+        if not self.validation:
+            return Splits(train, clients, test, test_clients)
+        clients, aside = set_aside(clients, self.validation, self.seed)
+        return Splits(train, clients, test, test_clients, *gather(train, aside))
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """From uint8 pixels [B, C, H, W] to floats: cropped where `crop` is given, standardised for classification."""
@@ -256,21 +251,18 @@ class FakeImages(ImageData):
         classes: number of classes.
         num_train: training images; each class has the same number, to within one.
         num_test: test images.
-        batch_size: B, examples of a local step; None for the client's whole data.
-        epochs: E, passes over the client's data in a round, unless `steps` is given.
-        steps: K, local steps of every client in a round, instead of `epochs`.
-        drop_last: leave an epoch's last batch out where it is not full; see `FederatedDataModule`.
+        batching: size and number of the batches that a client trains on in a round.
         augment: whether training images are cropped and mirrored; None for no, unless `crop` is given.
         crop: random windows of this size, as `ImageData` describes; None keeps the size.
         target: "label", or "image" for autoencoders.
-        evaluate_on: what evaluation looks at, "test", "train" or both.
-        seed: of the images and the partition.
+        validation: fraction of each client's training examples that is set aside for validation, at most all but one.
+        seed: of the images, the partition and what is set aside; that of the training is the trainer's.
 
     Raises:
         ConfigurationError: a number is outside its interval, or the partition's name does not parse.
     """
 
-    @checked(classes=_MANY, num_train=_MANY, num_test=_MANY, **BATCHING)
+    @checked(classes=_MANY, num_train=_MANY, num_test=_MANY, validation="[0, 1)")
     def __init__(
         self,
         partition: Partitioner | str = "A0d10C100",
@@ -279,14 +271,11 @@ class FakeImages(ImageData):
         classes: int = 100,
         num_train: int = 10_000,
         num_test: int = 2_000,
-        batch_size: int | None = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        drop_last: bool = False,
+        batching: Batching = Batching(),
         augment: bool | None = None,
         crop: int | None = None,
         target: Literal["label", "image"] = "label",
-        evaluate_on: tuple[str, ...] = ("test",),
+        validation: float = 0.0,
         seed: int = 0,
     ) -> None:
         pixels = math.prod(shape) * (num_train + num_test + classes)
@@ -298,14 +287,11 @@ class FakeImages(ImageData):
         self.classes, self.shape, self._drawn_shape = classes, shape, shape
         super().__init__(
             partition,
-            batch_size=batch_size,
-            epochs=epochs,
-            steps=steps,
-            drop_last=drop_last,
+            batching=batching,
             augment=augment,
             crop=crop,
             target=target,
-            evaluate_on=evaluate_on,
+            validation=validation,
             seed=seed,
         )
         self.name = f"fake_{self.partition.name}"

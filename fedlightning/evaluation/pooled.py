@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree
 from torchmetrics import MetricCollection
 
-from fedlightning.data.module import Examples, FederatedDataModule
+from fedlightning.data.module import Examples, FederatedDataModule, SplitName
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError, FedLightningError, out_of_memory
 from fedlightning.evaluation.footprint import examples_at_once
@@ -66,13 +66,26 @@ class EvaluationGivenUp(Exception):
 _COPYING = Lock()
 
 
-def splits(data: FederatedDataModule, training: Mapping[torch.device, Examples] | None = None) -> list[Split]:
-    """The sets that the data module asks to be evaluated; `training` is what lies of its training set on devices."""
-    every = {
-        "test": Split("val", data.test, data.test_clients),
-        "train": Split("train_all", data.train, data.clients, dict(training or {})),
-    }
-    return [every[name] for name in data.evaluate_on]
+PREFIXES: dict[SplitName, str] = {"val": "val", "test": "test", "train": "train_all"}
+"""What the metrics' names of each split begin with."""
+
+
+def splits(
+    data: FederatedDataModule, evaluate_on: Sequence[SplitName], training: Mapping[torch.device, Examples] | None = None
+) -> list[Split]:
+    """The sets that are evaluated.
+
+    Args:
+        data: whose splits they are.
+        evaluate_on: which; "val" is left out where the data have no validation split.
+        training: what lies of the training set on devices.
+    """
+    found = [(name, data.split_named(name)) for name in evaluate_on]
+    return [
+        Split(PREFIXES[name], *owned, dict(training or {}) if name == "train" else {})
+        for name, owned in found
+        if owned is not None
+    ]
 
 
 Scored = tuple[dict[str, Tensor], Any, Tensor]
@@ -103,18 +116,26 @@ def evaluate_chunk(
 
 
 class Evaluation:
-    """Scores the global model on each of the data module's splits, on the slots of a run.
+    """Scores the global model on some of the data module's splits, on the slots of a run.
 
     Args:
         strategy: whose slots.
         task: the model, its scores and metrics.
         data: whose splits.
+        evaluate_on: which of them.
     """
 
-    def __init__(self, strategy: SlotStrategy, task: FederatedTask, data: FederatedDataModule) -> None:
+    def __init__(
+        self, strategy: SlotStrategy, task: FederatedTask, data: FederatedDataModule, evaluate_on: Sequence[SplitName]
+    ) -> None:
         self._strategy, self._task, self._data = strategy, task, data
-        self._splits = splits(data, strategy.examples)
+        self._splits = splits(data, evaluate_on, strategy.examples)
         self._at_once: dict[str, int] = {}
+
+    @property
+    def logs(self) -> list[str]:
+        """Names of its metrics, `*` for any part of one."""
+        return [f"{split.prefix}{over}/*" for split in self._splits for over in ("", "_clients")]
 
     def run(
         self, x: Tensor, buffers: Tensor, goes_on: Callable[[int, int], bool] = lambda done, total: True

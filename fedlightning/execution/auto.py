@@ -128,7 +128,7 @@ class Workload:
         steps = torch.tensor([data.num_steps(client, method.local_steps(0)) for client in few], dtype=torch.float64)
         balance = float(steps.mean() / steps.max())
         total = rounds * participants * float(steps.mean())
-        sizes, batch = torch.from_numpy(data.clients.sizes_of(few)), data.batch_size
+        sizes, batch = torch.from_numpy(data.clients.sizes_of(few)), data.batching.size
         filled = int(sizes.sum()) / int((-(-sizes // batch) * batch).sum()) if batch else 1.0
         return cls(participants, total, int(steps.max()), balance, batch is not None, filled)
 
@@ -334,7 +334,7 @@ class _Chooser:
         if why:
             raise ConfigurationError(
                 "`runner='cuda_graph'` must have slots on GPUs, batches of one size, a loss of each example alone, and no "
-                f"recurrent layer of cuDNN, but {why}; use `runner='loop'`, or set `batch_size`."
+                f"recurrent layer of cuDNN, but {why}; use `runner='loop'`, or give the `Batching` a size."
             )
 
     def _auto(self, obstacle: Obstacle | None) -> Execution:
@@ -428,4 +428,4 @@ def step_flops(task: FederatedTask, data: FederatedDataModule) -> float:
     except Exception:  # noqa: BLE001 - a model may fail in any way where there are no values; a real error comes again
         return 0.0
     size = len(data.clients.indices) / data.clients.num_clients
-    return float(counter.get_total_flops()) / max(len(batch.inputs), 1) * min(data.batch_size or size, size)
+    return float(counter.get_total_flops()) / max(len(batch.inputs), 1) * min(data.batching.size or size, size)

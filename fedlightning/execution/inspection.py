@@ -189,25 +189,25 @@ def _check_single(probe: FederatedTask, data: FederatedDataModule, batch: Batch,
     Raises:
         ConfigurationError: it cannot, and a client has.
     """
-    if type(data).schedule is not FederatedDataModule.schedule or len(batch.inputs) < 2:
+    if "schedule" in data.own_hooks or len(batch.inputs) < 2:
         return
-    sizes = data.clients.sizes
-    size = data.batch_size or sizes
-    dropped = data.drop_last & (sizes > size)
+    sizes, batching = data.clients.sizes, data.batching
+    size = batching.size or sizes
+    dropped = batching.drop_last & (sizes > size)
     # Only steps of whole epochs come to their last batch.
-    reached = sizes <= (steps or data.steps or math.inf) * size
+    reached = sizes <= (steps or batching.steps or math.inf) * size
     single = ((sizes % size == 1) & ~dropped & reached) | (sizes == 1)
-    if data.batch_size == 1 or not bool(single.any()):
+    if batching.size == 1 or not bool(single.any()):
         return
     error, _ = _tried(probe, Batch(*(tensor[:1] for tensor in batch)))
     if error is None:
         return
-    client = int(single.nonzero()[0])
+    client, drop = int(single.nonzero()[0]), "" if batching.drop_last else "`drop_last=True` of Batching, "
     raise ConfigurationError(
         f"The model must take a batch of one example, since {int(single.sum())} of {len(sizes)} clients have one (the first: "
-        f"client {client}, {int(sizes[client])} examples in batches of {data.batch_size}), but fails on it: "
-        f"{type(error).__name__}: {str(error).splitlines()[0][:200]}; use {'' if data.drop_last else '`drop_last=True`, '}"
-        "another `batch_size`, or a partition with `min_size=2`."
+        f"client {client}, {int(sizes[client])} examples in batches of {batching.size}), but fails on it: "
+        f"{type(error).__name__}: {str(error).splitlines()[0][:200]}; use {drop}another `size`, "
+        "or a partition with `min_size=2`."
     ) from error
 
 

@@ -62,5 +62,5 @@ def steps_together(data: FederatedDataModule) -> int:
         return STEPS_TOGETHER
     batch = first_batch(data)
     example = (batch.inputs.nbytes + batch.targets.nbytes) / max(len(batch.inputs), 1)
-    size = data.batch_size or len(batch.inputs)
+    size = data.batching.size or len(batch.inputs)
     return min(STEPS_TOGETHER, max(1, int(BYTES_TOGETHER / max(example * size, 1))))

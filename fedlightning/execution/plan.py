@@ -69,8 +69,7 @@ class RoundPlan:
     def num_steps(self, client: int) -> int:
         """K of a client."""
         if self.phase.whole:
-            size = self.data.clients.size(client)
-            return -(-size // (self.data.batch_size or size))
+            return self.data.batching.batches(self.data.clients.size(client))
         if client in self.work.steps:
             return self.work.steps[client]
         return self.data.num_steps(client, self.local_steps)

@@ -99,8 +99,8 @@ class Stragglers:
     method under one seed, and the stragglers of a fraction are among those of a larger one.
 
     A straggler of `partial=True` does e ~ U{1, …, E} of its E epochs (the program takes {1, …, E − 1}). Where there are no
-    epochs to share (the data module has `steps`, the method sets `local_steps`, or E = 1) it does U{1, …, K} of its K local
-    steps; the paper's experiments with E = 1 do the same.
+    epochs to share (the `Batching` of the data has `steps`, the method sets `local_steps`, or E = 1) it does U{1, …, K} of its
+    K local steps; the paper's experiments with E = 1 do the same.
 
     Args:
         fraction: of the chosen clients that are stragglers; the paper takes 0, 0.5 and 0.9.
@@ -155,6 +155,6 @@ def _part(rounds: Rounds, round: int, client: int) -> int:
     """The local steps of a straggler, whose work is E epochs, or K steps."""
     wish, data = rounds.local_steps(round), rounds.data
     steps = data.num_steps(client, wish)
-    epochs = data.epochs if wish is None and data.steps is None else None
+    epochs = data.batching.epochs if wish is None else None
     units = epochs if epochs and epochs > 1 else steps
     return int(stream(rounds.seed, "stragglers", round, client).integers(1, units + 1)) * (steps // units)

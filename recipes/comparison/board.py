@@ -75,5 +75,5 @@ class _Follow(Callback):
         self.board, self.name, self.seed = board, name, seed
 
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
-        accuracy = f"{metrics['val/accuracy']:.4f}"
+        accuracy = f"{metrics['test/accuracy']:.4f}"
         self.board.goes_on(self.name, self.seed, f"{accuracy}, round {trainer.round} of {trainer.max_rounds}")

@@ -98,11 +98,11 @@ SCORES = st.lists(st.one_of(st.none(), st.just(NAN), st.integers(0, 4).map(float
 @given(scores=SCORES, k=st.sampled_from([-1, 0, 1, 2, 3]), mode=st.sampled_from(["min", "max"]))
 def test_keeps_what_brute_force_keeps(scores: list[float | None], k: int, mode: Any) -> None:
     with tempfile.TemporaryDirectory() as name:
-        checkpoint = ModelCheckpoint(monitor="val/accuracy", mode=mode, save_top_k=k, save_last=False)
+        checkpoint = ModelCheckpoint(monitor="test/accuracy", mode=mode, save_top_k=k, save_last=False)
         trainer, seen = StandIn(Path(name), [checkpoint]).start(), []
-        trainer.metrics["val/accuracy"] = 0.0  # of the evaluation before the first round
+        trainer.metrics["test/accuracy"] = 0.0  # of the evaluation before the first round
         for index, score in enumerate(scores, start=1):
-            trainer.step(None if score is None else {"val/accuracy": score})
+            trainer.step(None if score is None else {"test/accuracy": score})
             if score is not None and not math.isnan(score):
                 seen.append((score if mode == "min" else -score, index))
             best = sorted(seen)[: len(seen) if k == -1 else k]
@@ -113,9 +113,9 @@ def test_keeps_what_brute_force_keeps(scores: list[float | None], k: int, mode: 
 
 
 def test_names_of_files(tmp_path: Path) -> None:
-    trainer = StandIn(tmp_path, [ModelCheckpoint(monitor="val/accuracy")], start=11).start()
-    trainer.step({"val/accuracy": 0.43123})
-    assert files(tmp_path / "checkpoints") == {"round=12-val_accuracy=0.4312.ckpt", "last.ckpt"}
+    trainer = StandIn(tmp_path, [ModelCheckpoint(monitor="test/accuracy")], start=11).start()
+    trainer.step({"test/accuracy": 0.43123})
+    assert files(tmp_path / "checkpoints") == {"round=12-test_accuracy=0.4312.ckpt", "last.ckpt"}
 
 
 @pytest.mark.parametrize(("k", "kept"), [(1, {5}), (2, {4, 5}), (-1, {1, 2, 3, 4, 5}), (0, set())])
@@ -141,19 +141,19 @@ def test_every_n_rounds_and_the_last_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_failed_save_loses_nothing(tmp_path: Path) -> None:
-    checkpoint = ModelCheckpoint(monitor="val/accuracy", save_top_k=1)
+    checkpoint = ModelCheckpoint(monitor="test/accuracy", save_top_k=1)
     trainer = StandIn(tmp_path, [checkpoint]).start()
-    trainer.step({"val/accuracy": 0.1})
+    trainer.step({"test/accuracy": 0.1})
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
     trainer.fails = True
     with pytest.raises(OSError, match="no space left"):
-        trainer.step({"val/accuracy": 0.2})
+        trainer.step({"test/accuracy": 0.2})
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
     assert checkpoint.best_model_score == 0.1
     trainer.fails = False
     trainer.call("on_exception", OSError())
     assert json.loads((tmp_path / "checkpoints" / "last.ckpt").read_text())["round"] == 2
-    trainer.step({"val/accuracy": 0.3})
+    trainer.step({"test/accuracy": 0.3})
     assert rounds(tmp_path / "checkpoints") == {3}
 
 
@@ -263,18 +263,18 @@ def test_save_last_may_be_off(tmp_path: Path) -> None:
     assert files(tmp_path / "checkpoints") == {"round=1.ckpt"}
 
 
-@pytest.mark.parametrize("callback", [ModelCheckpoint(monitor="val/acuracy"), EarlyStopping("val/acuracy")])
+@pytest.mark.parametrize("callback", [ModelCheckpoint(monitor="test/acuracy"), EarlyStopping("test/acuracy")])
 def test_a_metric_that_is_never_logged(tmp_path: Path, callback: Callback) -> None:
     trainer = StandIn(tmp_path, [callback]).start()
     trainer.step()  # no evaluation yet: it may still come
-    with pytest.raises(ConfigurationError, match=r"'val/acuracy' .* Did you mean 'val/accuracy'.*train/loss"):
-        trainer.step({"val/accuracy": 0.1, "val/loss": 2.0})
+    with pytest.raises(ConfigurationError, match=r"'test/acuracy' .* Did you mean 'test/accuracy'.*train/loss"):
+        trainer.step({"test/accuracy": 0.1, "test/loss": 2.0})
 
 
-@pytest.mark.parametrize("callback", [ModelCheckpoint(monitor="val/accuracy"), EarlyStopping("val/accuracy")])
+@pytest.mark.parametrize("callback", [ModelCheckpoint(monitor="test/accuracy"), EarlyStopping("test/accuracy")])
 def test_rounds_without_evaluation_are_passed_over(tmp_path: Path, callback: Callback) -> None:
     trainer = StandIn(tmp_path, [callback]).start()
-    trainer.step({"val/accuracy": 0.1})
+    trainer.step({"test/accuracy": 0.1})
     state = callback.state_dict()
     for _ in range(9):
         trainer.step()
@@ -437,15 +437,15 @@ def test_the_time_that_compiling_takes_is_told_apart(tmp_path: Path, monkeypatch
 def test_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock(monkeypatch, "progress")
     trainer = StandIn(tmp_path, [RoundProgress(), Sleeps(clock, itertools.repeat(2.0))], max_rounds=51).start()
-    trainer.log({"val/loss": 2.5})
+    trainer.log({"test/loss": 2.5})
     trainer.call("on_evaluation_end", {})
     for index in range(1, 52):
-        trainer.step({"val/accuracy": 0.43125} if index == 10 else None, clients=4, **{"train/loss": 1.23449})
+        trainer.step({"test/accuracy": 0.43125} if index == 10 else None, clients=4, **{"train/loss": 1.23449})
     trainer.call("on_fit_end")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "round 0/51  val/loss 2.5"
-    assert lines[1] == "round 3/51  train/loss 1.234  val/loss 2.5  2 clients/s  ETA 1:36"
-    assert "round 10/51  train/loss 1.234  val/loss 2.5  val/accuracy 0.4313  2 clients/s  ETA 1:22" in lines
+    assert lines[0] == "round 0/51  test/loss 2.5"
+    assert lines[1] == "round 3/51  train/loss 1.234  test/loss 2.5  2 clients/s  ETA 1:36"
+    assert "round 10/51  train/loss 1.234  test/loss 2.5  test/accuracy 0.4313  2 clients/s  ETA 1:22" in lines
     shown = [int(line.split()[1].split("/")[0]) for line in lines]
     assert shown == [0, 3, 6, 9, 10, *range(13, 50, 3), 51]
 
@@ -472,7 +472,7 @@ def test_the_time_left_does_not_count_compiling(
     clock = Clock(monkeypatch, "progress")
     trainer = StandIn(tmp_path, [Compiles(), RoundProgress(), Sleeps(clock, [2.0, 0.5])], max_rounds=42).start()
     for left in ("0:20", "0:20"):
-        trainer.step({"val/accuracy": 0.5}, clients=4)
+        trainer.step({"test/accuracy": 0.5}, clients=4)
         assert capsys.readouterr().out.splitlines()[-1].endswith(f"8 clients/s  ETA {left}")
 
 
@@ -497,14 +497,14 @@ def test_a_long_evaluation_and_a_long_round_say_how_far_they_are(
 @pytest.mark.parametrize(
     ("width", "shown"),
     [
-        (80, "ETA 10:37:29  train/loss 1.234  val/accuracy 0.4313"),
-        (100, "ETA 10:37:29  train/loss 1.234  val/accuracy 0.4313  83 clients/s"),
-        (120, "ETA 10:37:29  train/loss 1.234  val/accuracy 0.4313  83 clients/s  val/loss 2.345"),
+        (80, "ETA 10:37:29  train/loss 1.234  test/accuracy 0.4313"),
+        (100, "ETA 10:37:29  train/loss 1.234  test/accuracy 0.4313  83 clients/s"),
+        (120, "ETA 10:37:29  train/loss 1.234  test/accuracy 0.4313  83 clients/s  test/loss 2.345"),
         (40, "ETA 10:37:29"),
     ],
 )
 def test_what_there_is_room_for_is_whole(width: int, shown: str) -> None:
-    text = _Text(["train/loss 1.234", "val/loss 2.345", "val/accuracy 0.4313"], "83 clients/s", "ETA 10:37:29")
+    text = _Text(["train/loss 1.234", "test/loss 2.345", "test/accuracy 0.4313"], "83 clients/s", "ETA 10:37:29")
     bar = 8 if width < 100 else 16
     assert text.within(width - len("round 1999/5000") - bar - 2) == shown
 
@@ -527,13 +527,13 @@ def test_bar_in_a_terminal(tmp_path: Path, ends: tuple[Any, ...], width: int) ->
     console = Console(file=screen, force_terminal=True, force_interactive=True, width=width)
     trainer = StandIn(tmp_path, [RoundProgress(console=console)], max_rounds=7).start()
     for _ in range(5):
-        trainer.step({"val/accuracy": 0.5}, clients=4)
+        trainer.step({"test/accuracy": 0.5}, clients=4)
     trainer.call(*ends)
     trainer.call(*ends)  # closing twice is harmless
     shown = screen.getvalue()
     assert "round 5/7" in shown
     assert "ETA 0:00" in shown
-    assert ("train/loss 1" in shown) == ("val/accuracy 0.5" in shown) == (width > 30)
+    assert ("train/loss 1" in shown) == ("test/accuracy 0.5" in shown) == (width > 30)
     assert "…" not in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor was hidden, and shown again
 

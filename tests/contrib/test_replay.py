@@ -193,7 +193,7 @@ def replay(name: str, method: FedMethod, stragglers: FedProxReplay, rounds: int)
     for row, loss in zip(found, losses, strict=False):  # after the last round the program prints no loss
         assert row["train_all/loss"] == pytest.approx(loss, abs=2e-6)
     for row, accuracy in zip(found, accuracies, strict=False):
-        assert row["val/accuracy"] == pytest.approx(accuracy, abs=1e-6)  # one example is 1e-3
+        assert row["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)  # one example is 1e-3
     if rounds == len(losses):
         np.testing.assert_allclose(x[:600].reshape(10, 60).T, PROGRAM[f"{name}_kernel"], rtol=0, atol=2e-6)
         np.testing.assert_allclose(x[600:], PROGRAM[f"{name}_bias"], rtol=0, atol=2e-6)

@@ -286,7 +286,7 @@ def test_a_round(tmp_path):
     model = SentimentLSTM(data.glove.vectors, hidden=3, layers=1, dense=2)
     trainer = FederatedTrainer(max_rounds=1, clients_per_round=2, strategy=SlotStrategy(["cpu/0"]), logger=False)
     trainer.fit(FedAvg(lr=0.1), Classification(model, classes=2), data)
-    assert {"val/loss", "train_all/loss", "val/accuracy"} <= set(trainer.metrics)
+    assert {"test/loss", "train_all/loss", "test/accuracy"} <= set(trainer.metrics)
 
 
 # -- the real files -----------------------------------------------------------------------------------------------------

@@ -339,7 +339,7 @@ def test_a_round_and_the_pooled_loaders(tmp_path):
     model = CharLSTM(hidden=4, layers=1)
     trainer = FederatedTrainer(max_rounds=1, clients_per_round=2, strategy=SlotStrategy(["cpu/0"]), logger=False)
     trainer.fit(FedAvg(lr=0.1), Classification(model), data)
-    assert {"val/loss", "train_all/loss", "val/accuracy"} <= set(trainer.metrics)
+    assert {"test/loss", "train_all/loss", "test/accuracy"} <= set(trainer.metrics)
 
 
 # -- the real file ------------------------------------------------------------------------------------------------------

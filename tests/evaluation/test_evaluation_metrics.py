@@ -65,23 +65,23 @@ def test_each_entry_is_what_the_metric_gives_for_the_trained_model(tmp_path: Pat
         again = metric.clone()
         again.update(outputs, LABELS)
         value = again.compute()
-        expected = {f"val/{name}": float(value)} if value.dim() == 0 else {}
+        expected = {f"test/{name}": float(value)} if value.dim() == 0 else {}
         for k in range(3):
-            expected |= {f"val/{name}_{k}": float(value[k])} if value.dim() == 1 else {}
-            expected |= {f"val/{name}_{k}_{j}": float(value[k, j]) for j in range(3)} if value.dim() == 2 else {}
-        found = {key: value for key, value in trainer.metrics.items() if key.startswith(f"val/{name}")}
+            expected |= {f"test/{name}_{k}": float(value[k])} if value.dim() == 1 else {}
+            expected |= {f"test/{name}_{k}_{j}": float(value[k, j]) for j in range(3)} if value.dim() == 2 else {}
+        found = {key: value for key, value in trainer.metrics.items() if key.startswith(f"test/{name}")}
         assert found == pytest.approx(expected)
-    assert "val/confusion_2_1" in (tmp_path / "a" / "metrics.csv").read_text().splitlines()[0]
+    assert "test/confusion_2_1" in (tmp_path / "a" / "metrics.csv").read_text().splitlines()[0]
 
 
 def test_a_tree_of_numbers_is_logged_and_a_very_large_one_is_left_out_with_a_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = {"tree": Mapped(), "curve": MulticlassPrecisionRecallCurve(3, thresholds=200)}
-    trainer = FederatedTrainer(1, callbacks=[EarlyStopping("val/tree_low")], logger=False)
+    trainer = FederatedTrainer(1, callbacks=[EarlyStopping("test/tree_low")], logger=False)
     trainer.fit(FedAvg(), task(**metrics), data())
-    found = {key: value for key, value in trainer.metrics.items() if key.startswith(("val/tree", "val/curve"))}
-    assert found == {"val/tree_low": 1.0, "val/tree_both_0": 2.0, "val/tree_both_1": 3.0}
+    found = {key: value for key, value in trainer.metrics.items() if key.startswith(("test/tree", "test/curve"))}
+    assert found == {"test/tree_low": 1.0, "test/tree_both_0": 2.0, "test/tree_both_1": 3.0}
     assert caplog.text.count("The metric 'curve' has 1,406 numbers, more than 256, and is left out") == 1
 
 
@@ -101,8 +101,8 @@ def test_the_central_baseline_logs_the_same_names(tmp_path: Path) -> None:
     trainer.fit(task(**METRICS), data())
     federated = FederatedTrainer(1, callbacks=[], logger=False)
     federated.fit(FedAvg(), task(**METRICS), data())
-    assert {name for name in trainer.callback_metrics if name.startswith("val/")} == {
-        name for name in federated.metrics if name.startswith("val/")
+    assert {name for name in trainer.callback_metrics if name.startswith("test/")} == {
+        name for name in federated.metrics if name.startswith("test/")
     }
     counts = sum(float(value) for name, value in trainer.callback_metrics.items() if "confusion" in name)
     assert counts == len(LABELS)

@@ -305,7 +305,7 @@ def test_a_callback_may_use_the_slots_while_clients_train(slots: int) -> None:
         def on_cohort_end(self, trainer: FederatedTrainer, cohort: object) -> None:
             evaluation = Evaluation(trainer.strategy, task(), trainer.data)
             metrics = evaluation.run(trainer.state.server.x, trainer.state.buffers)
-            self.accuracies.append(metrics["val/accuracy"])
+            self.accuracies.append(metrics["test/accuracy"])
             assert list(trainer.strategy.map([lambda worker: 1, lambda worker: 2])) == [1, 2]
             next(trainer.strategy.map([lambda worker: 3, lambda worker: 4]))  # the other one is given up
 

@@ -70,6 +70,6 @@ def check_curve(name: str, seed: int, rounds: int, loss: float, accuracy: float)
         if round_ <= rounds:
             found = kept.at[round_]
             assert found["train_all/loss"] == pytest.approx(curve["loss"][seed][place], rel, loss), round_
-            assert found["val/accuracy"] == pytest.approx(curve["accuracy"][seed][place], abs=accuracy), round_
+            assert found["test/accuracy"] == pytest.approx(curve["accuracy"][seed][place], abs=accuracy), round_
             if "mu" in curve:
                 assert found["server/mu"] == pytest.approx(curve["mu"][seed][place], abs=1e-9), round_

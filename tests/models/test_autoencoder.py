@@ -153,6 +153,6 @@ def test_it_learns_and_its_loss_is_logged():
     state = trainer.fit(FedProx(lr=1.0, mu=0.0), before, data)
     after = float(before.with_parameters(state.server.x).loss(batch).mean().detach())
     assert after < 0.5 * start
-    assert trainer.metrics["val/loss"] == pytest.approx(after, rel=1e-5)
-    assert trainer.metrics["val/mae"] > 0
-    assert "val/accuracy" not in trainer.metrics
+    assert trainer.metrics["test/loss"] == pytest.approx(after, rel=1e-5)
+    assert trainer.metrics["test/mae"] > 0
+    assert "test/accuracy" not in trainer.metrics

@@ -38,7 +38,7 @@ needs_tensorboard = pytest.mark.skipif(
 def log(loggers: Iterable[Logger], steps: Iterable[int], offset: float = 0.0) -> None:
     """Rounds as a run logs them: a loss always, an evaluation with every other round."""
     for step in steps:
-        evaluation = {"val/accuracy": step / 10 + offset} if step % 2 == 0 else {}
+        evaluation = {"test/accuracy": step / 10 + offset} if step % 2 == 0 else {}
         for logger in loggers:
             logger.log_metrics({"train/loss": 1 / (step + 1), **evaluation}, step=step)
             logger.save()
@@ -128,7 +128,7 @@ def test_metrics_are_on_disk_at_once(tmp_path: Path) -> None:
     with open(tmp_path / "version_0" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["0", "1"]
-    assert [row["val/accuracy"] for row in rows] == ["0.0", ""]
+    assert [row["test/accuracy"] for row in rows] == ["0.0", ""]
     finish(loggers)
 
 
@@ -153,10 +153,10 @@ def test_a_torn_last_row_is_dropped(tmp_path: Path, torn: str) -> None:
 def test_columns_of_dropped_rows_go(tmp_path: Path) -> None:
     loggers = run_loggers(tmp_path, "a")
     log(loggers, [1])
-    log(loggers, [2])  # brings val/accuracy
+    log(loggers, [2])  # brings test/accuracy
     finish(loggers, "stopped")
     folder = run(tmp_path, "a", [3])
-    assert "val/accuracy" in (folder / "metrics.csv").read_text()
+    assert "test/accuracy" in (folder / "metrics.csv").read_text()
     folder = run(tmp_path, "a", [1])
     assert (folder / "metrics.csv").read_text().split() == ["step,train/loss", "1,0.5"]
 
@@ -211,7 +211,7 @@ def test_resumed_curves_do_not_double(tmp_path: Path) -> None:
     folder = run(tmp_path, "a", range(5, 9))
     reader = EventAccumulator(str(folder)).Reload()
     assert [point.step for point in reader.Scalars("train/loss")] == list(range(9))
-    assert [round(point.value, 3) for point in reader.Scalars("val/accuracy")] == [0.5, 0.7, 0.9, 0.6, 0.8]
+    assert [round(point.value, 3) for point in reader.Scalars("test/accuracy")] == [0.5, 0.7, 0.9, 0.6, 0.8]
 
 
 @needs_tensorboard
@@ -289,12 +289,12 @@ def test_what_is_logged_for_a_round_again_joins_its_row(tmp_path: Path) -> None:
     loggers = run_loggers(tmp_path, "a")
     log(loggers, range(4))
     for logger in loggers:
-        logger.log_metrics({"val/accuracy": 0.75, "late": 1.0}, step=3)
+        logger.log_metrics({"test/accuracy": 0.75, "late": 1.0}, step=3)
     finish(loggers)
     with (tmp_path / "a" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
-    assert rows[-1] == {"step": "3", "train/loss": "0.25", "val/accuracy": "0.75", "late": "1.0"}
+    assert rows[-1] == {"step": "3", "train/loss": "0.25", "test/accuracy": "0.75", "late": "1.0"}
     assert rows[-2]["late"] == ""
 
 
@@ -368,7 +368,7 @@ def test_curves_are_whole_where_the_clock_was_put_back_between_two_starts(
         run(tmp_path, "a", some, offset=late / 1e6)
     reader = EventAccumulator(str(tmp_path / "a")).Reload()
     assert [point.step for point in reader.Scalars("train/loss")] == list(range(60))
-    found = {point.step: round(point.value, 4) for point in reader.Scalars("val/accuracy")}
+    found = {point.step: round(point.value, 4) for point in reader.Scalars("test/accuracy")}
     assert (found[18], found[34], found[36], found[52]) == (1.8072, 3.4036, 3.6036, 5.2)
     names = sorted(path.name for path in (tmp_path / "a").glob("events*"))
     assert len({name.split(".")[3] for name in names}) == 4

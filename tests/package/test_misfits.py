@@ -158,7 +158,7 @@ def test_nothing_is_evaluated_with_the_default_callbacks(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     fit(Classification(model()), tensors(evaluate_on=()), callbacks=None, evaluate_every=1)
     with pytest.raises(ConfigurationError, match="`monitor` of EarlyStopping must be"):
-        fit(Classification(model()), tensors(evaluate_on=()), callbacks=[EarlyStopping("val/loss")], evaluate_every=1)
+        fit(Classification(model()), tensors(evaluate_on=()), callbacks=[EarlyStopping("test/loss")], evaluate_every=1)
 
 
 @pytest.mark.parametrize("strategy", [{"runner": "loop"}, {"runner": "vmap", "cohort_size": 2}, {"runner": "traced"}])
@@ -355,7 +355,7 @@ F1 = MulticlassF1Score(3)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: run(evaluated(torch.randn(8, 5), Y[:8])), "fails on examples that are evaluated as `val/…`, which is float32[8, 5]"),
+        (lambda: run(evaluated(torch.randn(8, 5), Y[:8])), "fails on examples that are evaluated as `test/…`, which is float32[8, 5]"),
         (lambda: run(evaluated(torch.randn(8, 4).double(), Y[:8])), "; use `inputs.to(torch.float32)`, or `model.to(torch.float64)`."),
         (lambda: run(evaluated(torch.randn(8, 4), Y[:8] + 3)), "values in 3…5; set `classes=6` or relabel."),
         (lambda: run(tensors(X.to_sparse())), "holds a Tensor of float32[24, 4]; use `to_dense()`."),

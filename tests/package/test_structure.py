@@ -8,7 +8,7 @@ import fedlightning
 
 PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
-    0: ["_atomic", "_declarations", "_hashing", "_interpreter", "_signals", "errors"],
+    0: ["_atomic", "_capabilities", "_declarations", "_hashing", "_interpreter", "_signals", "errors"],
     1: ["_checked", "_locks", "_sealed", "layout", "randomness", "state"],
     2: ["data", "loggers", "method", "models", "server"],
     3: ["hooks", "methods", "participation", "task"],
@@ -63,7 +63,7 @@ def test_methods_fit_on_a_page() -> None:
 
 def test_public_names_are_pinned() -> None:
     names = """
-    Callback Classification ClientContext ClientError ConfigurationError Dirichlet Dissimilarity EarlyStopping Examples FedAvg
+    Batching Callback Classification ClientContext ClientError ConfigurationError Dirichlet Dissimilarity EarlyStopping Examples FedAvg
     FedLightningError FedMethod FedProx FederatedDataModule FederatedTask FederatedTrainer IID MethodError ModelCheckpoint
     Natural NextToken Partition Partitioner QuantitySkew Reconstruction Regression Round RoundProgress RoundState Scaffold Shards
     SlotStrategy State Stragglers TensorData Throughput hyper keyed_uniform stream

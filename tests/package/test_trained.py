@@ -58,7 +58,7 @@ def test_the_trained_task_is_the_one_that_was_evaluated(method: FedMethod, tmp_p
     task = Classification(normed())
     before = {name: tensor.clone() for name, tensor in parts(task).items()}
     trainer = fit(task, method, tmp_path)
-    logged, trained = trainer.metrics["val/accuracy"], task.with_state(trainer.state)
+    logged, trained = trainer.metrics["test/accuracy"], task.with_state(trainer.state)
     assert not trained.training
     assert accuracy(trained) == pytest.approx(logged, abs=1e-7)
     assert accuracy(task.with_parameters(trainer.state.server.x).eval()) != pytest.approx(logged, abs=1e-7)

@@ -100,8 +100,8 @@ def test_what_is_logged_is_what_happened() -> None:
     assert logged["train/loss"] == pytest.approx(1.1, abs=0.3)
     for name in ("loss", "accuracy"):
         for part in ("mean", "std", "worst_decile"):
-            assert f"val_clients/{name}_{part}" in logged
-        assert f"val/{name}" in logged
+            assert f"test_clients/{name}_{part}" in logged
+        assert f"test/{name}" in logged
 
 
 def test_evaluation_is_the_mean_over_examples_and_over_clients() -> None:
@@ -116,12 +116,12 @@ def test_evaluation_is_the_mean_over_examples_and_over_clients() -> None:
     per_client = torch.stack([correct[data.test_clients.client(c)].mean() for c in range(10)])
     worst = max(float(losses[data.test_clients.client(c)].mean()) for c in range(10))
     logged = recorder.logged[0]
-    assert logged["val/accuracy"] == pytest.approx(float(correct.mean()), abs=1e-6)
-    assert logged["val/loss"] == pytest.approx(float(losses.mean()), abs=1e-6)
-    assert logged["val_clients/accuracy_mean"] == pytest.approx(float(per_client.mean()), abs=1e-6)
-    assert logged["val_clients/accuracy_std"] == pytest.approx(float(per_client.std(correction=0)), abs=1e-6)
-    assert logged["val_clients/accuracy_worst_decile"] == pytest.approx(float(per_client.min()), abs=1e-6)
-    assert logged["val_clients/loss_worst_decile"] == pytest.approx(worst, abs=1e-6)
+    assert logged["test/accuracy"] == pytest.approx(float(correct.mean()), abs=1e-6)
+    assert logged["test/loss"] == pytest.approx(float(losses.mean()), abs=1e-6)
+    assert logged["test_clients/accuracy_mean"] == pytest.approx(float(per_client.mean()), abs=1e-6)
+    assert logged["test_clients/accuracy_std"] == pytest.approx(float(per_client.std(correction=0)), abs=1e-6)
+    assert logged["test_clients/accuracy_worst_decile"] == pytest.approx(float(per_client.min()), abs=1e-6)
+    assert logged["test_clients/loss_worst_decile"] == pytest.approx(worst, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +244,9 @@ def test_a_round_that_is_checkpointed_is_logged(hook: str, tmp_path: Path) -> No
 
 
 def test_a_run_that_stopped_early_says_why() -> None:
-    trainer = FederatedTrainer(50, callbacks=[EarlyStopping("val/loss", min_delta=10.0, patience=2)], logger=False)
+    trainer = FederatedTrainer(50, callbacks=[EarlyStopping("test/loss", min_delta=10.0, patience=2)], logger=False)
     assert trainer.fit(FedAvg(), task(), clients()).round == 3
-    assert "val/loss" in trainer.stop_reason
+    assert "test/loss" in trainer.stop_reason
 
 
 def test_the_task_is_not_changed_and_gives_a_trained_copy() -> None:
@@ -278,8 +278,8 @@ def test_next_token_takes_one_target_or_one_for_each_position() -> None:
     flat = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(20, 7))
     last.fit(FedAvg(lr=1.0), NextToken(flat), TensorData(Examples(tokens, tokens[:, 0]), owners))
     for trainer in (every, last):
-        assert 0 <= trainer.metrics["val/accuracy"] <= 1
-        assert trainer.metrics["val/loss"] < 2.2
+        assert 0 <= trainer.metrics["test/accuracy"] <= 1
+        assert trainer.metrics["test/loss"] < 2.2
 
 
 def test_regression_refuses_targets_that_would_broadcast() -> None:
@@ -297,7 +297,7 @@ def test_the_same_task_and_data_train_centrally_under_lightning(tmp_path: Path) 
     before = nn.utils.parameters_to_vector(model.parameters()).clone()
     trainer.fit(model, clients())
     assert not torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
-    assert {"val/loss", "val/accuracy"} <= set(trainer.callback_metrics)
+    assert {"test/loss", "test/accuracy"} <= set(trainer.callback_metrics)
 
 
 def test_a_hook_of_a_callback_that_there_is_not_is_refused() -> None:

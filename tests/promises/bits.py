@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     Examples,
     FedAvg,
@@ -80,7 +81,7 @@ def fit(method: str, hard: str, runner: str, slots: int, folder: Path) -> Federa
     labels = torch.randint(0, 3, (sum(SIZES),), generator=generator)
     own = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
     crop = RandomCropFlip(padding=1) if hard == "augmentation" else None
-    data = TensorData(Examples(images, labels), own, batch_size=5, epochs=2, augmentation=crop)
+    data = TensorData(Examples(images, labels), own, batching=Batching(5, epochs=2), augmentation=crop)
     torch.manual_seed(1)
     middle: nn.Module = nn.BatchNorm1d(8) if hard == "batch norm" else nn.Dropout(0.3 * (hard == "dropout"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), middle, nn.ReLU(), nn.Linear(8, 3))
@@ -88,7 +89,7 @@ def fit(method: str, hard: str, runner: str, slots: int, folder: Path) -> Federa
         max_rounds=5,
         clients_per_round=4,
         strategy=SlotStrategy(slots, runner=runner, **RUNNERS[runner]),
-        callbacks=[ModelCheckpoint(monitor="val/loss", mode="min")],
+        callbacks=[ModelCheckpoint(monitor="test/loss", mode="min")],
         logger=run_loggers(folder, "run"),
         evaluate_every=2,
         stragglers=Stragglers(0.5) if hard == "stragglers" else None,
@@ -120,6 +121,14 @@ def digest(value: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def as_before(recorded: Any) -> Any:
+    """What was logged and saved as JSON, with the names of the test set that runs were first recorded with."""
+    text = json.dumps(recorded)
+    for name in ("test/", "test_clients/", "test_loss"):
+        text = text.replace(name, f"val{name.removeprefix('test')}")
+    return json.loads(text)
+
+
 def record(name: tuple[str, str, str, int]) -> dict[str, str]:
     """The hashes of one run."""
     torch.set_num_threads(1)
@@ -137,8 +146,8 @@ def record(name: tuple[str, str, str, int]) -> dict[str, str]:
         "rows": digest({client: dict(row) for client, row in state.memory.rows().items()}),
         "buffers": digest(state.buffers),
         "checkpoint": digest({key: value for key, value in saved.items() if key != "digest"}),
-        "json": digest({key: meta[key] for key in ("round", "callbacks")}),
-        "metrics.csv": digest(rows),
+        "json": digest(as_before({key: meta[key] for key in ("round", "callbacks")})),
+        "metrics.csv": digest(as_before(rows)),
     }
 
 

@@ -65,8 +65,8 @@ def train(folder: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     callbacks = [
-        Throughput(), Counts(), EarlyStopping("val/loss", patience=5),
-        ModelCheckpoint(monitor="val/accuracy", save_top_k=3),
+        Throughput(), Counts(), EarlyStopping("test/loss", patience=5),
+        ModelCheckpoint(monitor="test/accuracy", save_top_k=3),
         ModelCheckpoint(folder / "lowest", monitor="train/loss", mode="min", filename="r{round}", save_last=False),
     ]  # fmt: skip
     trainer = FederatedTrainer(

@@ -86,7 +86,7 @@ class Run:
         self.folder, self.counts = folder, Counts()
         self.best = ModelCheckpoint(monitor="mine/height", save_top_k=2, every_n_rounds=every)
         self.other = ModelCheckpoint(
-            folder / "other", monitor="val/accuracy", filename="r{round}", every_n_rounds=every
+            folder / "other", monitor="test/accuracy", filename="r{round}", every_n_rounds=every
         )
         self.stopping = EarlyStopping("mine/height", mode="max", patience=4)
         callbacks = [self.best, self.other, self.stopping, self.counts, Throughput(), Logs()]
@@ -351,7 +351,7 @@ def test_a_folder_for_the_memory_that_cannot_be_made_is_refused_before_the_first
 
 def test_callbacks_of_one_key_remember_each_their_own(tmp_path: Path) -> None:
     def run(rounds: int, ckpt: Path | None = None) -> list[int]:
-        patient = [EarlyStopping("val/loss", patience=9), EarlyStopping("val/loss", patience=8, min_delta=10.0)]
+        patient = [EarlyStopping("test/loss", patience=9), EarlyStopping("test/loss", patience=8, min_delta=10.0)]
         trainer = FederatedTrainer(rounds, 2, callbacks=[*patient, ModelCheckpoint(tmp_path)], logger=False)
         trainer.fit(Scaffold(), task(), data(), ckpt_path=ckpt)
         return [each.wait_count for each in patient]
@@ -387,7 +387,7 @@ def terminate(_: object) -> None:
 
 
 def long(folder: Path, name: str, callbacks: list[Callback], **how: Any) -> FederatedTrainer:
-    watch = [EarlyStopping("val/loss", patience=1), ModelCheckpoint(monitor="val/accuracy", save_top_k=-1)]
+    watch = [EarlyStopping("test/loss", patience=1), ModelCheckpoint(monitor="test/accuracy", save_top_k=-1)]
     trainer = FederatedTrainer(
         10, 2, SlotStrategy(1), [*callbacks, *watch], run_loggers(folder, name), evaluate_every=5
     )
@@ -404,18 +404,18 @@ def test_a_run_ends_evaluated_and_one_that_goes_on_has_the_rows_of_one_go(
         name, trainer = f"cut{k}", FederatedTrainer()
         try:
             trainer = long(tmp_path, name, [Ends(at, end)])
-            assert "val/accuracy" in trainer.metrics
+            assert "test/accuracy" in trainer.metrics
         except KeyboardInterrupt:
             assert end is terminate
         last = rows(tmp_path / name)[-1]
-        assert (last["step"], bool(last["val/accuracy"]), bool(last["train/loss"])) == (str(at), True, True)
-        assert not any(row["val/accuracy"] for row in rows(tmp_path / name)[1:-1] if row["step"] != "5")
+        assert (last["step"], bool(last["test/accuracy"]), bool(last["train/loss"])) == (str(at), True, True)
+        assert not any(row["test/accuracy"] for row in rows(tmp_path / name)[1:-1] if row["step"] != "5")
         state, meta = load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
         trained = float(
             (task().with_state(state)(data().load()[0].inputs).argmax(1) == data().load()[0].targets).float().mean()
         )
-        assert float(last["val/accuracy"]) == pytest.approx(trained)
-        assert ("val/accuracy" in meta["row"]) == (at == 5)
+        assert float(last["test/accuracy"]) == pytest.approx(trained)
+        assert ("test/accuracy" in meta["row"]) == (at == 5)
         again = long(tmp_path, name, [], ckpt_path="last")
         assert same(again.state, whole.state)
         assert rows(tmp_path / name) == rows(tmp_path / "whole")
@@ -436,9 +436,9 @@ def test_early_stopping_between_evaluations_ends_evaluated(tmp_path: Path) -> No
     assert 0 < trainer.round < 40
     assert trainer.round % 7
     once = rows(tmp_path / "a")
-    assert float(once[-1]["val/accuracy"]) == trainer.metrics["val/accuracy"]
+    assert float(once[-1]["test/accuracy"]) == trainer.metrics["test/accuracy"]
     again = run("a", ckpt_path="last")  # nothing is left to do, and that is evaluated once more
-    assert again.metrics["val/accuracy"] == trainer.metrics["val/accuracy"]
+    assert again.metrics["test/accuracy"] == trainer.metrics["test/accuracy"]
     assert rows(tmp_path / "a") == once
 
 
@@ -488,7 +488,7 @@ def test_a_signal_in_a_long_evaluation_ends_it_soon(
 def test_metrics_of_a_first_fit_do_not_survive_into_the_second() -> None:
     trainer = FederatedTrainer(2, 2, callbacks=[], logger=False)
     trainer.fit(Scaffold(), task(), data())
-    assert "val/accuracy" in trainer.metrics
+    assert "test/accuracy" in trainer.metrics
     trainer.fit(Scaffold(), task(), data(evaluate_on=("train",)))
     assert {name.partition("/")[0] for name in trainer.metrics} == {
         "train",
@@ -514,11 +514,11 @@ class Declared(Later):
 @pytest.mark.parametrize(
     ("monitor", "settings"),
     [
-        ("val_loss", {}),
-        ("val_loss", {"evaluate_every": 4}),
-        ("val/loss", {"evaluate_every": 0}),
-        ("val/loss", {"evaluate_on": ("train",)}),
-        ("val/loss", {"evaluate_on": ()}),
+        ("test_loss", {}),
+        ("test_loss", {"evaluate_every": 4}),
+        ("test/loss", {"evaluate_every": 0}),
+        ("test/loss", {"evaluate_on": ("train",)}),
+        ("test/loss", {"evaluate_on": ()}),
         ("throughput/rounds_per_second", {}),
         ("round/stragglers", {}),
     ],

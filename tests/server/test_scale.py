@@ -454,10 +454,10 @@ def test_evaluation_sums_over_the_clients_that_have_examples() -> None:
         found = sums.metrics()
     assert largest.count < 10
     means = np.array([4.0, 3.0, 7.0, 4.0])
-    assert found["val/accuracy"] == pytest.approx(4.0)
-    assert found["val_clients/accuracy_mean"] == pytest.approx(means.mean())
-    assert found["val_clients/accuracy_std"] == pytest.approx(means.std())
-    assert found["val_clients/accuracy_worst_decile"] == pytest.approx(3.0)
+    assert found["test/accuracy"] == pytest.approx(4.0)
+    assert found["test_clients/accuracy_mean"] == pytest.approx(means.mean())
+    assert found["test_clients/accuracy_std"] == pytest.approx(means.std())
+    assert found["test_clients/accuracy_worst_decile"] == pytest.approx(3.0)
 
 
 def test_a_long_row_is_added_in_pieces_to_the_same_bits() -> None:

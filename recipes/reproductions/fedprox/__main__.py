@@ -33,7 +33,7 @@ from recipes.reproductions.fedprox.settings import EPOCHS, REAL, SETTINGS, SYNTH
 DROPS = (0.0, 0.5, 0.9)
 METRICS = {
     "loss": ("train_all/loss", "Training Loss"),
-    "accuracy": ("val/accuracy", "Testing Accuracy"),
+    "accuracy": ("test/accuracy", "Testing Accuracy"),
     "variance": ("dissimilarity/variance", "Variance of Local Grad."),
 }
 LIMITS = {("mnist", drop): (0.2, 1.5) for drop in DROPS} | {
@@ -172,7 +172,7 @@ def gains(columns: Sequence[Column]) -> list[str]:
         found = {}
         for look, curve in with_stragglers(column.dataset, 0.9):
             folder = column.folder(curve)
-            found[look] = reading(read(folder, "train_all/loss"), read(folder, "val/accuracy"), column.rounds)
+            found[look] = reading(read(folder, "train_all/loss"), read(folder, "test/accuracy"), column.rounds)
         best, fedavg = found[BEST], found[FEDAVG]
         differences.append(best.accuracy - fedavg.accuracy)
         where = f"{BEST.label} {best}; FedAvg {fedavg}"

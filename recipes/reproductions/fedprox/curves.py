@@ -141,7 +141,7 @@ def read(folder: Path, metric: str) -> Values:
 
 
 def _summary(folder: Path) -> str:
-    loss, accuracy = read(folder, "train_all/loss"), read(folder, "val/accuracy")
+    loss, accuracy = read(folder, "train_all/loss"), read(folder, "test/accuracy")
     return f"; training loss {loss[max(loss)]:.4f}, test accuracy {accuracy[max(accuracy)]:.4f}" if loss else ""
 
 
