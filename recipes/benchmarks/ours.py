@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     Examples,
@@ -67,8 +68,8 @@ def data_module(work: Workload) -> tuple[TensorData, Any]:
     inputs, targets, positions, offsets = (torch.from_numpy(array) for array in data)
     kind, augmentation = (Pixels, RandomCropFlip(padding=4)) if work.pixels else (TensorData, None)
     clients = Partition(positions, offsets)
-    batching: dict[str, Any] = {"batch_size": work.batch, "epochs": work.epochs, "augmentation": augmentation}
-    module = kind(Examples(inputs, targets), clients, **batching)
+    batching = Batching(work.batch, epochs=work.epochs)
+    module = kind(Examples(inputs, targets), clients, batching=batching, augmentation=augmentation)
     module.shared_examples = work.distinct > 0
     return module, data
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlightning import (
+    Batching,
     ClientError,
     ConfigurationError,
     FederatedTrainer,
@@ -87,7 +88,7 @@ class Column:
     def _load(self, epochs: int) -> Loaded:
         if epochs not in self._loaded:
             try:
-                data, task = self.setting.load(self.options, epochs)
+                data, task = self.setting.load(self.options, Batching(BATCH, epochs=epochs))
                 data.prepare_data()
                 data.setup("fit")
             except ConfigurationError as error:
@@ -121,6 +122,7 @@ class Column:
                 Dissimilarity(every=self.setting.measured),
                 ModelCheckpoint(save_top_k=0, every_n_rounds=10),
             ],
+            evaluate_on=("test", "train"),
             logger=run_loggers(folder.parent, folder.name),
             sampler=RoundSeeded() if curve.sampling == "uniform" else SizeWeighted(),
             stragglers=Stragglers(curve.drop, partial=curve.method != "fedavg") if curve.drop else None,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedlightning import Classification, FederatedDataModule, FederatedTask, FedMethod
+from fedlightning import Batching, Classification, FederatedDataModule, FederatedTask, FedMethod
 from fedlightning.datasets import Synthetic
 from fedlightning.datasets.femnist import FEMNIST
 from fedlightning.datasets.power_law import PowerLawMNIST
@@ -40,40 +40,38 @@ class Options:
 Loaded = tuple[FederatedDataModule, FederatedTask]
 
 
-def synthetic(alpha: float, beta: float, iid: bool = False) -> Callable[[Options, int], Loaded]:
+def synthetic(alpha: float, beta: float, iid: bool = False) -> Callable[[Options, Batching], Loaded]:
     """Logistic regression on 30 synthetic devices."""
 
-    def load(options: Options, epochs: int) -> Loaded:
+    def load(options: Options, batching: Batching) -> Loaded:
         labels: Any = options.labels if alpha > 0 else "argmax"
-        data = Synthetic(alpha, beta, iid, labels, seed=options.seed, batch_size=BATCH, epochs=epochs)
+        data = Synthetic(alpha, beta, iid, labels, seed=options.seed, batching=batching)
         return data, Classification(LogisticRegression.glorot(60, 10, options.seed))
 
     return load
 
 
-def mnist(options: Options, epochs: int) -> Loaded:
+def mnist(options: Options, batching: Batching) -> Loaded:
     """Logistic regression on 1,000 devices of two digits each."""
-    data = PowerLawMNIST(root=options.data_dir, seed=options.seed, batch_size=BATCH, epochs=epochs, download=False)
+    data = PowerLawMNIST(root=options.data_dir, seed=options.seed, batching=batching, download=False)
     return data, Classification(LogisticRegression.glorot(784, 10, options.seed))
 
 
-def femnist(options: Options, epochs: int) -> Loaded:
+def femnist(options: Options, batching: Batching) -> Loaded:
     """Logistic regression on 200 devices of five letters each; the paper's model has 26 outputs."""
-    data = FEMNIST(root=options.data_dir, seed=options.seed, batch_size=BATCH, epochs=epochs)
+    data = FEMNIST(root=options.data_dir, seed=options.seed, batching=batching)
     return data, Classification(LogisticRegression.glorot(784, 26, options.seed))
 
 
-def shakespeare(options: Options, epochs: int) -> Loaded:
+def shakespeare(options: Options, batching: Batching) -> Loaded:
     """The next character: as many windows as the paper's 143 roles have, split at random as there."""
-    data = Shakespeare(
-        0.12236, "random", root=options.data_dir, seed=options.seed, batch_size=BATCH, epochs=epochs
-    )  # fmt: skip
+    data = Shakespeare(0.12236, "random", root=options.data_dir, seed=options.seed, batching=batching)
     return data, Classification(CharLSTM(seed=options.seed), 80)
 
 
-def sent140(options: Options, epochs: int) -> Loaded:
+def sent140(options: Options, batching: Batching) -> Loaded:
     """The sentiment of the tweets of 772 accounts or so."""
-    data = Sent140(root=options.data_dir, seed=options.seed, batch_size=BATCH, epochs=epochs)
+    data = Sent140(root=options.data_dir, seed=options.seed, batching=batching)
     return data, Classification(SentimentLSTM(data.glove.vectors, seed=options.seed), 2)
 
 
@@ -97,7 +95,7 @@ class Setting:
     rounds: int
     stride: int
     measured: int
-    load: Callable[[Options, int], Loaded]
+    load: Callable[[Options, Batching], Loaded]
 
 
 SETTINGS = {

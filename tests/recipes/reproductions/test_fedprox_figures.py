@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedlightning import ConfigurationError, FederatedTrainer, ModelCheckpoint
+from fedlightning import Batching, ConfigurationError, FederatedTrainer, ModelCheckpoint
 from fedlightning.analysis import Dissimilarity
 from fedlightning.cli.recipe import call_program
 from fedlightning.datasets import Synthetic
@@ -24,7 +24,7 @@ from recipes.reproductions.fedprox.figures import draw
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra `figures`")
 
-LOGGED = ("train_all/loss", "val/accuracy", "dissimilarity/variance")
+LOGGED = ("train_all/loss", "test/accuracy", "dissimilarity/variance")
 COLOURS = {"FedAvg": "#ff7f0e", "FedProx (μ=0)": "#e377c2", "FedProx (μ>0)": "#17becf"}
 STYLES = {"FedAvg": ":", "FedProx (μ=0)": "--", "FedProx (μ>0)": "-"}
 
@@ -39,8 +39,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of the synthetic sets is one local step of each client."""
 
-    def short(*arguments: Any, epochs: int, **options: Any) -> Synthetic:
-        return Synthetic(*arguments, steps=1, **options)
+    def short(*arguments: Any, batching: Batching, **options: Any) -> Synthetic:
+        return Synthetic(*arguments, batching=Batching(batching.size, steps=1), **options)
 
     monkeypatch.setattr(settings, "Synthetic", short)
 
@@ -136,6 +136,7 @@ def test_how_a_curve_is_run(fields: Any, stragglers: Stragglers | None, sampler:
     trainer, method = column._trainer(column.folder(curve), curve), curve.configured()
     assert (trainer.max_rounds, trainer._participation, trainer.seed) == (800, 10, 3)
     assert (trainer.stragglers, trainer.sampler) == (stragglers, sampler)
+    assert trainer.evaluate_on == ("test", "train")
     assert (method.lr, method.weighting) == (0.3, weighting)
     assert getattr(method, "mu", 0) == fields.get("mu", 0)
     assert type(method).__name__.lower() == curve.method
@@ -146,11 +147,11 @@ def test_how_a_curve_is_run(fields: Any, stragglers: Stragglers | None, sampler:
 def test_the_synthetic_data() -> None:
     for labels in ("argmax", "sample"):
         options = paper.Options(seed=2, labels=labels)
-        loaded = {name: paper.SETTINGS[name].load(options, 20)[0] for name in paper.SYNTHETIC}
+        loaded = {name: paper.SETTINGS[name].load(options, Batching(10, epochs=20))[0] for name in paper.SYNTHETIC}
         for name, data in loaded.items():
             sampled = labels == "sample" and name in ("synthetic_0.5_0.5", "synthetic_1_1")
             assert data.name == name + "_sample" * sampled
-            assert (data.seed, data.batch_size, data.epochs, data.evaluate_on) == (2, 10, 20, ("test", "train"))
+            assert (data.seed, data.batching) == (2, Batching(10, epochs=20))
             folder = paper.Column(name, options).folder(paper.Curve(name))
             assert folder == Path("logs", "fedprox_paper", data.name, "fedprox_mu0_drop0_seed2")
 
@@ -159,9 +160,11 @@ def test_the_synthetic_data() -> None:
     "FEDLIGHTNING_DATA" not in os.environ, reason="set FEDLIGHTNING_DATA to the folder of the data sets"
 )
 def test_mnist_is_found() -> None:
-    data, task = paper.SETTINGS["mnist"].load(paper.Options(data_dir=os.environ["FEDLIGHTNING_DATA"]), 20)
+    data, task = paper.SETTINGS["mnist"].load(
+        paper.Options(data_dir=os.environ["FEDLIGHTNING_DATA"]), Batching(10, epochs=20)
+    )
     data.setup()
-    assert (data.clients.num_clients, data.batch_size, data.epochs) == (1000, 10, 20)
+    assert (data.clients.num_clients, data.batching) == (1000, Batching(10, epochs=20))
     assert task(data.preprocess(data.train.inputs[:3])).shape == (3, 10)
 
 
