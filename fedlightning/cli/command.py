@@ -178,5 +178,5 @@ def _first(words: Sequence[str]) -> dict[str, Any]:
     for word, given in assignments(words):
         if flag := deciding.get(name_of(word)) if word.startswith("--") else None:
             value = flag.read(given)
-            found[flag.name] = found[flag.name] + value if flag.kind == Repeated else value
+            found[flag.name] = found[flag.name] + value if flag.adds else value
     return found

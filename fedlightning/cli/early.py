@@ -19,7 +19,7 @@ from fedlightning.cli.command import Command, Program, program_name
 from fedlightning.cli.flags import (
     REQUIRED,
     Flag,
-    Repeated,
+    Gathered,
     completed,
     described,
     no_such_flag,
@@ -30,7 +30,7 @@ from fedlightning.cli.flags import (
 from fedlightning.errors import ConfigurationError, no_such_method
 
 _NAMES = {
-    "Any": Any, "Literal": Literal, "Path": Path, "Repeated": Repeated, "bool": bool, "dict": dict, "float": float,
+    "Any": Any, "Literal": Literal, "Path": Path, "bool": bool, "dict": dict, "float": float, "Gathered": Gathered,
     "int": int, "list": list, "str": str, "tuple": tuple,
 }  # fmt: skip
 

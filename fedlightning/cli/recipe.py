@@ -18,7 +18,7 @@ from fedlightning.cli.background import Detach, start_in_background
 from fedlightning.cli.command import TYPED, Command, Program, program_name
 from fedlightning.cli.flags import (
     Flag,
-    Repeated,
+    Gathered,
     completed,
     described,
     no_such_flag,
@@ -35,7 +35,7 @@ from fedlightning.errors import ConfigurationError, FedLightningError, first_lin
 from fedlightning.method import field_names
 from fedlightning.methods import method_named, method_names
 
-__all__ = ["Repeated", "Run", "call_program", "run_program", "run_recipe", "values_of"]
+__all__ = ["Gathered", "Run", "call_program", "run_program", "run_recipe", "values_of"]
 
 
 def run_recipe(

@@ -116,7 +116,7 @@ class FEMNIST(_Handwriting):
         root: folder that holds `by_class`.
         classes_per_user: classes of each device.
         repo_bug: deal the images as the authors' program does, see `deal_classes`.
-        seed: of the choice of images, the partition and the split.
+        seed: of the partition: which images are taken, who gets them, and each device's split; not of the training.
         batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Raises:
@@ -186,7 +186,7 @@ class OmniglotWriters(_Handwriting):
     Args:
         root: folder that holds one of the two.
         alphabets: names of those to take; () for all that there are.
-        seed: of the split.
+        seed: of the partition: each writer's split; not of the training.
         batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:

@@ -128,7 +128,7 @@ class LeafData(FederatedDataModule):
         fraction: share of all samples that is taken, whole users at a time, in (0, 1]; needs `test=None`.
         min_samples: users with this many samples or fewer are dropped; needs `test=None`.
         train_fraction: share of a user's samples for training, in (0, 1); needs `test=None`.
-        seed: of the sampling and the division.
+        seed: of the partition: who is sampled, and how each user's samples are divided; not of the training.
         batching: size and number of the batches that a client trains on in a round.
 
     Attributes:

@@ -84,7 +84,7 @@ class PowerLawMNIST(FederatedDataModule):
 
     Args:
         root: folder of the files, as torchvision lays them out: `<root>/MNIST/raw`.
-        seed: of the partition and the split.
+        seed: of the partition and of each device's split, not of the training.
         batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
         download: whether files that are absent are downloaded.
 

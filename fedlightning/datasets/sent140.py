@@ -86,7 +86,7 @@ class Sent140(FederatedDataModule):
         glove: file of the vectors in the folder `glove`, or a pattern that one file matches; the paper takes
             "glove.6B.300d.txt".
         root: folder of the data sets; training*.csv and testdata.manual*.csv lie in its folder `sent140`.
-        seed: of the choice of accounts and of the split.
+        seed: of the partition: which accounts are taken, and how each one's tweets are split; not of the training.
         batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:

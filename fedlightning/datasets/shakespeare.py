@@ -157,7 +157,7 @@ class Shakespeare(FederatedDataModule):
         unknown: what happens to a character outside `ALPHABET` (this file has none): "error", or "drop" it.
         file: name of another text, which `parse_roles` must understand; only the usual one is checked by its hash.
         root: folder of the data sets; the file lies in its folder `shakespeare`.
-        seed: of the choice of roles and of the random split.
+        seed: of the partition: which roles are taken, and how each one's windows are split at random; not of the training.
         batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:

@@ -84,7 +84,7 @@ class Synthetic(FederatedDataModule):
         beta: standard deviation of the devices' inputs.
         iid: the same model and the same inputs' distribution on all devices; alpha and beta do not matter then.
         labels: "argmax" as in the authors' program, or "sample" as in their files of (0.5, 0.5) and (1, 1).
-        seed: of the data.
+        seed: of the data and of the partition, not of the training.
         batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Raises:

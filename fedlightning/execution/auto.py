@@ -205,16 +205,14 @@ def resolve(
         ConfigurationError: what was asked for cannot be.
     """
     # 1. Where: the devices decide what can be done there.
-    slots = (
-        tuple(wishes.slots) if isinstance(wishes.slots, list) else choose_slots(wishes.slots, work.participants, rules)
-    )
+    slots = slots_for(wishes, work.participants, rules)
     on_cpu = all(slot.kind == "cpu" for slot in slots)
 
     # 2. What the method, the model and the loss allow: each hook once, a look at the layers, and at one batch.
     audit(method, layout.read(task).to(slots[0].device), layout, data, work)
     found = inspect(method, task, layout, data, on_cpu)
     trial = Trial(method, task, layout, data, slots[0].device)
-    if method.own_objective:
+    if "objective" in method.own_hooks:
         trial.check()
 
     # 3. Which runner, and how many clients at once; then once more, if a loss looks across the batches that it makes.
@@ -227,6 +225,11 @@ def resolve(
     # 4. Again where: with the GIL, more slots pay only where a step is little Python.
     if wishes.slots is None and interpreter.gil_enabled() and on_cpu:
         execution = with_lock(execution, work, flops, rules)
+
+    # 5. What the data cost: a `schedule` of one's own takes twice as long for the clients of a cohort as all of them at once.
+    if execution.cohort_size > 1 and data.augmentation is None and "schedule" in data.own_hooks:
+        why = f"batches drawn client by client, since {type(data).__name__} has a `schedule` of its own"
+        execution = replace(execution, reasons=(*execution.reasons, why))
     return execution, found
 
 
@@ -389,6 +392,11 @@ class _Chooser:
         if runner in ("traced", "compiled") and not self._large(runner):
             return max(1, min(self.rules.together_most, half))
         return 1
+
+
+def slots_for(wishes: Wishes, participants: int, rules: AutoRules) -> tuple[Slot, ...]:
+    """The slots that were named, or as many as were asked for, or as many as pay."""
+    return tuple(wishes.slots) if isinstance(wishes.slots, list) else choose_slots(wishes.slots, participants, rules)
 
 
 def choose_slots(wish: int | None, participants: int, rules: AutoRules) -> tuple[Slot, ...]:

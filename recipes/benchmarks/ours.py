@@ -17,8 +17,9 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.callbacks.base import CohortResult
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.data import RandomCropFlip
-from fedlightning.participation import ClientSampler, RoundSeeded, UniformSampling
+from fedlightning.participation import ClientSampler, UniformSampling
 from recipes.benchmarks.meter import Meter, measure
 from recipes.benchmarks.networks import mean_loss, network, standardised
 from recipes.benchmarks.workloads import Workload

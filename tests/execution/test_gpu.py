@@ -42,7 +42,7 @@ from fedlightning.execution.auto import AutoRules, Execution, Wishes, Workload, 
 from fedlightning.execution.inspection import ACROSS, Obstacle
 from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
 from fedlightning.execution.numerics import Numerics, _uses_tensor_cores
-from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.plan import PhasePlan
 from fedlightning.execution.pool import WorkerPool
 from fedlightning.execution.runners import loop, vmap
 from fedlightning.execution.runners._capture import Capture, NoWaiting, StepGraph
@@ -57,8 +57,9 @@ from fedlightning.layout import Layout
 from fedlightning.method import Round, visible
 from fedlightning.methods import method_names
 from fedlightning.models import MLP, LogisticRegression
-from fedlightning.participation.stragglers import Work
+from fedlightning.participation import Participation, RoundPlan, Work
 from fedlightning.server.client_memory import ClientMemory
+from fedlightning.server.wire import RoundInputs
 
 META = torch.device("meta")
 
@@ -406,7 +407,7 @@ class Round1(NamedTuple):
     step: LocalStep
     worker: Worker
     inputs: RoundInputs
-    plan: RoundPlan
+    plan: PhasePlan
 
 
 def round_on(
@@ -423,7 +424,12 @@ def round_on(
     worker = Worker(Slot("cpu", 0, 0), replica, clients, clients.train.to(device), 1)
     worker.device = device
     inputs = RoundInputs(Round(0, 7, 3, 0.05), server, ClientMemory(), buffers, gradients)
-    return Round1(LocalStep(method, replica, layout, phase), worker, inputs, RoundPlan(0, 0, clients, Work()).of(phase))
+    return Round1(
+        LocalStep(method, replica, layout, phase),
+        worker,
+        inputs,
+        PhasePlan(RoundPlan(Participation(clients), 0, Work()), phase),
+    )
 
 
 def train(runner: Runner, given: Round1, chosen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> State:

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from fedlightning import Callback, Classification, Dissimilarity, FederatedTrainer, FedMethod, SlotStrategy
-from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.contrib.fedprox_program import FedProxReplay, RoundSeeded
 from fedlightning.datasets import Synthetic
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 ROUNDS = (0, 20, 50, 100, 200)

@@ -10,6 +10,7 @@ from fedprox_curves import check_curve
 from torch import Tensor
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -24,12 +25,12 @@ from fedlightning import (
     RoundState,
     Scaffold,
     SlotStrategy,
+    Stragglers,
     TensorData,
 )
 from fedlightning.methods import Scaffnew
 from fedlightning.models import MLP
-from fedlightning.participation import FixedSchedule, UniformSampling
-from fedlightning.participation.stragglers import Rounds, Stragglers, Work
+from fedlightning.participation import FixedSchedule, Participation, UniformSampling, Work
 from fedlightning.testing import Quadratics
 
 SIZES = [4, 9, 17, 30, 5, 12, 8, 21, 10, 10, 13, 7]
@@ -42,7 +43,7 @@ def data(**batching: int) -> TensorData:
         torch.randint(0, 3, (sum(SIZES),), generator=generator),
     )
     owned = Partition.of(list(torch.arange(sum(SIZES)).split(SIZES)))
-    module = TensorData(Examples(inputs, targets), owned, batch_size=5, **(batching or {"epochs": 4}))
+    module = TensorData(Examples(inputs, targets), owned, batching=Batching(5, **(batching or {"epochs": 4})))
     module.setup()
     return module
 
@@ -50,8 +51,8 @@ def data(**batching: int) -> TensorData:
 def works(
     stragglers: Stragglers, rounds: int = 40, asked: int | None = None, count: int = 10, seed: int = 0, **batching
 ):  # type: ignore[no-untyped-def]
-    plan = stragglers.plan(Rounds(data(**batching), UniformSampling(), count, seed, lambda round: asked))
-    return [plan(round) for round in range(rounds)]
+    run = Participation(data(**batching), count, None, stragglers, seed=seed, local_steps=lambda round: asked)
+    return [run.work(round) for round in range(rounds)]
 
 
 def chosen(round: int, count: int = 10, seed: int = 0) -> list[int]:
@@ -169,7 +170,7 @@ def test_what_stragglers_did_is_aggregated() -> None:
         1, sampler=everyone, stragglers=stragglers, callbacks=[], logger=False, evaluate_every=0, seed=3
     )
     found = trainer.fit(FedAvg(lr=0.1), Quadratics.task(start.tolist()), problem).server.x
-    work = stragglers.plan(Rounds(problem, everyone, 3, 3, lambda round: None))(0)
+    work = Participation(problem, 3, everyone, stragglers, seed=3).work(0)
     assert len(work.steps) == 2
 
     def local(i: int) -> Tensor:

@@ -19,8 +19,9 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.analysis import Dissimilarity
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.loggers import run_loggers
-from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.samplers import SizeWeighted
 from fedlightning.participation.stragglers import Stragglers
 from recipes.reproductions.fedprox.settings import BATCH, CLIENTS, SETTINGS, SYNTHETIC, Curve, Loaded, Options
 

@@ -11,7 +11,7 @@ import torch
 from tiny_workloads import TINY, tiny
 
 from fedlightning import Classification, FedAvg, FederatedTrainer, SlotStrategy
-from fedlightning.participation import RoundSeeded
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from recipes.benchmarks import networks, ours, plain, workloads
 from recipes.benchmarks.meter import Meter
 

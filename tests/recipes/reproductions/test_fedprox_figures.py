@@ -15,8 +15,9 @@ import pytest
 from fedlightning import Batching, ConfigurationError, FederatedTrainer, ModelCheckpoint
 from fedlightning.analysis import Dissimilarity
 from fedlightning.cli.recipe import call_program
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.datasets import Synthetic
-from fedlightning.participation.samplers import RoundSeeded, SizeWeighted
+from fedlightning.participation.samplers import SizeWeighted
 from fedlightning.participation.stragglers import Stragglers
 from recipes.reproductions.fedprox import __main__ as paper
 from recipes.reproductions.fedprox import settings
@@ -134,7 +135,7 @@ def test_adaptive_mu_starts_at_its_worst() -> None:
 def test_how_a_curve_is_run(fields: Any, stragglers: Stragglers | None, sampler: Any, weighting: str) -> None:
     column, curve = paper.Column("sent140", paper.Options(seed=3)), paper.Curve("sent140", **fields)
     trainer, method = column._trainer(column.folder(curve), curve), curve.configured()
-    assert (trainer.max_rounds, trainer._participation, trainer.seed) == (800, 10, 3)
+    assert (trainer.max_rounds, trainer.wished_clients, trainer.seed) == (800, 10, 3)
     assert (trainer.stragglers, trainer.sampler) == (stragglers, sampler)
     assert trainer.evaluate_on == ("test", "train")
     assert (method.lr, method.weighting) == (0.3, weighting)

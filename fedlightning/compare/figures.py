@@ -1,11 +1,13 @@
 """The figures of a comparison: a curve for each method, and accuracy against heterogeneity."""
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedlightning.analysis.figures import new_figure
-from fedlightning.compare import Outcome, Table
+from fedlightning.compare.table import Outcome, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +21,7 @@ AXES = {
 """What accuracy is drawn against, with the labels of the axes."""
 
 
-def curves(table: Table, title: str, work: str) -> "Figure":
+def curves(table: Table, title: str, work: str) -> Figure:
     """One curve a method, the mean over the seeds, with a band of one sample deviation where there are several seeds.
 
     Args:
@@ -51,7 +53,7 @@ def curves(table: Table, title: str, work: str) -> "Figure":
     return figure
 
 
-def heterogeneity(rows: Sequence[dict[str, Any]], table: Table, title: str) -> "Figure":
+def heterogeneity(rows: Sequence[dict[str, Any]], table: Table, title: str) -> Figure:
     """Final accuracy against α and against what was measured; one line a method, bars of one deviation over the seeds.
 
     Args:
@@ -92,14 +94,14 @@ def _metric(table: Table) -> str:
     return table.metric.rpartition("/")[2] + " (%)" * (table.scale == 100)
 
 
-def _finish(figure: "Figure", axes: "Axes") -> None:
+def _finish(figure: Figure, axes: Axes) -> None:
     """A legend beside the panels, which covers no curve."""
     _plain(axes)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
 
 
-def _plain(axes: "Axes") -> None:
+def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""How a fit calls its callbacks: in which order, and what becomes of a round in which one of them fails."""
+"""The callbacks of a fit: in which order they are called, and what becomes of a round in which one of them fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def in_order(callbacks: Collection[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: _STAGES.index(callback.stage))
 
 
-class Calls:
+class CallbackList:
     """The callbacks of a fit, and what they remembered when the last finished round ended.
 
     A round is finished when every callback has seen it. One that only observes may fail: the others see the round all the same,
@@ -147,7 +147,7 @@ class Calls:
             try:
                 getattr(callback, hook)(self._trainer, *arguments)
             except Exception as error:
-                if stage != "observe" or type(callback).state_dict is not Callback.state_dict:
+                if stage != "observe" or "state_dict" in callback.own_hooks:
                     raise
                 failures.append(error)
         return failures
