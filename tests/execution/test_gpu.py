@@ -690,7 +690,7 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     small = (
         "--rounds 1 --models lenet --slots 1,2 --cohorts 2 --participants 2 --local-steps 1 --batch-size 2 --images 200"
     )
-    call_program(load("gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
+    call_program(load("benchmarks.gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines[-3:]] == [
         ["lenet", "loop", "1", "1"], ["lenet", "loop", "2", "1"], ["lenet", "vmap", "1", "2"],
@@ -698,12 +698,12 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     assert all(float(line.split()[4]) > 0 and line.endswith("%") for line in lines[-3:])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="there is no GPU here; `--device cpu --rounds 1` tries the table out"):
-        call_program(load("gpu").main, [])
+        call_program(load("benchmarks.gpu").main, [])
     for words, flag in (("--rounds 0", "--rounds"), ("--slots 1,0", "--slots"), ("--images -1", "--images")):
         with pytest.raises(ConfigurationError, match=f"`{flag}` must be at least 1, but is "):
-            call_program(load("gpu").main, ["--device", "cpu", *words.split()])
+            call_program(load("benchmarks.gpu").main, ["--device", "cpu", *words.split()])
 
 
 def test_the_recipe_counts_a_models_operations() -> None:
     """A product forward and one backward, since inputs need no gradient, of two operations for each weight."""
-    assert load("gpu").flops("logistic", 5) == 2 * 2 * 3072 * 100
+    assert load("benchmarks.gpu").flops("logistic", 5) == 2 * 2 * 3072 * 100
