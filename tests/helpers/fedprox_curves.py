@@ -60,7 +60,6 @@ def run_curve(name: str, seed: int, rounds: int, evaluate_every: int = 10, dissi
         seed=seed,
         stragglers=rule(float(drop.removeprefix("drop")), partial=method != "fedavg"),
         batching_policy=policy,
-        evaluate_on=("test", "train"),
     )
     trainer.fit(chosen, Classification(LogisticRegression.glorot(60, 10, seed=seed), 10), data)
     return kept
