@@ -32,7 +32,7 @@ with interpreter.watch_imports():
     from fedlightning.methods import FedAvg, FedProx, Scaffold
     from fedlightning.participation import Stragglers
     from fedlightning.randomness import keyed_uniform, stream
-    from fedlightning.server.checkpoint import RoundState
+    from fedlightning.server.round_state import RoundState
     from fedlightning.state import State
     from fedlightning.task import Classification, FederatedTask, NextToken, Reconstruction, Regression
     from fedlightning.trainer import FederatedTrainer

@@ -12,7 +12,7 @@ from torch import nn
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, nearest, shown
 from fedlightning.method import FedMethod
-from fedlightning.server.checkpoint import RoundState
+from fedlightning.server.round_state import RoundState
 from fedlightning.state import State
 from fedlightning.task import FederatedTask
 

@@ -13,7 +13,7 @@ from fedlightning.data.module import FederatedDataModule, SplitName
 from fedlightning.errors import ConfigurationError
 from fedlightning.layout import identify_model
 from fedlightning.method import FedMethod, hyperparameters
-from fedlightning.server.checkpoint import RoundState
+from fedlightning.server.round_state import RoundState
 from fedlightning.state import State
 
 

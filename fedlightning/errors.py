@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from numbers import Real
 from typing import Any
@@ -163,3 +163,17 @@ def out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def raise_first(failures: Sequence[Exception]) -> None:
+    """Raise the first error, if any, with the others as its notes."""
+    if failures:
+        add_notes(failures[0], failures[1:])
+        raise failures[0]
+
+
+def add_notes(error: BaseException, others: Sequence[Exception]) -> None:
+    """Tell of other errors in notes of one, but for those that say the same."""
+    for other in others:
+        if other is not error and str(other) != str(error):
+            error.add_note(f"Besides, {type(other).__name__}: {other}")

@@ -44,10 +44,14 @@ def run_loggers(root: str | Path, name: str | None = None) -> list[Logger]:
 
 
 class Rows:
-    """The loggers of a fit. Each is given every row, whichever of them fails."""
+    """The loggers of a fit. Each is given every row, whichever of them fails.
+
+    Attributes:
+        status: how the run ended; "success" and "failed" are the two that all loggers know.
+    """
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
-        self.loggers = loggers
+        self.loggers, self.status = list(loggers), "failed"
 
     def write(self, row: Mapping[str, float], step: int) -> list[Exception]:
         """Log a round's row, or, with a step that was logged before, what joins it; what the loggers raised."""
@@ -60,9 +64,9 @@ class Rows:
         """
         return self._each(lambda logger: _log_again(logger, row, step), f"could not go on after round {step}")
 
-    def close(self, status: str) -> list[Exception]:
-        """Finish the logs; "success" and "failed" are the two that all loggers know."""
-        return self._each(lambda logger: logger.finalize(status), "could not be closed")
+    def close(self) -> list[Exception]:
+        """Finish the logs."""
+        return self._each(lambda logger: logger.finalize(self.status), "could not be closed")
 
     def _each(self, act: Callable[[Logger], object], failed: str) -> list[Exception]:
         failures: list[Exception] = []

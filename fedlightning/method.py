@@ -41,6 +41,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, dataclass_trans
 import torch
 from torch import Tensor
 
+from fedlightning._capabilities import own_hooks
 from fedlightning._checked import check_fields, checked
 from fedlightning._declarations import as_python, fault_in, plain
 from fedlightning.errors import ConfigurationError, check_interval, shown
@@ -145,6 +146,10 @@ class FlatModel(Protocol):
         """The task's per-example losses [B] at the parameters w [P]."""
 
 
+_ASKED = ("objective", "on_local_step", "on_aggregate", "on_return", "on_evaluation", "evaluation_point")
+"""Hooks of which the library asks whether a method has its own."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(hyper,))
 @dataclass(frozen=True, kw_only=True)
 class FedMethod:
@@ -188,8 +193,10 @@ class FedMethod:
     preshared: ClassVar[tuple[str, ...]] = ()
     """Entries of the server's state that never change, which every client has from the beginning: not in the bill."""
 
-    own_objective: ClassVar[bool] = False
-    """Whether `objective` is a method's own; derived where a class is made. Else a gradient is a plain backward pass."""
+    own_hooks: ClassVar[frozenset[str]] = frozenset()
+    """The hooks that a class has made its own, among those whose default costs less than a call. It is derived where a class is
+    made. A class that only wraps a hook and calls `super()` declares `own_hooks = frozenset()`; its wrapper may be
+    passed over."""
 
     _fault: ClassVar[str] = ""
 
@@ -198,7 +205,7 @@ class FedMethod:
         inherited = (vars(base).get("_fault") for base in cls.__mro__[1:])
         cls._fault = fault_in(cls, HOOKS, ("downlink", "preshared")) or next(filter(None, inherited), "")
         cls.downlink, cls.preshared = _declared(cls, "downlink"), _declared(cls, "preshared")
-        cls.own_objective = cls.objective is not FedMethod.objective
+        cls.own_hooks = own_hooks(cls, FedMethod, _ASKED)
         dataclass(frozen=True, kw_only=True)(cls)
         _inherit_defaults(cls)
 

@@ -19,11 +19,13 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
+from fedlightning._capabilities import own_hooks
 from fedlightning._checked import checked
 from fedlightning.errors import ConfigurationError, shown
 from fedlightning.layout import Layout, fill_buffers, identify_model, persistent_buffers
 from fedlightning.method import Batch
-from fedlightning.server.checkpoint import RoundState, check_model, is_checkpoint, load_checkpoint
+from fedlightning.server.checkpoint import is_checkpoint, load_checkpoint
+from fedlightning.server.round_state import RoundState, check_model
 
 
 class FederatedTask(LightningModule):
@@ -296,7 +298,7 @@ class Classification(FederatedTask):
     def check(self, inputs: Tensor, targets: Tensor) -> None:
         """Refuse labels outside the classes, and several for an example."""
         _check_labels(targets, self.classes, type(self).__name__)
-        if type(self).criterion is Classification.criterion and targets.dim() != 1:
+        if targets.dim() != 1 and not own_hooks(type(self), Classification, ("criterion",)):
             remedy = (
                 "use `targets.squeeze(1)`" if targets.shape[1:] == (1,) else "use `NextToken`, or define `criterion`"
             )

@@ -22,7 +22,7 @@ from fedlightning.hooks.server import ServerHooks
 from fedlightning.hooks.surroundings import Surroundings
 from fedlightning.layout import Layout
 from fedlightning.method import FedMethod, Round
-from fedlightning.server.checkpoint import RoundState
+from fedlightning.server.round_state import RoundState
 from fedlightning.task import FederatedTask, Regression
 from fedlightning.trainer import FederatedTrainer
 

@@ -25,10 +25,10 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.data.statistics import statistics_table
 from fedlightning.datasets.femnist import FEMNIST, OmniglotWriters
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 

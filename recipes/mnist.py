@@ -20,10 +20,10 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.data.statistics import statistics_table
 from fedlightning.datasets.power_law import PowerLawMNIST
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 

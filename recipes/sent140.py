@@ -19,10 +19,10 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.cli.recipe import Run, run_recipe
+from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.data.statistics import statistics_table
 from fedlightning.datasets.sent140 import Sent140
 from fedlightning.models import SentimentLSTM
-from fedlightning.participation import RoundSeeded
 from fedlightning.participation.stragglers import Stragglers
 
 

@@ -20,10 +20,9 @@ from fedlightning import (
     Throughput,
 )
 from fedlightning.cli.recipe import Run, run_recipe
-from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.contrib.fedprox_program import FedProxReplay, RoundSeeded
 from fedlightning.datasets import Synthetic
 from fedlightning.models import LogisticRegression
-from fedlightning.participation import RoundSeeded
 
 
 def main(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
 from fedlightning.analysis.gradients import GradientSums, deal, gradient_sums
 from fedlightning.callbacks.base import Callback
+from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError
+from fedlightning.execution.auto import Workload
+from fedlightning.execution.slots import Worker
+from fedlightning.execution.strategy import SlotStrategy
+from fedlightning.layout import Layout, flatten_buffers, persistent_buffers
+from fedlightning.methods import FedAvg
 from fedlightning.randomness import stream
+from fedlightning.task import FederatedTask
 
 if TYPE_CHECKING:
-    from fedlightning.execution.slots import Worker
     from fedlightning.trainer import FederatedTrainer
 
 
@@ -86,30 +93,73 @@ class Dissimilarity(Callback):
 
     def _measure(self, trainer: FederatedTrainer) -> dict[str, float]:
         began, self._measured = perf_counter(), trainer.round
-        x = trainer.method.evaluation_point(trainer.state.server)
-        sums = GradientSums(len(x), torch.device("cpu"))
+        x, buffers = trainer.method.evaluation_point(trainer.state.server), trainer.state.buffers
+        sums = _sum_up(trainer.strategy, trainer.data, self._groups, x, buffers, self.batch_size)
+        found = {f"dissimilarity/{name}": value for name, value in _measures(sums).items()}
+        return found | {"dissimilarity/seconds": perf_counter() - began}
 
-        def measure(clients: list[int]) -> Callable[[Worker], GradientSums]:
-            return lambda worker: gradient_sums(
-                worker.replica,
-                trainer.data,
-                worker.examples,
-                clients,
-                x,
-                trainer.state.buffers,
-                self.batch_size,
-            )
 
-        for part in trainer.strategy.map([measure(group) for group in self._groups]):
-            sums.merge(part)
-        return {
-            "dissimilarity/variance": sums.variance,
-            "dissimilarity/B": sums.dissimilarity,
-            "dissimilarity/heterogeneity": sums.heterogeneity,
-            "dissimilarity/relative_heterogeneity": sums.relative_heterogeneity,
-            "dissimilarity/diversity": sums.diversity,
-            "dissimilarity/seconds": perf_counter() - began,
-        }
+def dissimilarity_at(
+    task: FederatedTask,
+    data: FederatedDataModule,
+    *,
+    strategy: SlotStrategy | None = None,
+    batch_size: int = 1000,
+) -> dict[str, float]:
+    """How much the clients' gradients differ at a model, without a run: what `Dissimilarity` logs before the first round.
+
+    Args:
+        task: the model; it is not changed.
+        data: the clients' training data.
+        strategy: whose slots compute; None for "auto". The numbers do not depend on how many there are.
+        batch_size: examples of one forward and backward pass.
+
+    Returns:
+        `variance`, `B`, `heterogeneity`, `relative_heterogeneity` and `diversity`.
+
+    Raises:
+        ConfigurationError: the slots cannot be, or the data are not what the task takes.
+    """
+    data.prepare_data()
+    data.setup("fit")
+    task.check(*data.train)
+    layout, method, slots = Layout.of(task), FedAvg(), strategy or SlotStrategy()
+    groups = deal(range(data.clients.num_clients), data.clients.sizes)
+    x, buffers = layout.read(task), flatten_buffers(persistent_buffers(task).values(), torch.device("cpu"))
+    slots.setup(method, task, layout, data, Workload.of(method, data, data.clients.num_clients, 1))
+    try:
+        return _measures(_sum_up(slots, data, groups, x, buffers, batch_size))
+    finally:
+        slots.teardown()
+
+
+def _sum_up(
+    strategy: SlotStrategy,
+    data: FederatedDataModule,
+    groups: Sequence[list[int]],
+    x: Tensor,
+    buffers: Tensor,
+    batch_size: int,
+) -> GradientSums:
+    """The sums over the clients of all groups, by whichever slots are free, added in the groups' order."""
+    sums = GradientSums(len(x), torch.device("cpu"))
+
+    def measure(clients: list[int]) -> Callable[[Worker], GradientSums]:
+        return lambda worker: gradient_sums(worker.replica, data, worker.examples, clients, x, buffers, batch_size)
+
+    for part in strategy.map([measure(group) for group in groups]):
+        sums.merge(part)
+    return sums
+
+
+def _measures(sums: GradientSums) -> dict[str, float]:
+    return {
+        "variance": sums.variance,
+        "B": sums.dissimilarity,
+        "heterogeneity": sums.heterogeneity,
+        "relative_heterogeneity": sums.relative_heterogeneity,
+        "diversity": sums.diversity,
+    }
 
 
 def choose_clients(trainer: FederatedTrainer, wish: int | None, owner: str) -> list[int]:

@@ -26,10 +26,10 @@ from fedlightning.evaluation.pooled import PREFIXES
 from fedlightning.execution.numerics import Numerics, check_precision
 from fedlightning.layout import Layout
 from fedlightning.method import FedMethod
+from fedlightning.participation.participation import clients_in
 from fedlightning.randomness import torch_stream
 from fedlightning.task import FederatedTask, computed
 from fedlightning.trainer import FederatedTrainer
-from fedlightning.trainer import _resolve_participation as resolve_participation
 
 _SECONDS_OF_SILENCE = 15.0
 
@@ -120,7 +120,7 @@ def _steps_of_a_round(like: FederatedTrainer, method: FedMethod, data: Federated
     """The m K̄ local steps of all participants of a round together."""
     wished, number = method.local_steps(0), data.clients.num_clients
     mean = statistics.fmean(data.num_steps(client, wished) for client in range(number))
-    return max(1, round(resolve_participation(like._participation, number) * mean))
+    return max(1, round(clients_in(like.wished_clients, number) * mean))
 
 
 def _scores(task: FederatedTask, batches: Iterable[Examples]) -> dict[str, float]:

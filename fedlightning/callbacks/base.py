@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fedlightning.execution.runners.base import CohortResult
+from fedlightning._capabilities import own_hooks
 from fedlightning.method import Round
+from fedlightning.server.wire import CohortResult
 
 if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer
@@ -40,6 +42,31 @@ class Callback:
     logs: ClassVar[tuple[str, ...] | None] = None
     """Names of the metrics that it logs, `*` for any part of one, so that a mistaken `monitor` is found before the first
     round; None if it does not say."""
+
+    own_hooks: ClassVar[frozenset[str]] = frozenset()
+    """`state_dict`, where a class has its own: such a callback remembers something, so it must see each round whole. A class
+    that only wraps it declares `own_hooks = frozenset()`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note whether the subclass remembers something."""
+        super().__init_subclass__(**options)
+        cls.own_hooks = own_hooks(cls, Callback, ("state_dict",))
+
+    @property
+    def folders(self) -> Sequence[Path | None]:
+        """The folders that it writes to, in which no other run may write meanwhile; None is the run's own."""
+        return ()
+
+    def check(self, trainer: FederatedTrainer, known: Iterable[str]) -> None:
+        """Refuse before the first round what cannot be.
+
+        Args:
+            trainer: the run, with its callbacks; what was logged before the first round is in `trainer.metrics`.
+            known: the names of further metrics that the run will log, `*` for any part of a name.
+
+        Raises:
+            ConfigurationError: it cannot be.
+        """
 
     @property
     def state_key(self) -> str:

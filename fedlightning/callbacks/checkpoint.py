@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,11 @@ class ModelCheckpoint(Monitored):
     def best_model_score(self) -> float | None:
         """Its metric; None without `monitor`."""
         return None if self.monitor is None else next(iter(self.best_k_models.values()), None)
+
+    @property
+    def folders(self) -> Sequence[Path | None]:
+        """`dirpath`, or the run's own folder."""
+        return (None if self.dirpath is None else Path(self.dirpath),)
 
     # -- protocol -----------------------------------------------------------------------------------------------------
     @property

@@ -58,8 +58,8 @@ class Monitored(Callback):
         """From now on a metric that was never logged is a mistake."""
         self._evaluated = True
 
-    def check_monitor(self, trainer: FederatedTrainer, known: Iterable[str]) -> None:
-        """Check that the metric may be logged, before the first round.
+    def check(self, trainer: FederatedTrainer, known: Iterable[str]) -> None:
+        """Refuse a metric that the run does not log, as far as that is known before the first round.
 
         Args:
             trainer: the run, with its callbacks.

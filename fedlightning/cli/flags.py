@@ -25,6 +25,9 @@ from fedlightning.errors import ConfigurationError
 Repeated = Annotated[list[str], "repeated"]
 """The kind of a flag that is given once for each of its values."""
 
+Gathered = Annotated[list[str], "gathered"]
+"""The kind of a flag that takes a list, and more of it where it is given again."""
+
 
 class Required:
     """The default of a flag that has none."""
@@ -68,6 +71,11 @@ class Flag:
     def several(self) -> bool:
         """Whether it takes all words up to the next flag."""
         return self.kind != Repeated and any(typing.get_origin(kind) is list for kind in members(self.kind))
+
+    @property
+    def adds(self) -> bool:
+        """Whether it adds to its values where it is given again, or else replaces them."""
+        return self.kind in (Repeated, Gathered)
 
     def read(self, words: Sequence[str]) -> Any:
         """The value of the words that follow the flag.
@@ -357,7 +365,7 @@ def assignments(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def parse(words: Sequence[str], flags: Sequence[Flag], unknown: Callable[[str], ConfigurationError]) -> dict[str, Any]:
-    """The values of the flags that are given; the last counts of a flag that is given twice.
+    """The values of the flags that are given; of a flag that is given twice the last counts, or all do where it `adds`.
 
     Args:
         words: of the command line.
@@ -373,7 +381,7 @@ def parse(words: Sequence[str], flags: Sequence[Flag], unknown: Callable[[str], 
         if flag is None:
             raise unknown(word)
         value = flag.read(given)
-        values[flag.name] = values.get(flag.name, []) + value if flag.kind == Repeated else value
+        values[flag.name] = values.get(flag.name, []) + value if flag.adds else value
     return values
 
 

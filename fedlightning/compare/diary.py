@@ -5,29 +5,54 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import astuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from fedlightning._atomic import remove_leftovers, written
-from fedlightning._hashing import digest
 from fedlightning.callbacks.base import Callback
-from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, SaveError, nearest
-from fedlightning.method import FedMethod, hyperparameters
-from fedlightning.task import FederatedTask
+from fedlightning.server.round_state import difference
 from fedlightning.trainer import FederatedTrainer
 
 
+@dataclass(frozen=True)
+class Progress:
+    """An evaluation of a run that goes on.
+
+    Attributes:
+        name: of the run.
+        seed: of the run.
+        round: finished rounds.
+        rounds: in all.
+        value: of the metric that is compared.
+    """
+
+    name: str
+    seed: int
+    round: int
+    rounds: int
+    value: float
+
+
 class Diary(Callback):
-    """Keeps `run.json`: what the run is, how far it came, and how long each piece of it took."""
+    """Keeps `run.json`: what the run is, how far it came, and how long each piece of it took; reports its evaluations."""
 
     logs = ()
 
-    def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], metric: str) -> None:
-        self.path, self.name, self.metric = folder / "run.json", name, metric
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        seed: int,
+        identity: Mapping[str, Any],
+        metric: str,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.path, self.name, self.seed, self.metric = folder / "run.json", name, seed, metric
+        self._report = report
         self.failure: str | None = None
         self._identity, self._pieces = identity, list(read_diary(folder).get("pieces", []))
         self._began = perf_counter()
@@ -36,16 +61,18 @@ class Diary(Callback):
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Begin a piece."""
         remove_leftovers(self.path.parent, f".{self.path.name}.*")
-        self._pieces.append({"from": trainer.start_round, "to": trainer.start_round, "seconds": 0.0})
+        began = trainer.start_round
+        self._pieces.append({"from": began, "to": began, "seconds": 0.0, "runner": trainer.strategy.asked})
         self._write()
 
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
-        """Check that there is what is compared."""
+        """Check that there is what is compared, and report it."""
         if self.metric not in metrics:
             raise ConfigurationError(
                 f"`metric` of a comparison must be one of the evaluations', but is {self.metric!r}. "
                 f"{nearest(self.metric, metrics)}"
             )
+        self._report(Progress(self.name, self.seed, trainer.round, trainer.max_rounds, metrics[self.metric]))
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Note how far the run came, on disk at most once a second."""
@@ -78,18 +105,6 @@ class Diary(Callback):
         content = {"name": self.name, "finished": finished, "failure": self.failure, "pieces": self._pieces}
         write(self.path, json.dumps({**content, "run": self._identity}, indent=1))
         self._written = perf_counter()
-
-
-class Checked(Exception):
-    """Everything is set up and checked."""
-
-
-class Probe(Callback):
-    """Ends a run before its first evaluation."""
-
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
-        """End it."""
-        raise Checked
 
 
 def read_diary(folder: Path) -> dict[str, Any]:
@@ -132,44 +147,27 @@ def check_folder(folder: Path, name: str) -> None:
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Check that a folder holds no other run.
 
+    Args:
+        folder: of a run; one that holds none is taken.
+        identity: what the run must be, as far as it is known.
+
     Raises:
-        ConfigurationError: it holds one.
+        ConfigurationError: it holds another one.
     """
-    found, wanted = read_diary(folder).get("run", {}), json.loads(json.dumps(identity))
-    differing = [key for key in wanted if found and found.get(key) != wanted[key]]
-    if differing:
-        given = ", ".join(f"`{key}` {found.get(key)!r} instead of {wanted[key]!r}" for key in differing)
+    found = read_diary(folder).get("run")
+    wanted = _flat(identity)
+    if found and (unlike := difference(_flat(found), wanted, wanted)):
+        name, there, here = unlike
         raise ConfigurationError(
-            f"{folder} must hold the same run as before, but it has {given}; choose another folder, or move it away."
+            f"{folder} must hold the same run as before, but its `{name}` is {there}, and {here} is asked for; choose another "
+            "folder, or move it away."
         )
 
 
-def identify_run(method: FedMethod, trainer: FederatedTrainer) -> dict[str, Any]:
-    """What determines a run but its problem."""
-    return {
-        "method": type(method).__name__,
-        **{f"method/{name}": value for name, value in hyperparameters(method).items()},
-        "seed": trainer.seed,
-        "rounds": trainer.max_rounds,
-        "clients_per_round": repr(trainer._participation),
-        "evaluate_every": trainer.evaluate_every,
-        "evaluate_on": list(trainer.evaluate_on),
-        "sampler": repr(trainer.sampler),
-        "stragglers": repr(trainer.stragglers),
-    }
-
-
-def identify_problem(task: FederatedTask, data: FederatedDataModule) -> dict[str, Any]:
-    """The start model and the data, by hashes."""
-    splits = [data.split_fingerprint(name) for name in ("val", "test")]
-    return {
-        "task": f"{type(task).__name__}({type(task.model).__name__})",
-        "start": digest(task.state_dict().values()),
-        "data": f"{type(data).__name__} {digest(data.train)} {splits}",
-        "partition": data.clients.fingerprint,
-        "batches": list(astuple(data.batching)),
-        "augmentation": f"{type(data.augmentation).__name__} {data.fingerprint}",
-    }
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters each by itself, so that a message names the one that differs."""
+    own = {f"hyperparameters/{name}": value for name, value in identity["hyperparameters"].items()}
+    return {**{name: value for name, value in identity.items() if name != "hyperparameters"}, **own}
 
 
 def write(path: Path, text: str) -> None:

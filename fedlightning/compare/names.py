@@ -44,8 +44,13 @@ def name_methods(methods: Methods) -> dict[str, FedMethod]:
 
 
 def _describe(method: FedMethod) -> str:
-    changed = [f.name for f in fields(method) if getattr(method, f.name) != f.default]
-    return " ".join([type(method).__name__.lower(), *(f"{name}={getattr(method, name)}" for name in changed)])
+    changed = {f.name: value for f in fields(method) if (value := getattr(method, f.name)) != f.default}
+    return " ".join([type(method).__name__.lower(), *assigned(changed)])
+
+
+def assigned(values: Mapping[str, Any]) -> list[str]:
+    """Each as "name=value"."""
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def slug(name: str) -> str:

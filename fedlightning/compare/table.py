@@ -7,7 +7,7 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,15 +61,38 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """The point of a grid that a method is shown with.
+
+    Attributes:
+        values: by field.
+        grid: what was tried, by field.
+    """
+
+    values: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+
+    def cells(self) -> dict[str, str]:
+        """The point, and what it was chosen from, as a table shows them."""
+        tried = {key: few for key, few in self.grid.items() if len(few) > 1}
+        return {
+            "tuned": ", ".join(f"{key} {value}" for key, value in self.values.items()),
+            "from": "; ".join(f"{key} {', '.join(map(str, few))}" for key, few in tried.items()),
+        }
+
+
+@dataclass(frozen=True)
 class Table:
     """What `compare` returns: the runs, and their summary by method.
 
     Attributes:
-        outcomes: the runs, method by method, seeds in their order.
+        outcomes: the runs that count, method by method, seeds in their order.
         metric: of the evaluations that is compared.
         mode: whether a larger ("max") or a smaller ("min") one is better.
         target: that rounds are counted to, or None.
         last: evaluations whose mean is the final value.
+        tuned: the point of the grid of each method that has one.
+        tuning: how the points were chosen, in a sentence; empty where nothing was tuned.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -77,6 +100,8 @@ class Table:
     mode: Mode = "max"
     target: float | None = None
     last: int = 1
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    tuning: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self, last=COUNT)
@@ -94,6 +119,7 @@ class Table:
         """One row a method: means over the seeds, and sample standard deviations (None for fewer than two seeds).
 
         Runs that diverged are counted and left out of the means; `rounds_to_target` is the mean over `seeds_at_target`.
+        Where a method was tuned, all rows say what was, and from which grid.
         """
         return [self._row(name) for name in self.names]
 
@@ -104,6 +130,7 @@ class Table:
         reached = [t for run in whole if (t := run.rounds_to(self.target, self.mode)) is not None]
         return {
             "method": name,
+            **self._tuned_cells(name),
             "final": _mean(final),
             "final_std": _std(final),
             "best": _mean(best),
@@ -117,17 +144,24 @@ class Table:
             "down_bytes": _mean([run.down_bytes for run in whole]),
         }
 
+    def _tuned_cells(self, name: str) -> dict[str, str]:
+        """What was tuned, in the columns of a table that has them."""
+        return self.tuned.get(name, Tuned({}, {})).cells() if self.tuned else {}
+
     def __str__(self) -> str:
         """The table for a terminal."""
-        lines = [self._headings(), *map(self._cells, self.rows())]
+        lines, words = [self._headings(), *map(self._cells, self.rows())], self._words
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = ([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])] for cells in lines)
+        aligned = (
+            [*map(str.ljust, cells[:words], widths), *map(str.rjust, cells[words:], widths[words:])] for cells in lines
+        )
         return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        headings = self._headings()
-        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *map(self._cells, self.rows())]
+        headings, words = self._headings(), self._words
+        rules = ["---"] * words + ["---:"] * (len(headings) - words)
+        lines = [headings, rules, *map(self._cells, self.rows())]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
     def csv(self) -> str:
@@ -138,9 +172,10 @@ class Table:
         writer.writerows(rows)
         return text.getvalue()
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write `table.txt`, `table.csv` and `table.md`."""
-        texts = {"table.txt": f"{self}\n", "table.csv": self.csv(), "table.md": f"{self.markdown()}\n"}
+    def save(self, folder: str | Path, about: str = "") -> list[Path]:
+        """Write `table.txt`, `table.csv` and `table.md`, the last one below what `about` says of it."""
+        above = f"{about}\n\n" if about else ""
+        texts = {"table.txt": f"{self}\n", "table.csv": self.csv(), "table.md": f"{above}{self.markdown()}\n"}
         paths = [Path(folder, name) for name in texts]
         for path, text in zip(paths, texts.values(), strict=True):
             write(path, text)
@@ -151,10 +186,16 @@ class Table:
         """Accuracies are shown in percent: 100 for them, else 1."""
         return 100 if self.metric.endswith("accuracy") else 1
 
+    @property
+    def _words(self) -> int:
+        """Columns of words, which come before those of numbers."""
+        return 3 if self.tuned else 1
+
     def _headings(self) -> list[str]:
         what = self.metric.rpartition("/")[2] + " %" * (self.scale == 100)
         target = [] if self.target is None else [f"rounds to {self.scale * self.target:g}"]
-        return ["method", f"final {what}", f"best {what}", *target, "seconds", "MB up", "MB down"]
+        tuned = ["tuned", "from"] if self.tuned else []
+        return ["method", *tuned, f"final {what}", f"best {what}", *target, "seconds", "MB up", "MB down"]
 
     def _cells(self, row: Mapping[str, Any]) -> list[str]:
         failed = f" ({row['diverged']} of {row['seeds']} diverged)" * bool(row["diverged"])
@@ -164,7 +205,8 @@ class Table:
         reached = "" if row["rounds_to_target"] is None else f"{row['rounds_to_target']:.4g}"
         target = [] if self.target is None else [", ".join(filter(None, (reached, never)))]
         sent = ["" if row[key] is None else f"{row[key] / 1e6:,.4g}" for key in ("up_bytes", "down_bytes")]
-        return [row["method"], (both[0] + failed).strip(), both[1], *target, f"{row['seconds']:.4g}", *sent]
+        words = [row["method"], *self._tuned_cells(row["method"]).values()]
+        return [*words, (both[0] + failed).strip(), both[1], *target, f"{row['seconds']:.4g}", *sent]
 
     def _spread(self, mean: float | None, std: float | None) -> str:
         if mean is None:

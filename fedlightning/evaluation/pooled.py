@@ -115,7 +115,7 @@ def evaluate_chunk(
     return {name: values.cpu() for name, values in scores.items()}, host, targets.cpu()
 
 
-class Evaluation:
+class GlobalEvaluator:
     """Scores the global model on some of the data module's splits, on the slots of a run.
 
     Args:
@@ -137,7 +137,7 @@ class Evaluation:
         """Names of its metrics, `*` for any part of one."""
         return [f"{split.prefix}{over}/*" for split in self._splits for over in ("", "_clients")]
 
-    def run(
+    def score(
         self, x: Tensor, buffers: Tensor, goes_on: Callable[[int, int], bool] = lambda done, total: True
     ) -> dict[str, float]:
         """The metrics.
@@ -160,6 +160,31 @@ class Evaluation:
             result.update(self._split(split, x, buffers, after))
             done += len(split.clients.indices)
         return result
+
+    def rehearse(self, x: Tensor, buffers: Tensor) -> None:
+        """Score two examples of each split on a CPU, for what is refused then.
+
+        Raises:
+            ConfigurationError: the model, the scores or the metrics do not fit the examples.
+        """
+        replica = self._strategy.replica(torch.device("cpu"))
+        for split in self._splits:
+            chunk = 0, min(2, len(split.clients.indices))
+            scores, outputs, targets = evaluate_chunk(replica, self._data, split, chunk, x.cpu(), buffers.cpu())
+            ClientSums(split).add(chunk, scores)
+            self._update(self._task.metrics.clone(), outputs, targets)
+
+    def predict(self, x: Tensor, buffers: Tensor) -> Any:
+        """The outputs for the first split, in the order of its examples: a tensor [n, …] or a tree of tensors, on the host."""
+        split, strategy = self._splits[0], self._strategy
+        whole = Split(split.prefix, split.examples, Partition.of_sizes(torch.tensor([len(split.examples.targets)])))
+
+        def outputs(chunk: tuple[int, int]) -> Callable[[Worker], Any]:
+            return lambda worker: evaluate_chunk(worker.replica, self._data, whole, chunk, x, buffers)[1]
+
+        chunks = whole.chunks(self._examples_at_once(whole, x, buffers))
+        found = list(strategy.map([outputs(chunk) for chunk in chunks], window=2 * len(strategy.slots)))
+        return _pytree.tree_map(lambda *parts: torch.cat(parts), *found)
 
     def _split(self, split: Split, x: Tensor, buffers: Tensor, goes_on: Callable[[int], bool]) -> dict[str, float]:
         sums, metrics, strategy = ClientSums(split), self._task.metrics.clone(), self._strategy

@@ -205,16 +205,14 @@ def resolve(
         ConfigurationError: what was asked for cannot be.
     """
     # 1. Where: the devices decide what can be done there.
-    slots = (
-        tuple(wishes.slots) if isinstance(wishes.slots, list) else choose_slots(wishes.slots, work.participants, rules)
-    )
+    slots = slots_for(wishes, work.participants, rules)
     on_cpu = all(slot.kind == "cpu" for slot in slots)
 
     # 2. What the method, the model and the loss allow: each hook once, a look at the layers, and at one batch.
     audit(method, layout.read(task).to(slots[0].device), layout, data, work)
     found = inspect(method, task, layout, data, on_cpu)
     trial = Trial(method, task, layout, data, slots[0].device)
-    if method.own_objective:
+    if "objective" in method.own_hooks:
         trial.check()
 
     # 3. Which runner, and how many clients at once; then once more, if a loss looks across the batches that it makes.
@@ -405,6 +403,11 @@ class Chooser:
         if runner in ("traced", "compiled") and not self._large(runner):
             return max(1, min(self.rules.together_most, half))
         return 1
+
+
+def slots_for(wishes: Wishes, participants: int, rules: AutoRules) -> tuple[Slot, ...]:
+    """The slots that were named, or as many as were asked for, or as many as pay."""
+    return tuple(wishes.slots) if isinstance(wishes.slots, list) else choose_slots(wishes.slots, participants, rules)
 
 
 def choose_slots(wish: int | None, participants: int, rules: AutoRules) -> tuple[Slot, ...]:

@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 
 from fedlightning.errors import ConfigurationError, first_line, out_of_memory
-from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.plan import PhasePlan
 from fedlightning.execution.runners.base import Runner
 from fedlightning.execution.runners.loop import BLOCK
+from fedlightning.server.wire import RoundInputs
 
 LIBRARIES = 96 * 2**20
 """Bytes that cuBLAS and cuDNN take for a stream, about: cuBLAS alone has 32 MiB of workspace on a Hopper GPU."""
@@ -95,7 +96,7 @@ class Bill:
 def measure(
     meter: Meter,
     runner: Runner,
-    plan: RoundPlan,
+    plan: PhasePlan,
     cohort: tuple[int, ...],
     inputs: RoundInputs,
     device: str,

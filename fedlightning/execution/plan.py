@@ -1,4 +1,4 @@
-"""What a round's clients do, known before the round begins, and what they are given, known when it begins.
+"""What the clients of a round do in one of its phases, drawn from addresses.
 
 A plan is client after client, as a `Partition` is: row r of `index` is a batch, and client c takes the rows from `offsets[c]`
 to before `offsets[c + 1]`. A runner that wants the rows otherwise (padded, or side by side) lays them out for itself.
@@ -6,8 +6,8 @@ to before `offsets[c + 1]`. A runner that wants the rows otherwise (padded, or s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,61 +18,54 @@ from torch import Tensor
 from fedlightning.data.module import FederatedDataModule, Schedule
 from fedlightning.errors import ConfigurationError
 from fedlightning.execution.step import LOCAL, Clients, Phase
-from fedlightning.method import FedMethod, Round
-from fedlightning.participation.stragglers import Work
+from fedlightning.method import FedMethod
+from fedlightning.participation.participation import RoundPlan
 from fedlightning.randomness import keys
-from fedlightning.server.client_memory import ClientMemory
+from fedlightning.server.wire import RoundInputs
 from fedlightning.state import State, stack
 
 
 @dataclass(frozen=True)
-class RoundPlan:
-    """Who trains in a round, and how much; nothing of it depends on what earlier rounds gave, so it may be drawn ahead.
+class PhasePlan:
+    """What the clients of a round do in one phase of it.
 
     Attributes:
-        index: t, counted from 0.
-        seed: of the run.
-        data: whose batches they are.
-        work: who takes part, and who does less than asked.
-        local_steps: K that the method asks of every client, or None.
+        plan: who trains, how much, and on which batches.
         phase: what the steps are for.
     """
 
-    index: int
-    seed: int
-    data: FederatedDataModule
-    work: Work
-    local_steps: int | None = None
+    plan: RoundPlan
     phase: Phase = LOCAL
 
     @property
     def clients(self) -> tuple[int, ...]:
         """Who trains."""
-        return self.work.clients
+        return self.plan.clients
 
-    def of(self, phase: Phase) -> RoundPlan:
-        """The same round's plan of another phase."""
-        return replace(self, phase=phase)
+    @property
+    def index(self) -> int:
+        """t, counted from 0."""
+        return self.plan.index
 
-    def among(self, clients: Sequence[int]) -> RoundPlan:
-        """The plan of other clients in this round."""
-        return replace(self, work=replace(self.work, clients=tuple(clients)))
+    @property
+    def data(self) -> FederatedDataModule:
+        """Whose batches they are."""
+        return self.plan.data
 
-    def shortened(self, clients: Sequence[int], steps: int) -> RoundPlan:
-        """The plan of a few steps of some clients, for a trial."""
-        return replace(self, work=replace(self.work, clients=tuple(clients), steps=dict.fromkeys(clients, steps)))
+    def shortened(self, clients: Sequence[int], steps: int) -> PhasePlan:
+        """The plan of the first steps of some clients, for a trial."""
+        return replace(self, plan=self.plan.shortened(clients, steps))
 
-    def same_draws(self, other: RoundPlan) -> bool:
+    def same_draws(self, other: PhasePlan) -> bool:
         """Whether the two draw the same batches for the same clients."""
-        return (self.index, self.phase.name, self.work) == (other.index, other.phase.name, other.work)
+        mine, others = ((plan.index, plan.phase.name, plan.plan.work) for plan in (self, other))
+        return mine == others
 
     def num_steps(self, client: int) -> int:
-        """K of a client."""
+        """K of a client; in a phase over all its data, its batches."""
         if self.phase.whole:
             return self.data.batching.batches(self.data.clients.size(client))
-        if client in self.work.steps:
-            return self.work.steps[client]
-        return self.data.num_steps(client, self.local_steps)
+        return self.plan.num_steps(client)
 
     def draw(self, clients: tuple[int, ...]) -> CohortPlan:
         """Draw the batches and the randomness of a cohort from their addresses.
@@ -93,7 +86,7 @@ class RoundPlan:
                 "leaves a place empty before one that is filled; sort them."
             )
         draws = [schedule.draws for schedule in schedules if schedule.draws is not None]
-        drawn = keys(2 + max(steps), self.seed, self.phase.purpose, *((self.index, client) for client in clients))
+        drawn = keys(2 + max(steps), self.plan.seed, self.phase.purpose, *((self.index, client) for client in clients))
         offsets = np.cumsum([0, *steps])
         owner = np.repeat(np.arange(len(clients)), steps)
         step = np.arange(offsets[-1]) - offsets[owner]
@@ -114,7 +107,7 @@ class RoundPlan:
         )
 
     def _schedules(self, clients: Sequence[int], steps: Sequence[int]) -> list[Schedule]:
-        found = self.work.schedules(self.data, clients, self.index, self.seed, steps)
+        found = self.plan.batches(clients, steps)
         if len(found) == len(clients):  # else it is one for all, which a module's own `schedule` never is
             for client, k, schedule in zip(clients, steps, found, strict=True):
                 if len(schedule.index) != k:
@@ -131,7 +124,7 @@ class CohortPlan:
     """What C clients, the one with most steps first, draw in a round; on the host.
 
     Attributes:
-        round: the round's plan.
+        round: the plan of the round's phase.
         clients: who they are.
         num_steps: K of each, falling.
         offsets: where the rows of each begin [C + 1].
@@ -145,7 +138,7 @@ class CohortPlan:
         draws: the augmentation's integers [ΣK, B, D], or None.
     """
 
-    round: RoundPlan
+    round: PhasePlan
     clients: tuple[int, ...]
     num_steps: list[int]
     offsets: NDArray[np.int64]
@@ -189,25 +182,6 @@ class CohortPlan:
     def after(self, clients: Clients) -> Clients:
         """What they look at after the last step."""
         return clients._replace(key=self.ends[1].to(clients.key.device), step=clients.numbers.num_steps)
-
-
-@dataclass(frozen=True)
-class RoundInputs:
-    """What the clients of a round are given; nothing in it is changed by them.
-
-    Attributes:
-        round: the round.
-        server: what a client sees of the server's state.
-        memory: what the clients remember.
-        buffers: the global model's buffers, flat [Q].
-        gradients: ∇f_i(x) of each client, where the method asked for a pass before the local steps.
-    """
-
-    round: Round
-    server: State
-    memory: ClientMemory
-    buffers: Tensor
-    gradients: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def _joined(tensors: Sequence[Tensor], value: int) -> NDArray[np.int64]:

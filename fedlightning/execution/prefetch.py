@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Lock
 
-from fedlightning.execution.plan import CohortPlan, RoundPlan
+from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.slots import Worker
 
 AHEAD, ENTRIES = 8, 2**18
@@ -30,7 +30,7 @@ class Draws:
 
     def __init__(
         self,
-        plan: RoundPlan,
+        plan: PhasePlan,
         cohorts: Sequence[tuple[int, ...]],
         shares: Sequence[tuple[int, ...]],
         slots: int,

@@ -224,7 +224,7 @@ def by_module(
     step: LocalStep, w: Tensor, client: ClientContext, batch: Batch, padded: bool = False
 ) -> tuple[Tensor, Tensor]:
     """By plain backward through the module itself, the cheapest way for one client; `padded` says if places may be empty."""
-    if step.method.own_objective:
+    if "objective" in step.method.own_hooks:
         return _functional(step, w, client, batch, padded)
     return step.model.gradient(w, batch, client.key, padded)
 

@@ -17,24 +17,27 @@ from fedlightning import _interpreter as interpreter
 from fedlightning._checked import COUNT, checked, require
 from fedlightning.data.module import FederatedDataModule
 from fedlightning.errors import ConfigurationError, FedLightningError, first_line, out_of_memory
-from fedlightning.execution.auto import AutoRules, Execution, RunnerName, Wishes, Workload, resolve
+from fedlightning.execution.auto import AutoRules, Execution, RunnerName, Wishes, Workload, resolve, slots_for
 from fedlightning.execution.bill import CudaMeter, measure
 from fedlightning.execution.model import Replica
 from fedlightning.execution.numerics import Numerics, Precision, check_precision
 from fedlightning.execution.packing import pack, share_out, steps_together
-from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.plan import PhasePlan
 from fedlightning.execution.pool import Job, WorkerPool
 from fedlightning.execution.prefetch import Ahead, Draws
-from fedlightning.execution.runners.base import Backend, CohortResult, Custom, Runner
+from fedlightning.execution.runners.base import Backend, Custom, Runner
 from fedlightning.execution.runners.compiled.runner import CompiledBackend
 from fedlightning.execution.runners.cuda_graph import CudaGraphBackend
 from fedlightning.execution.runners.loop import LoopBackend
 from fedlightning.execution.runners.traced import TracedBackend
 from fedlightning.execution.runners.vmap import VmapBackend
 from fedlightning.execution.slots import Slot, Worker, check_threads, make_workers
-from fedlightning.execution.step import LOCAL, LocalStep, Phase
+from fedlightning.execution.step import GRADIENT, LOCAL, LocalStep, Phase
 from fedlightning.layout import Layout
 from fedlightning.method import FedMethod
+from fedlightning.participation.participation import RoundPlan
+from fedlightning.server.client_memory import HOST_BYTES
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.task import FederatedTask
 
 MakeRunner = Callable[[LocalStep, Worker], Runner]
@@ -64,8 +67,9 @@ class SlotStrategy:
             "bf16-mixed" computes matrix products and convolutions in bfloat16, forward and backward, on any device; the
             parameters, the gradients that methods see, and all states stay float32.
         threads_per_slot: intra-operator threads of each slot. All slots together have at most 256 threads, or 16 a core.
-        memory_dir: where the clients' memory lies as memory-mapped files; None keeps the first 8 GiB in the host's memory
-            and the rest in a file in the run's folder.
+        memory_dir: the folder in which the clients' memory lies as memory-mapped files; None keeps it in the host's memory, and
+            what exceeds `memory_bytes` in a file in the run's folder.
+        memory_bytes: see `memory_dir`; 8 GiB. Results do not depend on it.
         rules: the thresholds of "auto"; None for those that were measured.
 
     Attributes:
@@ -77,7 +81,7 @@ class SlotStrategy:
             runner; or there are more threads than any use.
     """
 
-    @checked("runner", slots=COUNT, cohort_size=COUNT, threads_per_slot=COUNT)
+    @checked("runner", slots=COUNT, cohort_size=COUNT, threads_per_slot=COUNT, memory_bytes="[0, inf)")
     def __init__(
         self,
         slots: Literal["auto"] | int | str | Sequence[str] = "auto",
@@ -87,6 +91,7 @@ class SlotStrategy:
         precision: Precision = "32-true",
         threads_per_slot: int = 1,
         memory_dir: str | Path | None = None,
+        memory_bytes: int = HOST_BYTES,
         rules: AutoRules | None = None,
     ) -> None:
         wish = _read_slots(slots)
@@ -96,9 +101,15 @@ class SlotStrategy:
         self._make_runner, name = _read_runner(runner)
         self._wishes = Wishes(wish, name, None if cohort_size == "auto" else int(cohort_size))
         self.precision, self._threads, self._rules = precision, threads_per_slot, rules or AutoRules()
-        self.memory_dir = Path(memory_dir) if memory_dir else None
+        self.memory_dir, self.memory_bytes = Path(memory_dir) if memory_dir else None, memory_bytes
+        self._asked = tuple(vars(self))
         self.execution = Execution((), "loop")
         self._opened = ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for: a copy in another process makes slots of its own."""
+        kept = {name: value for name, value in vars(self).items() if name in self._asked}
+        return {**kept, "_asked": self._asked, "execution": Execution((), "loop"), "_opened": ExitStack()}
 
     # -- before the first round -----------------------------------------------------------------------------------------
     def setup(
@@ -132,9 +143,27 @@ class SlotStrategy:
                 "A model must draw no random numbers of its own, or the same seed does not give the same numbers, but this one "
                 "does in training; use `nn.Dropout`, whose masks come from the clients' keys."
             )
-        self._method, self._task, self._layout, self._data = method, task, layout, data
+        self._method = method
+        self._first = GRADIENT if method.gradient_pass() != "none" else LOCAL
         self.examples = {slot.device: data.train.contiguous().to(slot.device) for slot in self.slots}
-        self._workers = {str(worker.slot): worker for worker in self._make_workers(found.buffer is not None)}
+        self._open(task, layout, data, moves=found.buffer is not None)
+
+    def set_up_evaluation(self, task: FederatedTask, layout: Layout, data: FederatedDataModule) -> None:
+        """Start the slots for evaluations alone.
+
+        Raises:
+            ConfigurationError: what was asked for cannot be. Then nothing is left changed.
+        """
+        check_precision(self.precision, layout.dtype)
+        self.execution = Execution(slots_for(self._wishes, 1, self._rules), "loop")
+        self.examples = dict.fromkeys((slot.device for slot in self.slots), data.train)  # where they lie: nobody trains
+        check_threads(len(self.slots), self._threads)
+        self._open(task, layout, data, moves=False)
+
+    def _open(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, moves: bool) -> None:
+        """Start the slots' threads, each with its own copy of the model, and set the process's switches."""
+        self._task, self._layout, self._data = task, layout, data
+        self._workers = {str(worker.slot): worker for worker in self._make_workers(moves)}
         self._runners: dict[tuple[str, str], Runner] = {}
         self._ahead: Ahead | None = None
         self._in_vain, self._backend = 0.0, self._make_backend()
@@ -160,7 +189,7 @@ class SlotStrategy:
         root = next(iter(self._workers.values()))
         try:
             for phase, given in inputs.items():
-                self._backend.prepare(self._step(root, phase), plan.of(phase), given, root)
+                self._backend.prepare(self._step(root, phase), PhasePlan(plan, phase), given, root)
         except Exception as error:
             other = self.execution.fallback
             if other is None:
@@ -176,7 +205,7 @@ class SlotStrategy:
         for name, worker in self._workers.items():
             for phase in inputs:
                 self._runners[name, phase.name] = self._backend(self._step(worker, phase), worker)
-        self._bill(plan.of(LOCAL), inputs[LOCAL])
+        self._bill(PhasePlan(plan), inputs[LOCAL])
 
     def _reworded(self, error: Exception) -> Exception:
         """What a trial raised; where torch says that a model cannot be lifted, with what can be done about it."""
@@ -220,7 +249,7 @@ class SlotStrategy:
     def _step(self, worker: Worker, phase: Phase) -> LocalStep:
         return LocalStep(self._method, worker.replica, self._layout, phase)
 
-    def _bill(self, plan: RoundPlan, inputs: RoundInputs) -> None:
+    def _bill(self, plan: PhasePlan, inputs: RoundInputs) -> None:
         """Say what a slot needs of each GPU, or refuse what does not fit."""
         for device in {slot.device for slot in self.slots if slot.kind == "cuda"}:
             here = [name for name, worker in self._workers.items() if worker.device == device]
@@ -243,6 +272,11 @@ class SlotStrategy:
         return self.execution.slots
 
     @property
+    def asked(self) -> str:
+        """The runner that was asked for by name; "custom" for one of the user's own."""
+        return self._wishes.runner
+
+    @property
     def root_device(self) -> torch.device:
         """Where the server's state lives: the first slot's device."""
         return self.slots[0].device
@@ -261,18 +295,24 @@ class SlotStrategy:
 
     # -- every round ----------------------------------------------------------------------------------------------------
     def run(
-        self, plan: RoundPlan, inputs: RoundInputs, following: Callable[[], RoundPlan] | None = None
+        self,
+        plan: RoundPlan,
+        inputs: RoundInputs,
+        phase: Phase = LOCAL,
+        following: Callable[[], RoundPlan] | None = None,
     ) -> Iterator[CohortResult]:
         """Train the clients of a plan; yield the cohorts in packing order, which is most local steps first.
 
         Args:
             plan: who trains, and how much.
             inputs: what they are given.
-            following: the plan that comes next, of which slots that are done draw what can be drawn before.
+            phase: what their steps are for.
+            following: the next round's plan. Slots that are done draw what can be drawn of it.
         """
         self._backend.before_round()
         ahead = self._ahead.close() if self._ahead else None
-        draws = ahead if ahead and ahead.plan.same_draws(plan) else self._packed(plan)
+        wanted = PhasePlan(plan, phase)
+        draws = ahead if ahead and ahead.plan.same_draws(wanted) else self._packed(wanted)
         self._ahead = self._look_ahead(following)
         work = [partial(self._train, draws, inputs, positions) for positions in draws.shares]
         results = self._pool.map(work, self._ahead)
@@ -296,7 +336,7 @@ class SlotStrategy:
             for position, plan, result in zip(positions, plans, trained, strict=True)
         }
 
-    def _packed(self, plan: RoundPlan) -> Draws:
+    def _packed(self, plan: PhasePlan) -> Draws:
         """The plan's cohorts, of which nothing is drawn yet, and which of them a slot takes together."""
         steps = {client: plan.num_steps(client) for client in plan.clients}
         order = sorted(plan.clients, key=lambda client: (-steps[client], client))
@@ -312,7 +352,7 @@ class SlotStrategy:
         """What slots that are done draw of the next round; nothing under the GIL, where they would hold the trainer up."""
         if following is None or interpreter.gil_enabled():
             return None
-        return Ahead(lambda: self._packed(following()))
+        return Ahead(lambda: self._packed(PhasePlan(following(), self._first)))
 
     # -- callbacks' and evaluations' work ---------------------------------------------------------------------------------
     def map(self, work: Sequence[Job[Any]], window: int | None = None) -> Generator[Any, None, None]:

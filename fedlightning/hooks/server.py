@@ -23,7 +23,7 @@ class ServerHooks:
     """The hooks of a method that run in the trainer's thread. Each raises a `MethodError` where it breaks the contract.
 
     Args:
-        method: whose hooks they are.
+        method: whose hooks they are; it is kept as `method`.
         layout: of the model.
         rounds: of the run, of which the learning rates and local steps of the first thousand are asked for at once.
 
@@ -34,7 +34,7 @@ class ServerHooks:
     def __init__(self, method: FedMethod, layout: Layout, rounds: int = 1) -> None:
         if fault := declared_fault(method):
             raise MethodError(fault)
-        self._method, self._contract = method, Contract(method, layout)
+        self.method, self._contract = method, Contract(method, layout)
         self._called = set[str]()
         self._watched = _runs_elsewhere(method)
         with naming(method, "gradient_pass"):
@@ -49,51 +49,51 @@ class ServerHooks:
         """η_t, the clients' learning rate in a round."""
         if round < len(self._lrs):
             return self._lrs[round]
-        with naming(self._method, "client_lr"):
-            lr = self._method.client_lr(round)
+        with naming(self.method, "client_lr"):
+            lr = self.method.client_lr(round)
         return self._contract.lr(lr, round)
 
     def steps(self, round: int) -> int | None:
         """K for every client in a round, or None."""
         if round < len(self._steps):
             return self._steps[round]
-        with naming(self._method, "local_steps"):
-            steps = self._method.local_steps(round)
+        with naming(self.method, "local_steps"):
+            steps = self.method.local_steps(round)
         return self._contract.steps(steps, round)
 
     def check(self, round: Round) -> None:
         """Ask the method whether it is made for the run."""
-        with naming(self._method, "check"):
-            self._method.check(round)
+        with naming(self.method, "check"):
+            self.method.check(round)
 
     def configure(self, x: Tensor) -> State:
         """What the server remembers at first."""
         with self._calling("configure_server", State(x=x)):
-            server = self._method.configure_server(x)
+            server = self.method.configure_server(x)
         return self._contract.server("configure_server", server)
 
     def configure_client(self, x: Tensor) -> State:
         """What a client remembers at first."""
         with self._calling("configure_client", State(x=x)):
-            state = self._method.configure_client(x)
+            state = self.method.configure_client(x)
         return self._contract.state("configure_client", state)
 
     def evaluation_point(self, server: State) -> Tensor:
         """The model that is evaluated [P]."""
-        if type(self._method).evaluation_point is FedMethod.evaluation_point:
+        if "evaluation_point" not in self.method.own_hooks:
             return server.x
         with self._calling("evaluation_point", server):
-            x = self._method.evaluation_point(server)
+            x = self.method.evaluation_point(server)
         return self._contract.vector("evaluation_point", x, "return a model, e.g. `server.x`")
 
     def aggregate(self, server: State, mean: State, round: Round) -> State:
         """The server's next state."""
         if not self._watched and "on_aggregate" in self._called:
             # Looked at in the audit and in the first round: a look costs 40 µs of each.
-            return self._method.on_aggregate(server, mean, round)
+            return self.method.on_aggregate(server, mean, round)
         self._check_delta(mean)
         with self._calling("on_aggregate", server):
-            after = self._method.on_aggregate(server, mean, round)
+            after = self.method.on_aggregate(server, mean, round)
         return self._contract.server("on_aggregate", after, server)
 
     def returned(
@@ -112,7 +112,7 @@ class ServerHooks:
         with self._calling("on_return", server.replace(step=step)):
             for client, upload in uploads.items():
                 there = step.to(next(iter(upload.values())).device)
-                after[client] = self._method.on_return(rows[client], upload, there, round)
+                after[client] = self.method.on_return(rows[client], upload, there, round)
         for client in uploads:
             self._contract.remembered("on_return", after[client], rows[client])
         return after
@@ -120,14 +120,14 @@ class ServerHooks:
     def evaluated(self, server: State, metrics: Mapping[str, float], round: Round) -> State:
         """The server's state with what it learns from an evaluation."""
         with self._calling("on_evaluation", server):
-            after = self._method.on_evaluation(server, metrics, round)
+            after = self.method.on_evaluation(server, metrics, round)
         return self._contract.server("on_evaluation", after, server)
 
     def _check_delta(self, mean: State) -> None:
         """`FedMethod`'s own `on_aggregate` adds up `delta`."""
-        if type(self._method).on_aggregate is FedMethod.on_aggregate and "delta" not in mean:
+        if "on_aggregate" not in self.method.own_hooks and "delta" not in mean:
             raise MethodError(
-                f"{where(self._method, 'on_client_end')} must upload `delta`, which FedMethod's `on_aggregate` adds to x, but "
+                f"{where(self.method, 'on_client_end')} must upload `delta`, which FedMethod's `on_aggregate` adds to x, but "
                 f"uploads {', '.join(mean)}; upload it, or override `on_aggregate`."
             )
 
@@ -141,14 +141,14 @@ class ServerHooks:
         known = hook in self._called
         draws: AbstractContextManager[None] = nullcontext()
         if self._watched or not known:
-            draws = no_draws(where(self._method, hook), device, models=known)
+            draws = no_draws(where(self.method, hook), device, models=known)
         self._called.add(hook)
-        with naming(self._method, hook), draws:
+        with naming(self.method, hook), draws:
             yield
         changed = [name for name, before in zip(state, versions, strict=True) if state[name]._version != before]
         if changed:
             raise MethodError(
-                f"{where(self._method, hook)} changed `{changed[0]}` in place, which is the server's; compute a new tensor and "
+                f"{where(self.method, hook)} changed `{changed[0]}` in place, which is the server's; compute a new tensor and "
                 f"return `server.replace({changed[0]}=…)`."
             )
 

@@ -75,7 +75,7 @@ def _imported(name: str) -> type[FedMethod]:
             "`my:Class`."
         )
     try:
-        with _working_directory():
+        with working_directory():
             module = importlib.import_module(where)
     except Exception as error:
         raise ConfigurationError(
@@ -92,7 +92,7 @@ def _imported(name: str) -> type[FedMethod]:
 
 
 @contextmanager
-def _working_directory() -> Iterator[None]:
+def working_directory() -> Iterator[None]:
     """Modules in the working directory can be imported inside; a recipe's own folder comes after it."""
     here = os.getcwd()
     sys.path.insert(0, here)

@@ -13,7 +13,7 @@ def expect_plain_sgd(method: FedMethod) -> None:
     """Warn if (x − w_i) / (K η) is no mean of gradients: with clipping, momentum, or a local step of the method's own."""
     found = ["`clip_norm`"] if method.clip_norm else []
     found += ["momentum"] if isinstance(method, FedCM) else []
-    found += ["a local step of its own"] if type(method).on_local_step is not FedMethod.on_local_step else []
+    found += ["a local step of its own"] if "on_local_step" in method.own_hooks else []
     if found:
         warnings.warn(
             f"{type(method).__name__} takes (x − w_i) / (K η) for the mean of a client's gradients, as option II of SCAFFOLD, "

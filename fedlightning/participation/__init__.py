@@ -1,6 +1,18 @@
-"""Who takes part in a round, and how much of the work they do."""
+"""Who takes part in a round, how much of the work they do, and on which batches."""
 
-from fedlightning.participation.samplers import ClientSampler, FixedSchedule, RoundSeeded, SizeWeighted, UniformSampling
-from fedlightning.participation.stragglers import Stragglers
+from fedlightning.participation.batching_policy import BatchingPolicy
+from fedlightning.participation.participation import Participation, RoundPlan
+from fedlightning.participation.samplers import ClientSampler, FixedSchedule, SizeWeighted, UniformSampling
+from fedlightning.participation.stragglers import Stragglers, Work
 
-__all__ = ["ClientSampler", "FixedSchedule", "RoundSeeded", "SizeWeighted", "Stragglers", "UniformSampling"]
+__all__ = [
+    "BatchingPolicy",
+    "ClientSampler",
+    "FixedSchedule",
+    "Participation",
+    "RoundPlan",
+    "SizeWeighted",
+    "Stragglers",
+    "UniformSampling",
+    "Work",
+]

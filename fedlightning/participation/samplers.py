@@ -16,7 +16,7 @@ from torch import Tensor
 from fedlightning._checked import COUNT, check_fields, checked
 from fedlightning.data.partition import Partition
 from fedlightning.errors import ConfigurationError
-from fedlightning.randomness import legacy, stream
+from fedlightning.randomness import stream
 
 
 class ClientSampler(ABC):
@@ -47,11 +47,6 @@ class ClientSampler(ABC):
         Raises:
             ConfigurationError: see `check`.
         """
-
-    def active(self, chosen: Sequence[int], count: int, round: int, seed: int) -> list[int]:
-        """Those `count` of the chosen clients that are no stragglers: uniformly, and the first of them for any count."""
-        order = stream(seed, "stragglers", round).permutation(len(chosen))
-        return [chosen[place] for place in order[:count].tolist()]
 
     @checked()
     def bind(self, clients: Partition) -> ClientSampler:
@@ -201,27 +196,6 @@ def _successive(rng: np.random.Generator, ends: np.ndarray[Any, Any], count: int
         sizes = np.diff(ends, prepend=0)  # those that were met are left out: a few clients may hold nearly all examples
         sizes[list(found)] = 0
         ends = sizes.cumsum()
-
-
-@dataclass(frozen=True)
-class RoundSeeded(ClientSampler):
-    """The clients that the authors' program of FedProx (Li et al., MLSys 2020) chooses: the same for every seed.
-
-    The round seeds NumPy's legacy generator, `RandomState(round).choice(N, count, replace=False)`; the order is kept. Those
-    of them that are no stragglers are drawn in the same way. The generator shuffles all N clients: 20 ms for a million.
-    """
-
-    @checked(round="[0, 4294967295]", num_clients="[1, 100000000]")
-    def sample(self, round: int, num_clients: int, count: int, seed: int) -> list[int]:
-        """The clients that take part in a round."""
-        self.check(num_clients, count)
-        chosen: list[int] = legacy(round).choice(num_clients, count, replace=False).tolist()
-        return chosen
-
-    def active(self, chosen: Sequence[int], count: int, round: int, seed: int) -> list[int]:
-        """Those of the chosen clients that are no stragglers, in the program's order."""
-        active: list[int] = legacy(round).choice(chosen, count, replace=False).tolist()
-        return active
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Lists of runs: the same table wherever they are stopped, and nothing run twice."""
 
 import csv
-import json
 import os
 import signal
 import statistics
@@ -13,69 +12,24 @@ from typing import Any
 
 import pytest
 import torch
+from small_comparison import METHODS, ROUNDS, Broken, data, diary, logged, numbers, options, run, task, without_clock
 from torch import nn
 
 from fedlightning import (
     Callback,
     Classification,
     ConfigurationError,
-    Dirichlet,
     Examples,
     FedAvg,
     FederatedTrainer,
     FedProx,
     MethodError,
     ModelCheckpoint,
-    Scaffold,
-    SlotStrategy,
     TensorData,
 )
 from fedlightning.compare import Comparison, Outcome, Table, compare, name_methods
-from fedlightning.data import IID, RandomCropFlip
+from fedlightning.data import IID, Batching, RandomCropFlip
 from fedlightning.methods import Scaffnew
-
-ROUNDS = 6
-METHODS = {"fedavg": FedAvg(lr=0.5), "scaffold": Scaffold(lr=0.5)}
-
-
-def task(seed: int) -> Classification:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Classification(nn.Linear(4, 3))
-
-
-def data(seed: int) -> TensorData:
-    rng = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(120, 4, generator=rng)
-    targets = (inputs @ torch.randn(4, 3, generator=rng)).argmax(1)
-    clients = Dirichlet(alpha=1.0, num_clients=5).split(targets, seed=seed)
-    return TensorData(Examples(inputs, targets), clients, batch_size=8, steps=3)
-
-
-def options(root: Path, **changed: Any) -> dict[str, Any]:
-    trainer = {"max_rounds": ROUNDS, "clients_per_round": 3, "evaluate_every": 2, "strategy": SlotStrategy(1)}
-    trainer |= changed.pop("trainer", {})
-    return {"root": root, "seeds": (0, 1), "target": 0.5, "trainer": trainer, **changed}
-
-
-def run(root: Path, methods: Any = METHODS, **changed: Any) -> Table:
-    return compare(methods, task, data, **options(root, **changed))
-
-
-def numbers(table: Table) -> list[tuple[Any, ...]]:
-    """All that does not depend on the clock, unrounded."""
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in table.rows()]
-    runs = [(r.name, r.seed, dict(r.curve), r.rounds, r.up_bytes, r.down_bytes, r.failure) for r in table.outcomes]
-    return [*(tuple(row.items()) for row in rows), *runs]
-
-
-def logged(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def without_clock(folder: Path) -> list[dict[str, str]]:
-    return [{key: value for key, value in row.items() if "throughput" not in key} for row in logged(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +43,8 @@ def test_the_table_is_what_the_runs_have_logged(whole: Table) -> None:
     for row in whole.rows():
         folders = [outcome.folder for outcome in whole.of(row["method"])]
         assert [folder.name for folder in folders] == ["seed_0", "seed_1"]
-        evaluated = [[row for row in logged(folder) if row["val/accuracy"]] for folder in folders]
-        accuracy = [[float(row["val/accuracy"]) for row in rows] for rows in evaluated]
+        evaluated = [[row for row in logged(folder) if row["test/accuracy"]] for folder in folders]
+        accuracy = [[float(row["test/accuracy"]) for row in rows] for rows in evaluated]
         assert [[int(row["step"]) for row in rows] for rows in evaluated] == [[0, 2, 4, 6]] * 2
         assert row["final"] == statistics.mean(curve[-1] for curve in accuracy)
         assert row["final_std"] == statistics.stdev(curve[-1] for curve in accuracy)
@@ -108,7 +62,7 @@ def test_the_table_is_what_the_runs_have_logged(whole: Table) -> None:
 
 
 def test_all_methods_of_a_seed_start_at_one_model(whole: Table) -> None:
-    first = {(run.name, run.seed): logged(run.folder)[0]["val/loss"] for run in whole.outcomes}
+    first = {(run.name, run.seed): logged(run.folder)[0]["test/loss"] for run in whole.outcomes}
     assert first["fedavg", 0] == first["scaffold", 0]
     assert first["fedavg", 1] == first["scaffold", 1]
     assert first["fedavg", 0] != first["fedavg", 1]
@@ -148,7 +102,7 @@ def test_how_the_table_looks() -> None:
     assert markdown[2].startswith(
         "| a | 60.00 ± 14.14 (1 of 3 diverged) | 60.00 ± 14.14 | 1, never in 2 of 3 | 2 | 3 | 5 |"
     )
-    single = Table((outcome({0: 0.25}),), metric="val/loss", mode="min")
+    single = Table((outcome({0: 0.25}),), metric="test/loss", mode="min")
     assert single.markdown().splitlines()[2] == "| a | 0.2500 | 0.2500 | 2 | 3 | 5 |"
     assert next(iter(csv.DictReader(single.csv().splitlines())))["final_std"] == ""
 
@@ -198,10 +152,6 @@ def test_what_a_killed_comparison_had_begun_to_write_is_removed(tmp_path: Path) 
     (folder / ".run.json.999999999").touch()
     run(tmp_path, {"fedavg": METHODS["fedavg"]}, seeds=(0,))
     assert not list(folder.glob(".*"))
-
-
-def diary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run.json").read_text())
 
 
 def killing(method: str, *arguments: Any) -> Callable[[str, int], list[Callback]]:
@@ -262,7 +212,7 @@ def test_a_signal_does_not_finish_a_run(whole: Table, tmp_path: Path, round: int
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-import test_compare
+import small_comparison
 count, replace = int(sys.argv[2]), os.replace
 def dying(*arguments):
     global count
@@ -271,7 +221,7 @@ def dying(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(*arguments)
 os.replace = dying
-test_compare.run(Path(sys.argv[1]), checkpoint_every=2)
+small_comparison.run(Path(sys.argv[1]), checkpoint_every=2)
 """
 
 
@@ -279,7 +229,7 @@ def test_killed_without_warning_again_and_again(whole: Table, tmp_path: Path) ->
     """Just before a file gets its name, each time somewhere else; every call comes further or ends."""
     for count in (3, 8, 17):
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(count)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert numbers(run(tmp_path, checkpoint_every=2)) == numbers(whole)
@@ -318,12 +268,12 @@ def test_a_checkpoint_without_its_log_is_not_resumed(whole: Table, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"methods": {"fedavg": FedAvg(lr=0.25)}}, r"`method/lr` 0\.5 instead of 0\.25"),
-        ({"methods": {"fedavg": FedProx(lr=0.5)}}, "`method` 'FedAvg' instead of 'FedProx'"),
-        ({"trainer": {"max_rounds": 7}}, "`rounds` 6 instead of 7"),
-        ({"trainer": {"clients_per_round": 0.6}}, "`clients_per_round` '3' instead of '0.6'"),
+        ({"methods": {"fedavg": FedAvg(lr=0.25)}}, r"`hyperparameters/lr` is 0\.5, and 0\.25 is asked"),
+        ({"methods": {"fedavg": FedProx(lr=0.5)}}, "`method` is 'FedAvg', and 'FedProx' is asked"),
+        ({"trainer": {"max_rounds": 7}}, "`rounds` is 6, and 7 is asked"),
+        ({"trainer": {"clients_per_round": 0.4}}, "`clients_per_round` is 3, and 2 is asked"),
         ({"task": lambda seed: task(seed + 1)}, "`start`"),
-        ({"data": lambda seed: data(seed + 1)}, "`data`"),
+        ({"data": lambda seed: data(seed + 1)}, "`partition`"),
     ],
 )
 def test_a_folder_keeps_to_its_run(tmp_path: Path, change: dict[str, Any], named: str) -> None:
@@ -362,7 +312,7 @@ def test_a_method_that_cannot_run_is_refused_before_the_first_run(tmp_path: Path
         ({"trainer": {"evaluate_every": 0}}, "`evaluate_every` must be at least 1"),
         ({"trainer": {"seed": 3}}, "may not hold 'seed'"),
         ({"trainer": {"clients_per_round": 9}}, "`clients_per_round` must be in 1…5"),
-        ({"metric": "val/acuracy"}, "Did you mean 'val/accuracy'"),
+        ({"metric": "test/acuracy"}, "Did you mean 'test/accuracy'"),
         ({"methods": []}, "at least one method"),
         ({"methods": ["fedavg"]}, "instances such as"),
         ({"callbacks": lambda name, seed: [ModelCheckpoint()]}, "save_last=False"),
@@ -408,7 +358,7 @@ def test_a_folder_of_runs_with_another_augmentation_is_refused(tmp_path: Path) -
             return TensorData(
                 Examples(pixels, targets),
                 IID(num_clients=4).split(targets, seed=0),
-                steps=1,
+                batching=Batching(steps=1),
                 augmentation=RandomCropFlip(padding),
             )
 
@@ -416,19 +366,14 @@ def test_a_folder_of_runs_with_another_augmentation_is_refused(tmp_path: Path) -
 
     flat = Classification(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     compare({"fedavg": FedAvg()}, flat, images(1), **options(tmp_path))
-    with pytest.raises(ConfigurationError, match="augmentation"):
+    with pytest.raises(ConfigurationError, match="`training_data`"):
         compare({"fedavg": FedAvg()}, flat, images(2), **options(tmp_path))
 
 
 def test_another_failure_stops_the_comparison(tmp_path: Path) -> None:
-    class Broken(FedAvg):
-        def on_aggregate(self, server: Any, mean: Any, round: Any) -> Any:
-            if round.index == 1:
-                raise RuntimeError("no such thing")
-            return super().on_aggregate(server, mean, round)
-
-    with pytest.raises(Exception, match="no such thing"):
+    with pytest.raises(Exception, match="no such thing") as caught:
         run(tmp_path, {"broken": Broken()}, seeds=(0,))
+    assert "(run broken, seed 0)" in caught.value.__notes__
     assert not diary(tmp_path / "broken" / "seed_0")["finished"]
 
 
@@ -452,8 +397,8 @@ def test_a_trainer_may_be_made_by_a_function(tmp_path: Path) -> None:
 
 
 def test_a_loss_is_compared_downwards(tmp_path: Path) -> None:
-    table = run(tmp_path, {"fedavg": METHODS["fedavg"]}, metric="val/loss", mode="min", target=0.9, seeds=(0,))
-    losses = {int(row["step"]): float(row["val/loss"]) for row in logged(table.outcomes[0].folder) if row["val/loss"]}
+    table = run(tmp_path, {"fedavg": METHODS["fedavg"]}, metric="test/loss", mode="min", target=0.9, seeds=(0,))
+    losses = {int(row["step"]): float(row["test/loss"]) for row in logged(table.outcomes[0].folder) if row["test/loss"]}
     (row,) = table.rows()
     assert row["best"] == min(losses.values())
     assert row["rounds_to_target"] == min(t for t, loss in losses.items() if loss <= 0.9)
@@ -476,7 +421,7 @@ def test_tensorboard_has_the_summary_of_each_run(tmp_path: Path) -> None:
         (final,), (best,), (up,) = (reader.Scalars(f"compare/{key}") for key in ("final", "best", "up_bytes"))
         assert (final.step, final.value) == (ROUNDS, pytest.approx(done.final()))
         assert (best.value, up.value) == (pytest.approx(done.best()), done.up_bytes)
-        assert [point.step for point in reader.Scalars("val/accuracy")] == [0, 2, 4, 6]
+        assert [point.step for point in reader.Scalars("test/accuracy")] == [0, 2, 4, 6]
         content = b"".join(path.read_bytes() for path in done.folder.glob("events.out.tfevents.*"))
         assert b"_hparams_/session_start_info" in content
         assert done.name.encode() in content

@@ -27,11 +27,10 @@ from fedlightning import (
     RoundState,
     TensorData,
 )
-from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.contrib.fedprox_program import ReplayedBatches, ReplayedStragglers, RoundSeeded
 from fedlightning.datasets import Synthetic
 from fedlightning.models import MLP, LogisticRegression
-from fedlightning.participation import RoundSeeded, UniformSampling
-from fedlightning.participation.stragglers import Rounds
+from fedlightning.participation import Participation, UniformSampling
 
 PROGRAM = np.load(Path(__file__).parent / "fedprox_program.npz")
 SIZES = [45, 54, 100, 7, 23, 10, 61, 33, 12, 9, 18, 27]
@@ -51,8 +50,8 @@ def data(**batching) -> TensorData:  # type: ignore[no-untyped-def]
     return module
 
 
-def rounds_of(module: TensorData, count: int = 6) -> Rounds:
-    return Rounds(module, RoundSeeded(), count, 0, lambda round: None)
+def run_of(module: TensorData, fraction: float = 0.5, partial: bool = True, count: int = 6) -> Participation:
+    return Participation(module, count, RoundSeeded(), ReplayedStragglers(fraction, partial), ReplayedBatches())
 
 
 # -- the streams ----------------------------------------------------------------------------------------------------------
@@ -85,27 +84,33 @@ def program(fraction: float, partial: bool, rounds: int, epochs: int = 5, count:
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 0.75, 0.9])
 def test_clients_epochs_and_batches_are_those_of_the_program(fraction: float, partial: bool) -> None:
     module = data()
-    plan = FedProxReplay(fraction, partial).plan(rounds_of(module))
+    run = run_of(module, fraction, partial)
     for t, expected in enumerate(program(fraction, partial, 30)):
-        work = plan(t)
+        work = run.work(t)
         assert list(work.clients) == list(expected)
         assert work.stragglers == 6 - round(6 * (1 - fraction))
         for client, batches in expected.items():
             steps = work.steps.get(client, module.num_steps(client))
             assert steps == len(batches)
-            index = work.schedule(module, client, steps).index
+            index = run.batches([client], [steps], t)[0].index
             assert [[i for i in row if i >= 0] for row in index.tolist()] == batches
 
 
 def test_a_fresh_object_knows_the_history() -> None:
     module = data()
-    going = FedProxReplay(0.5).plan(rounds_of(module))
-    works = [going(t) for t in range(60)]
+    run = run_of(module)
+
+    def drawn(run: Participation, t: int) -> list[list[list[int]]]:
+        plan = run.plan(t)
+        schedules = plan.batches(plan.clients, [plan.num_steps(client) for client in plan.clients])
+        return [schedule.index.tolist() for schedule in schedules]
+
+    rounds = [drawn(run, t) for t in range(60)]
     for t in (57, 3, 0, 59):
-        assert FedProxReplay(0.5).plan(rounds_of(module))(t) == works[t]
-        assert going(t) == works[t]
+        assert drawn(run_of(module), t) == rounds[t]
+        assert drawn(run, t) == rounds[t]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(going, range(60))) == works
+        assert list(pool.map(lambda t: drawn(run, t), range(60))) == rounds
 
 
 @pytest.mark.parametrize(("size", "epochs"), [(45, 17), (54, 3), (100, 5), (500, 19), (1000, 12)])
@@ -116,7 +121,7 @@ def test_a_stragglers_epochs_follow_from_the_client_before_it(size: int, epochs:
     )
     module.setup()
     for t, first in enumerate((5, 8, 12)):
-        work = FedProxReplay(0.9).plan(rounds_of(module, 10))(t)
+        work = run_of(module, 0.9, count=10).work(t)
         expected = dict(zip(work.clients, (first, *[epochs] * 9), strict=True))
         (active,) = set(work.clients) - set(work.steps)
         assert active == (13, 10, 21)[t]
@@ -127,7 +132,7 @@ def test_ten_examples_go_round_as_published() -> None:
     owned = Partition.of(list(torch.arange(20).split(10)))
     module = TensorData(Examples(torch.zeros(20, 1), torch.zeros(20)), owned, batching=Batching(10, epochs=3))
     module.setup()
-    found = FedProxReplay(0.0).plan(rounds_of(module, 2))(0).schedule(module, 0, 3).index
+    found = run_of(module, 0.0, count=2).batches([0], [3], 0)[0].index
     orders = [[7, 6, 1, 5, 4, 2, 0, 3, 9, 8], [3, 0, 6, 2, 4, 1, 7, 5, 8, 9], [5, 7, 0, 1, 4, 6, 3, 2, 9, 8]]
     assert found.tolist() == orders
 
@@ -141,11 +146,11 @@ class Sixes(FedAvg):
 @pytest.mark.parametrize(
     ("replay", "batching", "settings", "message"),
     [
-        (FedProxReplay(0.5), {}, {"sampler": UniformSampling()}, r"`sampler` must be RoundSeeded\(\) for FedProxReplay"),
-        (FedProxReplay(0.0), {"epochs": None, "steps": 3}, {}, "must train for epochs.* has steps=3"),
-        (FedProxReplay(0.0), {}, {"method": Sixes()}, "must train for epochs.* asks for 6 steps"),
-        (FedProxReplay(0.5), {"epochs": 1}, {}, "`batching.epochs` of TensorData must be at least 2 .* but is 1"),
-        (FedProxReplay(0.97, False), {}, {}, "At least one of the chosen clients must be active"),
+        (ReplayedStragglers(0.5), {}, {"sampler": UniformSampling()}, r"`sampler` must be RoundSeeded\(\) for ReplayedStragglers"),
+        (ReplayedStragglers(0.0), {"epochs": None, "steps": 3}, {}, "must train for epochs.* has steps=3"),
+        (ReplayedStragglers(0.0), {}, {"method": Sixes()}, "must train for epochs.* asks for 6 steps"),
+        (ReplayedStragglers(0.5), {"epochs": 1}, {}, "`batching.epochs` of TensorData must be at least 2 .* but is 1"),
+        (ReplayedStragglers(0.97, False), {}, {}, "At least one of the chosen clients must be active"),
     ],
 )  # fmt: skip
 def test_what_the_program_cannot_do_is_refused(replay, batching, settings, message) -> None:  # type: ignore[no-untyped-def]
@@ -155,9 +160,16 @@ def test_what_the_program_cannot_do_is_refused(replay, batching, settings, messa
         fit(method, Classification(MLP(6, 3)), data(**batching), 1, **how)
 
 
+def test_batches_alone_are_replayed_with_the_programs_clients_alone() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"`sampler` must be RoundSeeded\(\) for ReplayedBatches, but is Uniform"
+    ):
+        Participation(data(), 6, UniformSampling(), batching_policy=ReplayedBatches())
+
+
 def test_one_epoch_and_nobody_active_are_fine_where_the_program_is() -> None:
-    FedProxReplay(0.0).plan(rounds_of(data(epochs=1)))(0)
-    work = FedProxReplay(0.97).plan(rounds_of(data()))(0)
+    run_of(data(epochs=1), 0.0).work(0)
+    work = run_of(data(), 0.97).work(0)
     assert work.stragglers == 6
     assert len(work.steps) == len(work.clients) == 6
 
@@ -166,7 +178,8 @@ def replayed(rounds: int = 5, **options: Any) -> RoundState:
     """A run on six of the clients a round, half of them stragglers."""
     torch.manual_seed(0)
     model = Classification(MLP(6, 3, (8,)))
-    how = {"clients_per_round": 6, "sampler": RoundSeeded(), "stragglers": FedProxReplay(0.5), **options}
+    how = {"clients_per_round": 6, "sampler": RoundSeeded(), "stragglers": ReplayedStragglers(0.5), **options}
+    how["batching_policy"] = ReplayedBatches()
     return fit(FedProx(mu=0.1), model, data(), rounds, **how).state
 
 
@@ -178,13 +191,18 @@ def test_slots_resumption_and_the_seed_change_no_bit() -> None:
 
 
 # -- the program's own numbers ----------------------------------------------------------------------------------------------
-def replay(name: str, method: FedMethod, stragglers: FedProxReplay, rounds: int) -> None:
+def replay(name: str, method: FedMethod, stragglers: ReplayedStragglers, rounds: int) -> None:
     model, kept = LogisticRegression(60, 10), Evaluations()
     with torch.no_grad():
         model.linear.weight.copy_(torch.from_numpy(PROGRAM["kernel"].T))
         model.linear.bias.copy_(torch.from_numpy(PROGRAM["bias"]))
     how = {"clients_per_round": 10, "sampler": RoundSeeded(), "stragglers": stragglers}
-    how |= {"evaluate_every": 1, "evaluate_on": ("test", "train"), "callbacks": [kept]}
+    how |= {
+        "batching_policy": ReplayedBatches(),
+        "evaluate_every": 1,
+        "evaluate_on": ("test", "train"),
+        "callbacks": [kept],
+    }
     task, data = Classification(model, 10), Synthetic(1.0, 1.0, seed=1)
     x = fit(method, task, data, rounds, **how).state.server.x.numpy()
     losses, accuracies = PROGRAM[f"{name}_loss"], PROGRAM[f"{name}_accuracy"]
@@ -199,17 +217,19 @@ def replay(name: str, method: FedMethod, stragglers: FedProxReplay, rounds: int)
         np.testing.assert_allclose(x[600:], PROGRAM[f"{name}_bias"], rtol=0, atol=2e-6)
 
 
-RUNS = [("fedprox", FedProx(lr=0.01, mu=1.0), FedProxReplay(0.5), 60), ("fedavg", FedAvg(lr=0.01), FedProxReplay(0.0, partial=False), 30)]  # fmt: skip
+RUNS = [("fedprox", FedProx(lr=0.01, mu=1.0), ReplayedStragglers(0.5), 60), ("fedavg", FedAvg(lr=0.01), ReplayedStragglers(0.0, partial=False), 30)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "method", "stragglers", "rounds"), RUNS, ids=["fedprox", "fedavg"])
-def test_the_first_rounds_of_the_program(name: str, method: FedMethod, stragglers: FedProxReplay, rounds: int) -> None:
+def test_the_first_rounds_of_the_program(
+    name: str, method: FedMethod, stragglers: ReplayedStragglers, rounds: int
+) -> None:
     replay(name, method, stragglers, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method", "stragglers", "rounds"), RUNS, ids=["fedprox", "fedavg"])
-def test_all_rounds_of_the_program(name: str, method: FedMethod, stragglers: FedProxReplay, rounds: int) -> None:
+def test_all_rounds_of_the_program(name: str, method: FedMethod, stragglers: ReplayedStragglers, rounds: int) -> None:
     replay(name, method, stragglers, rounds)
 
 

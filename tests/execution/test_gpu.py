@@ -44,7 +44,7 @@ from fedlightning.execution.auto import AutoRules, Chooser, Wishes, Workload
 from fedlightning.execution.inspection import ACROSS, Obstacle
 from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
 from fedlightning.execution.numerics import Numerics, uses_tensor_cores
-from fedlightning.execution.plan import RoundInputs, RoundPlan
+from fedlightning.execution.plan import PhasePlan
 from fedlightning.execution.pool import WorkerPool
 from fedlightning.execution.runners import loop, vmap
 from fedlightning.execution.runners._capture import Capture, NoWaiting, StepGraph
@@ -59,8 +59,9 @@ from fedlightning.layout import Layout
 from fedlightning.method import Round, visible
 from fedlightning.methods import method_names
 from fedlightning.models import MLP, LogisticRegression
-from fedlightning.participation.stragglers import Work
+from fedlightning.participation import Participation, RoundPlan, Work
 from fedlightning.server.client_memory import ClientMemory
+from fedlightning.server.wire import RoundInputs
 
 META = torch.device("meta")
 
@@ -413,7 +414,7 @@ class Round1(NamedTuple):
     step: LocalStep
     worker: Worker
     inputs: RoundInputs
-    plan: RoundPlan
+    plan: PhasePlan
 
 
 def round_on(
@@ -430,7 +431,12 @@ def round_on(
     worker = Worker(Slot("cpu", 0, 0), replica, clients, clients.train.to(device), 1)
     worker.device = device
     inputs = RoundInputs(Round(0, 7, 3, 0.05), server, ClientMemory(), buffers, gradients)
-    return Round1(LocalStep(method, replica, layout, phase), worker, inputs, RoundPlan(0, 0, clients, Work()).of(phase))
+    return Round1(
+        LocalStep(method, replica, layout, phase),
+        worker,
+        inputs,
+        PhasePlan(RoundPlan(Participation(clients), 0, Work()), phase),
+    )
 
 
 def train(runner: Runner, given: Round1, chosen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> State:
@@ -694,7 +700,7 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     small = (
         "--rounds 1 --models lenet --slots 1,2 --cohorts 2 --participants 2 --local-steps 1 --batch-size 2 --images 200"
     )
-    call_program(load("gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
+    call_program(load("benchmarks.gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines[-3:]] == [
         ["lenet", "loop", "1", "1"], ["lenet", "loop", "2", "1"], ["lenet", "vmap", "1", "2"],
@@ -702,12 +708,12 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     assert all(float(line.split()[4]) > 0 and line.endswith("%") for line in lines[-3:])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="there is no GPU here; `--device cpu --rounds 1` tries the table out"):
-        call_program(load("gpu").main, [])
+        call_program(load("benchmarks.gpu").main, [])
     for words, flag in (("--rounds 0", "--rounds"), ("--slots 1,0", "--slots"), ("--images -1", "--images")):
         with pytest.raises(ConfigurationError, match=f"`{flag}` must be at least 1, but is "):
-            call_program(load("gpu").main, ["--device", "cpu", *words.split()])
+            call_program(load("benchmarks.gpu").main, ["--device", "cpu", *words.split()])
 
 
 def test_the_recipe_counts_a_models_operations() -> None:
     """A product forward and one backward, since inputs need no gradient, of two operations for each weight."""
-    assert load("gpu").flops("logistic", 5) == 2 * 2 * 3072 * 100
+    assert load("benchmarks.gpu").flops("logistic", 5) == 2 * 2 * 3072 * 100

@@ -9,11 +9,11 @@ from small_runs import unequal_clients
 
 from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
-from fedlightning.execution.plan import CohortPlan, RoundPlan
+from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.runners.traced import Rows
 from fedlightning.execution.runners.vmap import Dense
 from fedlightning.execution.step import GRADIENT
-from fedlightning.participation.stragglers import Work
+from fedlightning.participation import Participation, RoundPlan, Work
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def planned(sizes: list[tuple[int, int]]) -> CohortPlan:
     module.setup()
     module.table = dict(enumerate(sizes))
     work = Work(tuple(range(len(sizes))), {c: steps for c, (steps, _) in enumerate(sizes)})
-    return RoundPlan(0, 0, module, work).draw(work.clients)
+    return PhasePlan(RoundPlan(Participation(module), 0, work)).draw(work.clients)
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=5)
@@ -100,7 +100,7 @@ def test_a_cohort_stands_side_by_side(sizes: list[tuple[int, int]], more: int) -
 def test_the_pass_before_takes_each_example_once() -> None:
     module = unequal_clients(size=4)
     module.setup()
-    plan = RoundPlan(0, 0, module, Work((1, 0))).of(GRADIENT).draw((1, 0))
+    plan = PhasePlan(RoundPlan(Participation(module), 0, Work((1, 0))), GRADIENT).draw((1, 0))
     for c, client in enumerate(plan.clients):
         rows = slice(*plan.offsets[c : c + 2])
         assert sorted(plan.index[rows][plan.mask[rows]].tolist()) == module.clients.positions(client).tolist()
@@ -118,4 +118,4 @@ def test_batches_are_filled_from_the_front() -> None:
     module = unequal_clients(kind=Gaps)
     module.setup()
     with pytest.raises(ConfigurationError, match="`schedule` of Gaps must fill each batch from the front"):
-        RoundPlan(0, 0, module, Work((0,))).draw((0,))
+        PhasePlan(RoundPlan(Participation(module), 0, Work((0,)))).draw((0,))

@@ -11,25 +11,25 @@ from fedlightning import _interpreter as interpreter
 from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
 from fedlightning.execution.model import Replica
-from fedlightning.execution.plan import CohortPlan, RoundPlan
+from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.prefetch import Ahead, Draws
 from fedlightning.execution.slots import Slot, Worker
 from fedlightning.execution.step import GRADIENT
 from fedlightning.layout import Layout
 from fedlightning.methods import FedDane, Scaffold
-from fedlightning.participation import Stragglers
-from fedlightning.participation.stragglers import Work
+from fedlightning.participation import Participation, RoundPlan, Stragglers, Work
 
 COHORTS = [(1,), (3,), (5,), (6,), (2,), (0,), (4,)]
 
 
-def plan_of_a_round() -> RoundPlan:
+def plan_of_a_round() -> PhasePlan:
     clients = unequal_clients()
     clients.setup()
-    return RoundPlan(0, 0, clients, Work(tuple(client for cohort in COHORTS for client in cohort)))
+    work = Work(tuple(client for cohort in COHORTS for client in cohort))
+    return PhasePlan(RoundPlan(Participation(clients), 0, work))
 
 
-def worker(plan: RoundPlan) -> Worker:
+def worker(plan: PhasePlan) -> Worker:
     replica = Replica(small_task(), Layout.of(small_task()), torch.device("cpu"))
     return Worker(Slot("cpu", 0, 0), replica, plan.data, plan.data.train, 1)
 
@@ -42,17 +42,17 @@ def equal(one: CohortPlan, other: CohortPlan) -> bool:
 def draws_noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, ...], str]]:
     """The round, the clients and the phase of each draw from now on."""
     made: list[tuple[int, tuple[int, ...], str]] = []
-    usual = RoundPlan.draw
+    usual = PhasePlan.draw
 
-    def noted(plan: RoundPlan, clients: tuple[int, ...]) -> CohortPlan:
+    def noted(plan: PhasePlan, clients: tuple[int, ...]) -> CohortPlan:
         made.append((plan.index, clients, plan.phase.name))
         return usual(plan, clients)
 
-    monkeypatch.setattr(RoundPlan, "draw", noted)
+    monkeypatch.setattr(PhasePlan, "draw", noted)
     return made
 
 
-def draws_of(plan: RoundPlan, slots: int = 1, **limits: int) -> Draws:
+def draws_of(plan: PhasePlan, slots: int = 1, **limits: int) -> Draws:
     return Draws(plan, COHORTS, [(position,) for position in range(len(COHORTS))], slots, **limits)
 
 
@@ -112,10 +112,10 @@ def test_what_is_wrong_with_the_next_round_is_raised_when_it_begins(monkeypatch:
     ahead(slot)
     assert ahead.close() is None
 
-    def fails(plan: RoundPlan, clients: tuple[int, ...]) -> CohortPlan:
+    def fails(plan: PhasePlan, clients: tuple[int, ...]) -> CohortPlan:
         raise ConfigurationError(f"no batches for {clients}")
 
-    monkeypatch.setattr(RoundPlan, "draw", fails)
+    monkeypatch.setattr(PhasePlan, "draw", fails)
     ahead = Ahead(lambda: draws_of(plan))
     ahead(slot)
     before = ahead.close()

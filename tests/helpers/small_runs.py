@@ -30,7 +30,7 @@ from fedlightning.models import MLP
 SIZES = [3, 40, 7, 25, 1, 12, 9]
 ALL = [name for name in method_names() if name != "adaptivefedprox"]
 SMALL = {"fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.01, "fedams": 0.01, "fedmpx": 0.01}
-STRATEGY = ("runner", "cohort_size", "precision", "threads_per_slot", "memory_dir", "rules")
+STRATEGY = ("runner", "cohort_size", "precision", "threads_per_slot", "memory_dir", "memory_bytes", "rules")
 
 
 def named(name: str) -> FedMethod:

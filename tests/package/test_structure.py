@@ -10,14 +10,17 @@ PACKAGE = Path(fedlightning.__file__).parent
 LAYERS = {
     0: ["_atomic", "_capabilities", "_declarations", "_hashing", "_interpreter", "_signals", "errors"],
     1: ["_checked", "_locks", "_sealed", "layout", "randomness", "state"],
-    2: ["data", "loggers", "method", "models", "server"],
-    3: ["hooks", "methods", "participation", "task"],
-    4: ["_arguments", "_identity", "contrib", "datasets", "execution"],
-    5: ["callbacks", "evaluation"],
-    6: ["analysis", "trainer"],
-    7: ["baselines", "compare", "testing"],
-    8: ["cli"],
-    9: ["__init__"],
+    2: ["data", "loggers", "method", "models"],
+    3: ["_run_log", "hooks", "methods", "participation"],
+    4: ["contrib", "server"],
+    5: ["task"],
+    6: ["_arguments", "_identity", "datasets", "execution"],
+    7: ["callbacks", "evaluation"],
+    8: ["_start", "analysis"],
+    9: ["trainer"],
+    10: ["baselines", "compare", "testing"],
+    11: ["cli"],
+    12: ["__init__"],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 

@@ -58,7 +58,7 @@ from fedlightning import (
     stream,
     testing,
 )
-from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.contrib.fedprox_program import ReplayedStragglers, RoundSeeded, RoundSeededStragglers
 from fedlightning.data import IID
 from fedlightning.datasets import FakeImages, LeafData
 from fedlightning.loggers import run_loggers
@@ -400,7 +400,7 @@ def of_rounds() -> Iterator[Case]:
     for sampler in (
         UniformSampling(),
         participation.SizeWeighted((6, 6, 6, 6)),
-        participation.RoundSeeded(),
+        RoundSeeded(),
         participation.FixedSchedule(((0, 1),)),
     ):
         name = type(sampler).__name__
@@ -414,12 +414,11 @@ def of_rounds() -> Iterator[Case]:
     )
     yield Case(participation.FixedSchedule, lambda: {"rounds": ((0, 1),)}, lambda made: short_run(sampler=made))
     yield Case(participation.Stragglers, lambda: {"fraction": 0.5}, lambda made: short_run(stragglers=made))
+    yield Case(RoundSeededStragglers, lambda: {"fraction": 0.5}, lambda made: short_run(stragglers=made))
     yield Case(
-        FedProxReplay,
+        ReplayedStragglers,
         lambda: {"fraction": 0.5},
-        lambda made: short_run(
-            stragglers=made, sampler=participation.RoundSeeded(), data=tensors(batching=Batching(4, epochs=3))
-        ),
+        lambda made: short_run(stragglers=made, sampler=RoundSeeded(), data=tensors(batching=Batching(4, epochs=3))),
     )
     yield Case(SlotStrategy, lambda: {"slots": 1, "cohort_size": 2, "runner": "vmap"}, fit_slots)
     yield Case(

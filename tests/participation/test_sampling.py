@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from fedlightning import Batching, Classification, Examples, FedAvg, FederatedTrainer, TensorData
+from fedlightning.contrib.fedprox_program import RoundSeeded, RoundSeededStragglers
 from fedlightning.data import Partition
 from fedlightning.errors import ConfigurationError
 from fedlightning.models import MLP
-from fedlightning.participation import ClientSampler, FixedSchedule, RoundSeeded, UniformSampling
+from fedlightning.participation import ClientSampler, FixedSchedule, Participation, UniformSampling
 from fedlightning.participation.samplers import SizeWeighted, named_clients
-from fedlightning.participation.stragglers import Rounds, Stragglers, Work
+from fedlightning.participation.stragglers import Stragglers, Work
 
 
 def test_uniform_sampling_is_without_replacement_and_addressed():
@@ -98,18 +99,17 @@ def test_a_fixed_schedule_names_clients_that_exist():
     ("round", "expected"), [(0, [13, 17, 26, 22, 28]), (1, [10, 22, 26, 14, 17]), (2, [21, 0, 19, 1, 6])]
 )
 def test_round_seeded_keeps_those_active_that_the_program_of_fedprox_does(round, expected):
-    sampler = RoundSeeded()
-    chosen = sampler.sample(round, 30, 10, 0)
-    assert sampler.active(chosen, 5, round, 7) == expected
-    assert sampler.active(chosen, 1, round, 0) == expected[:1]
+    rule, chosen = RoundSeededStragglers(0.5), RoundSeeded().sample(round, 30, 10, 0)
+    assert rule.active(chosen, 5, round, 7) == expected
+    assert rule.active(chosen, 1, round, 0) == expected[:1]
 
 
 def test_the_active_clients_are_addressed_and_nested():
-    sampler, chosen = UniformSampling(), list(range(100, 120))
-    found = sampler.active(chosen, 20, 3, 0)
+    rule, chosen = Stragglers(0.5), list(range(100, 120))
+    found = rule.active(chosen, 20, 3, 0)
     assert sorted(found) == chosen
-    assert sampler.active(chosen, 6, 3, 0) == found[:6]
-    assert found not in (sampler.active(chosen, 20, 4, 0), sampler.active(chosen, 20, 3, 1))
+    assert rule.active(chosen, 6, 3, 0) == found[:6]
+    assert found not in (rule.active(chosen, 20, 4, 0), rule.active(chosen, 20, 3, 1))
 
 
 # -- in proportion to sizes -------------------------------------------------------------------------------------------------
@@ -193,22 +193,19 @@ def test_sizes_that_cannot_be_are_refused(call, message):
 
 # -- what samplers of one's own answer ------------------------------------------------------------------------------------
 class Answers(ClientSampler):
-    """Gives the same answer in every round, and its own for the active clients."""
+    """Gives the same answer in every round."""
 
-    def __init__(self, answer, active=None):
-        self.answer, self.answers_active = answer, active
+    def __init__(self, answer):
+        self.answer = answer
 
     def sample(self, round, num_clients, count, seed):
         return self.answer
 
-    def active(self, chosen, count, round, seed):
-        return super().active(chosen, count, round, seed) if self.answers_active is None else self.answers_active
 
-
-def rounds_of(sampler, count=3):
+def participation(sampler, count=3, stragglers=None):
     data = TensorData(Examples(torch.randn(10, 2), torch.zeros(10).long()), Partition.of_sizes(torch.full((5,), 2)))
     data.setup()
-    return Rounds(data, sampler, count, 0, lambda round: None)
+    return Participation(data, count, sampler, stragglers)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +235,7 @@ def test_an_answer_that_names_clients_wrongly_is_refused(answer, fault):
     with pytest.raises(
         ConfigurationError, match=r"`Answers.sample` must name at most 3 of the clients 0…4, .*" + fault
     ):
-        rounds_of(Answers(answer)).chosen(7)
+        participation(Answers(answer)).chosen(7)
 
 
 @pytest.mark.parametrize(
@@ -247,13 +244,13 @@ def test_an_answer_that_names_clients_wrongly_is_refused(answer, fault):
     ids=repr,
 )
 def test_fewer_clients_than_asked_for_in_any_list_are_taken_in_their_order(answer):
-    found = rounds_of(Answers(answer)).chosen(0)
+    found = participation(Answers(answer)).chosen(0)
     assert found == [4, 0]
     assert all(type(client) is int for client in found)
 
 
 def test_a_schedule_may_name_more_clients_than_asked_for():
-    assert rounds_of(FixedSchedule(((4, 3, 2, 1, 0),)), count=1).chosen(0) == [4, 3, 2, 1, 0]
+    assert participation(FixedSchedule(((4, 3, 2, 1, 0),)), count=1).chosen(0) == [4, 3, 2, 1, 0]
 
 
 def test_a_wrong_answer_is_refused_before_anything_is_trained():
@@ -274,16 +271,19 @@ def test_a_wrong_answer_is_refused_before_anything_is_trained():
         ([3], r"that were chosen for round 0, \[0, 1, 2\], but gives \[3\]; pick from its argument `chosen`"),
     ],
 )
-def test_a_sampler_must_name_the_active_clients_among_the_chosen(active, fault):
-    work = rounds_of(Answers([0, 1, 2], active)).works(Stragglers(0.4))
-    with pytest.raises(ConfigurationError, match="`Answers.active` must name .*" + fault):
-        work(0)
+def test_a_rule_of_stragglers_must_name_the_active_clients_among_the_chosen(active, fault):
+    class Named(Stragglers):
+        def active(self, chosen, count, round, seed):
+            return active
+
+    with pytest.raises(ConfigurationError, match="`Named.active` must name .*" + fault):
+        participation(Answers([0, 1, 2]), stragglers=Named(0.4)).work(0)
 
 
 @pytest.mark.parametrize(
     ("work", "fault"),
     [
-        (Work(()), "`Lazy.plan` must name some of the clients 0…4, each once, but gives .* which is nobody"),
+        (Work(()), "`Lazy.work` must name some of the clients 0…4, each once, but gives .* which is nobody"),
         (Work((1, 1)), "client 1 twice"),
         (Work((0, 7)), "there is no client 7"),
         (
@@ -297,11 +297,11 @@ def test_a_sampler_must_name_the_active_clients_among_the_chosen(active, fault):
 )
 def test_a_rule_of_stragglers_gives_work_that_clients_can_do(work, fault):
     class Lazy(Stragglers):
-        def plan(self, rounds):
-            return lambda round: work
+        def work(self, chosen, round, participation):
+            return work
 
     with pytest.raises(ConfigurationError, match=fault):
-        rounds_of(UniformSampling()).works(Lazy(0.5))(0)
+        participation(UniformSampling(), stragglers=Lazy(0.5)).work(0)
 
 
 def test_a_hundred_thousand_clients_are_looked_at_in_no_time():

@@ -27,13 +27,13 @@ from fedlightning import (
     Round,
     RoundState,
     Scaffold,
+    Stragglers,
     TensorData,
 )
 from fedlightning.loggers import run_loggers
 from fedlightning.methods import Scaffnew
 from fedlightning.models import MLP
-from fedlightning.participation import FixedSchedule, UniformSampling
-from fedlightning.participation.stragglers import Rounds, Stragglers, Work
+from fedlightning.participation import FixedSchedule, Participation, UniformSampling, Work
 from fedlightning.testing import Quadratics
 
 SIZES = [4, 9, 17, 30, 5, 12, 8, 21, 10, 10, 13, 7]
@@ -54,8 +54,8 @@ def data(**batching: int) -> TensorData:
 def works(
     stragglers: Stragglers, rounds: int = 40, asked: int | None = None, count: int = 10, seed: int = 0, **batching
 ):  # type: ignore[no-untyped-def]
-    plan = stragglers.plan(Rounds(data(**batching), UniformSampling(), count, seed, lambda round: asked))
-    return [plan(round) for round in range(rounds)]
+    run = Participation(data(**batching), count, None, stragglers, seed=seed, local_steps=lambda round: asked)
+    return [run.work(round) for round in range(rounds)]
 
 
 def chosen(round: int, count: int = 10, seed: int = 0) -> list[int]:
@@ -173,7 +173,7 @@ def test_what_stragglers_did_is_aggregated() -> None:
     stragglers, everyone = Stragglers(0.7), FixedSchedule(((0, 1, 2),))
     task = Quadratics.task(start.tolist())
     found = fit(FedAvg(lr=0.1), task, problem, 1, sampler=everyone, stragglers=stragglers, seed=3).state.server.x
-    work = stragglers.plan(Rounds(problem, everyone, 3, 3, lambda round: None))(0)
+    work = Participation(problem, 3, everyone, stragglers, seed=3).work(0)
     assert len(work.steps) == 2
 
     def local(i: int) -> Tensor:

@@ -473,7 +473,6 @@ class Slow(Classification):
 def test_a_signal_in_a_long_evaluation_ends_it_soon(
     tell: int, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlightning.trainer._SECONDS_TO_EVALUATE", 0.01)
     monkeypatch.setattr(Slow, "tell", tell)
     monkeypatch.setattr(Slow, "evaluations", 0)
     inputs = torch.zeros(10_000, 4)
@@ -481,7 +480,9 @@ def test_a_signal_in_a_long_evaluation_ends_it_soon(
         Examples(inputs, torch.zeros(10_000, dtype=torch.int64)), Partition.of(torch.arange(10_000).split(2000)),
         batching=Batching(2000),
     )  # fmt: skip
-    trainer = FederatedTrainer(5, 2, SlotStrategy(1), [ModelCheckpoint(tmp_path)], logger=False)
+    trainer = FederatedTrainer(
+        5, 2, SlotStrategy(1), [ModelCheckpoint(tmp_path)], logger=False, seconds_to_evaluate=0.01
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(Scaffold(), Slow(nn.Linear(4, 3)), source)
     assert Slow.evaluations < tell + 6

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,38 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlightning.errors import ConfigurationError, DivergedError, shown
-from fedlightning.execution.plan import CohortPlan, RoundInputs, RoundPlan
+from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import LocalStep
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
-
-
-@dataclass(frozen=True)
-class CohortResult:
-    """What a cohort of C clients did in a round.
-
-    Attributes:
-        clients: their ids, in packing order.
-        upload: what they uploaded, entries [C, …].
-        state: what they remember, entries [C, …].
-        buffers: their modules' buffers, flat [C, Q] (float64); Q is 0 for a model without running statistics.
-        num_examples: [C].
-        num_steps: local steps taken [C].
-        loss: mean training loss of each client over the examples of its steps [C] (float64): an example counts as often as it
-            is seen.
-        slot: where it ran.
-        seconds: how long it took; of several cohorts that a slot takes together, each has its part by local steps.
-    """
-
-    clients: tuple[int, ...]
-    upload: State
-    state: State
-    buffers: Tensor
-    num_examples: Tensor
-    num_steps: Tensor
-    loss: Tensor
-    slot: str
-    seconds: float
 
 
 class Runner(Protocol):
@@ -86,7 +58,7 @@ class Backend(ABC):
     seconds = 0.0
 
     def prepare(  # noqa: B027 - most have nothing to make
-        self, step: LocalStep, plan: RoundPlan, inputs: RoundInputs, slot: Worker
+        self, step: LocalStep, plan: PhasePlan, inputs: RoundInputs, slot: Worker
     ) -> None:
         """Make a phase's graph, or try what may fail, before the first round; no slot works meanwhile."""
 

@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlightning.errors import ClientError, FedLightningError, first_line, out_of_memory
-from fedlightning.execution.plan import CohortPlan, RoundInputs
+from fedlightning.execution.plan import CohortPlan
 from fedlightning.execution.runners._capture import Capture, CudaCapture, StepGraph
-from fedlightning.execution.runners.base import Backend, CohortResult
+from fedlightning.execution.runners.base import Backend
 from fedlightning.execution.runners.loop import LoopRunner
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, by_module, flat
 from fedlightning.method import Batch, ClientContext
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 
 

@@ -9,20 +9,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedlightning.execution.plan import CohortPlan, RoundInputs
-from fedlightning.execution.runners.base import (
-    Backend,
-    CohortResult,
-    begun,
-    check_cancelled,
-    examples_of,
-    result,
-    told,
-)
+from fedlightning.execution.plan import CohortPlan
+from fedlightning.execution.runners.base import Backend, begun, check_cancelled, examples_of, result, told
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, LocalStep, by_module
 from fedlightning.hooks.diagnose import calling
 from fedlightning.method import Batch, ClientContext
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State, stack
 
 BLOCK = 8

@@ -24,24 +24,17 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fedlightning.errors import ConfigurationError
-from fedlightning.execution.plan import CohortPlan, RoundInputs, RoundPlan
+from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.runners._over_clients import traced_over_clients
 from fedlightning.execution.runners._trace import trace, used_inputs, without_unused
-from fedlightning.execution.runners.base import (
-    Backend,
-    CohortResult,
-    begun,
-    check_cancelled,
-    examples_of,
-    result,
-    told,
-)
+from fedlightning.execution.runners.base import Backend, begun, check_cancelled, examples_of, result, told
 from fedlightning.execution.runners.compiled.rewrite import RULES
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, flat
 from fedlightning.hooks.diagnose import calling
 from fedlightning.hooks.generators import NoGlobalNumbers
 from fedlightning.method import Batch
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 
 BLOCK = 512
@@ -114,7 +107,7 @@ class TracedBackend(Backend):
         self.seconds = 0.0
         self._programs: dict[str, Program] = {}
 
-    def prepare(self, step: LocalStep, plan: RoundPlan, inputs: RoundInputs, slot: Worker) -> None:
+    def prepare(self, step: LocalStep, plan: PhasePlan, inputs: RoundInputs, slot: Worker) -> None:
         """Trace the phase's graph from the first steps of the longest client, and build it if it is not there.
 
         Raises:

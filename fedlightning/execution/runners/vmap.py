@@ -21,21 +21,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlightning.execution.plan import CohortPlan, RoundInputs, RoundPlan
+from fedlightning.execution.plan import CohortPlan, PhasePlan
 from fedlightning.execution.runners._trace import trace
-from fedlightning.execution.runners.base import (
-    Backend,
-    CohortResult,
-    begun,
-    check_cancelled,
-    examples_of,
-    result,
-    told,
-)
+from fedlightning.execution.runners.base import Backend, begun, check_cancelled, examples_of, result, told
 from fedlightning.execution.slots import Worker
 from fedlightning.execution.step import Clients, FlatFunction, LocalStep, flat
 from fedlightning.hooks.diagnose import calling
 from fedlightning.method import Batch
+from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 
 OFTEN = 100
@@ -59,7 +52,7 @@ class VmapBackend(Backend):
         """A slot's runner."""
         return VmapRunner(step, slot, self.cohort_size, self.traces)
 
-    def prepare(self, step: LocalStep, plan: RoundPlan, inputs: RoundInputs, slot: Worker) -> None:
+    def prepare(self, step: LocalStep, plan: PhasePlan, inputs: RoundInputs, slot: Worker) -> None:
         """Take a step of two clients, to see whether the model and the method can be lifted."""
         pair = tuple(sorted(plan.clients, key=lambda client: (-plan.num_steps(client), client))[:2])
         if len(pair) == 2 and self.cohort_size > 1:
