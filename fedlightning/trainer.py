@@ -387,12 +387,7 @@ class FederatedTrainer:
             return run_loggers(root) if self._logger else []
         return [self._logger] if isinstance(self._logger, Logger) else list(self._logger)
 
-    def _announce(self) -> None:
-        if self.callbacks or self.loggers:
-            each = self.method.configure_client(self.state.server.x).nbytes
-            most = each * self.num_clients
-            bill = f"{_bytes(each)} a client, at most {_bytes(most)} in {self.state.memory.describe(most)}"
-            rank_zero_info(f"{self.strategy.describe()}; client state: {bill if each else 'none'}")
+    def _log_hyperparameters(self) -> None:
         # No name is the beginning of another: MLflow keeps each as a file, and folders of that name.
         flat = {f"method/{name}": value for name, value in hyperparameters(self.method).items()}
         trainer = {
@@ -412,7 +407,7 @@ class FederatedTrainer:
             raise
 
     def _run(self) -> None:
-        self._announce()
+        self._log_hyperparameters()
         self._prepare()
         self._calls.call("on_fit_start")
         self._calls.check()
@@ -685,12 +680,6 @@ def _check_evaluations(
 def _rows(clients: Sequence[int], states: State) -> dict[int, State]:
     """Entries [C, …] as a state of each client."""
     return {c: states.apply(lambda tensor: tensor[i]) for i, c in enumerate(clients)}  # noqa: B023 - applied at once
-
-
-def _bytes(count: int) -> str:
-    """E.g. "3.2 MiB"."""
-    power = min(int(math.log2(max(count, 1)) // 10), 4)
-    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def _resolve_participation(wish: int | float, num_clients: int) -> int:
