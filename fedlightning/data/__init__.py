@@ -8,10 +8,10 @@ from fedlightning.data.partitioners import IID, Dirichlet, Natural, Partitioner,
 from fedlightning.data.splits import gather, set_aside
 from fedlightning.data.statistics import statistics_table
 from fedlightning.data.tensors import TensorData
-from fedlightning.data.transforms import RandomCropFlip, RandomCropRotate
+from fedlightning.data.transforms import RandomCropFlip, RandomCropRotate, TFFCifar, Transform
 
 __all__ = [
     "IID", "Augmentation", "Batching", "Dirichlet", "Examples", "FederatedDataModule", "Natural", "Partition", "Partitioner",
-    "QuantitySkew", "RandomCropFlip", "RandomCropRotate", "Schedule", "Shards", "Splits", "TensorData", "gather",
-    "parse_partition", "set_aside", "statistics_table",
+    "QuantitySkew", "RandomCropFlip", "RandomCropRotate", "Schedule", "Shards", "Splits", "TFFCifar", "TensorData",
+    "Transform", "gather", "parse_partition", "set_aside", "statistics_table",
 ]  # fmt: skip

@@ -109,10 +109,12 @@ _HOOKS = ("schedule", "batch", "preprocess")
 class FederatedDataModule(LightningDataModule):
     """Examples in memory, who owns them, and how they are batched. Subclass it and define `load`.
 
+    Where a partition is random, it has a seed of its own, the data module's `seed`; the trainer's is that of the training alone.
+
     Pooled loaders, `train_dataloader()`, `val_dataloader()` and `test_dataloader()`, feed a plain `lightning.Trainer`.
 
     Args:
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        batching: size and number of the batches that a client trains on in a round.
         augmentation: a random change of each training batch.
 
     Attributes:

@@ -24,7 +24,7 @@ class TensorData(FederatedDataModule):
         val: validation examples, to choose rounds and hyperparameters by; None for none. `set_aside` and `gather` take them
             from the training examples.
         val_clients: who owns those; by default as for `test_clients`.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        batching: size and number of the batches that a client trains on in a round.
         augmentation: a random change of each training batch.
 
     Raises:

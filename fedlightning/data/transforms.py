@@ -1,9 +1,10 @@
-"""Random changes of a batch of images, each one gather for the whole batch."""
+"""What becomes of a batch of images: random changes in training, and what the model is given of every image."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedlightning._checked import COUNT, checked
+from fedlightning.data.module import Augmentation
 from fedlightning.errors import ConfigurationError, require_within
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """What a paper makes of images: by chance in training, and of every image that reaches the model.
+
+    Attributes:
+        augmentation: the random change of each training batch; None for none. It comes before `preprocess`.
+    """
+
+    augmentation: Augmentation | None
+
+    def preprocess(self, inputs: Tensor) -> Tensor:
+        """From uint8 pixels [B, C, H, W], augmented or not, to what the model takes."""
+
+    def shape_of(self, images: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of what `preprocess` gives for images of a shape; `ConfigurationError` if it takes none such."""
 
 
 class RandomCropFlip:
@@ -97,11 +116,7 @@ class RandomCropRotate:
             ConfigurationError: the images have another size.
         """
         _require_images(inputs, "RandomCropRotate")
-        if inputs.shape[-2:] != (self.image_size, self.image_size):
-            raise ConfigurationError(
-                f"Images for RandomCropRotate must have {self.image_size} × {self.image_size} pixels (`image_size`), but "
-                f"have {inputs.shape[-2]} × {inputs.shape[-1]}."
-            )
+        _require_size(inputs.shape, self.image_size, "RandomCropRotate")
         rows, columns = self._sources(draws[:, 3])
         inside = (rows >= 0) & (rows < self.size) & (columns >= 0) & (columns < self.size)
         columns = torch.where(draws[:, 2, None, None] > 0, self.size - 1 - columns, columns)
@@ -118,6 +133,49 @@ class RandomCropRotate:
         down, across = centred[:, None], centred[None, :]
         middle = self.size * _ONE  # twice the centre's place, and 1 to round
         return (cosine * down + sine * across + middle) >> 31, (cosine * across - sine * down + middle) >> 31
+
+
+class TFFCifar:
+    """The transforms of TensorFlow Federated's CIFAR-100 (Reddi et al., ICLR 2021), with FederatedX's rotation.
+
+    Training images are random windows, mirrored half of the time and turned by up to 15°; evaluated images are the centre. Each
+    image is standardised by itself, `standardise_each`.
+
+    Args:
+        size: pixels along each side of a window.
+        image_size: pixels along each side of an image, at least `size`.
+        standardise: False leaves pixels in [0, 1], which an autoencoder is to give.
+
+    Raises:
+        ConfigurationError: a number is outside its interval.
+    """
+
+    @checked(size=COUNT, image_size="[1, 65536]")
+    def __init__(self, size: int = 24, image_size: int = 32, standardise: bool = True) -> None:
+        require_within(size, f"[1, {image_size}]", "`size` of TFFCifar")
+        self.size, self.image_size, self.standardise = size, image_size, standardise
+        self.augmentation: Augmentation | None = RandomCropRotate(size, image_size)
+
+    def preprocess(self, inputs: Tensor) -> Tensor:
+        """The centres [B, C, size, size] (float32) of uint8 pixels [B, C, H, W]; of a window that is all of it."""
+        images = centre_crop(inputs, self.size).to(torch.float32) / 255
+        return standardise_each(images) if self.standardise else images
+
+    def shape_of(self, images: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, size, size).
+
+        Raises:
+            ConfigurationError: the images have another size than `image_size`.
+        """
+        _require_size(images, self.image_size, "TFFCifar")
+        return images[0], self.size, self.size
+
+
+def _require_size(shape: Sequence[int], size: int, owner: str) -> None:
+    if tuple(shape[-2:]) != (size, size):
+        raise ConfigurationError(
+            f"Images for {owner} must have {size} × {size} pixels (`image_size`), but have {shape[-2]} × {shape[-1]}."
+        )
 
 
 def _require_images(inputs: Tensor, owner: str) -> None:

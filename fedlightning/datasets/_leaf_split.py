@@ -6,6 +6,7 @@ address, so a data set depends on its seed alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,11 +71,18 @@ def contiguous_split(size: int, train_fraction: float, gap: int) -> tuple[Ints, 
     return np.arange(cut), np.arange(min(cut + gap, size), size)
 
 
-def pooled(clients: list[Ints]) -> tuple[Tensor, Partition]:
-    """Positions in a data set, client after client [n] (int64), and who owns each of them."""
-    sizes = torch.tensor([0, *map(len, clients)])
-    flat = torch.from_numpy(np.concatenate(clients))
-    return flat, Partition(torch.arange(len(flat)), sizes.cumsum(0))
+def owned(starts: Ints, halves: Sequence[tuple[Ints, Ints]]) -> tuple[Partition, Partition]:
+    """Who owns the training samples, and who the test samples.
+
+    Args:
+        starts: where the samples of each client begin in the data set [N].
+        halves: which of a client's samples are for training and which for testing, counted from its first.
+    """
+    train, test = (
+        Partition.of([torch.from_numpy(start + half[part]) for start, half in zip(starts, halves, strict=True)])
+        for part in (0, 1)
+    )
+    return train, test
 
 
 def encode_names(names: list[str]) -> Tensor:

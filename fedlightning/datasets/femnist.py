@@ -12,8 +12,8 @@ from torch import Tensor
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
 from fedlightning.data.module import Examples, FederatedDataModule, Splits
+from fedlightning.datasets._fedprox import BATCHING, dealt, splits_of
 from fedlightning.datasets._files import Progress, prepared, stamp, visible_files
-from fedlightning.datasets.power_law import gather, split_devices
 from fedlightning.errors import ConfigurationError
 from fedlightning.randomness import stream
 
@@ -116,8 +116,8 @@ class FEMNIST(_Handwriting):
         root: folder that holds `by_class`.
         classes_per_user: classes of each device.
         repo_bug: deal the images as the authors' program does, see `deal_classes`.
-        seed: of the choice of images, the partition and the split.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        seed: of the partition: which images are taken, who gets them, and each device's split; not of the training.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Raises:
         ConfigurationError: a number is outside its interval; in `setup`, a folder is absent or an image is damaged.
@@ -133,7 +133,7 @@ class FEMNIST(_Handwriting):
         classes_per_user: int = 5,
         repo_bug: bool = False,
         seed: int = 0,
-        batching: Batching = Batching(10, epochs=20),
+        batching: Batching = BATCHING,
     ) -> None:
         super().__init__(root, seed, batching)
         self.classes_per_user, self.repo_bug = classes_per_user, repo_bug
@@ -148,16 +148,9 @@ class FEMNIST(_Handwriting):
             self.root, "femnist", key, lambda bars: {"inputs": read_images(chosen, bars, "reading NIST's letters")}
         )["inputs"]
         sizes = [len(members) for members in files]
-        starts = np.cumsum([0, *sizes])
-        dealt = deal_classes(sizes, self.classes_per_user, self.repo_bug, self.seed)
-        devices = [
-            np.concatenate([np.arange(count) + starts[label] + first for label, first, count in taken])
-            for taken in dealt
-        ]
         labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(sizes))
-        examples = Examples(pixels, labels)
-        train, test = split_devices(devices, self.seed)
-        return Splits(*gather(examples, train), *gather(examples, test))
+        shares = deal_classes(sizes, self.classes_per_user, self.repo_bug, self.seed)
+        return splits_of(Examples(pixels, labels), dealt(labels, shares), self.seed)
 
     def _files(self, folder: str) -> list[Path]:
         """The training images of a class, by name."""
@@ -193,8 +186,8 @@ class OmniglotWriters(_Handwriting):
     Args:
         root: folder that holds one of the two.
         alphabets: names of those to take; () for all that there are.
-        seed: of the split.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        seed: of the partition: each writer's split; not of the training.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:
         classes: number of characters, after `setup()`.
@@ -215,7 +208,7 @@ class OmniglotWriters(_Handwriting):
         root: str | Path = "data",
         alphabets: tuple[str, ...] = (),
         seed: int = 0,
-        batching: Batching = Batching(10, epochs=20),
+        batching: Batching = BATCHING,
     ) -> None:
         super().__init__(root, seed, batching)
         self.alphabets = alphabets
@@ -237,8 +230,7 @@ class OmniglotWriters(_Handwriting):
         number = {character: label for label, character in enumerate(characters)}
         examples = Examples(pixels, torch.tensor([number[name[:2]] for name in names]))
         owners = np.array(writers)
-        train, test = split_devices([np.flatnonzero(owners == writer) for writer in self.writers], self.seed)
-        return Splits(*gather(examples, train), *gather(examples, test))
+        return splits_of(examples, [np.flatnonzero(owners == writer) for writer in self.writers], self.seed)
 
     def _files(self) -> dict[tuple[str, str, str], Path]:
         """Where each image lies, by alphabet, character and file name."""

@@ -128,8 +128,8 @@ class LeafData(FederatedDataModule):
         fraction: share of all samples that is taken, whole users at a time, in (0, 1]; needs `test=None`.
         min_samples: users with this many samples or fewer are dropped; needs `test=None`.
         train_fraction: share of a user's samples for training, in (0, 1); needs `test=None`.
-        seed: of the sampling and the division.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        seed: of the partition: who is sampled, and how each user's samples are divided; not of the training.
+        batching: size and number of the batches that a client trains on in a round.
 
     Attributes:
         users: the clients' names, after `setup()`.
@@ -180,10 +180,13 @@ class LeafData(FederatedDataModule):
         self.hierarchies = [train.hierarchy for train, _ in parts]
         both = [user for pair in zip(*parts, strict=True) for user in pair]
         inputs, targets = self._inputs(both), self._targets(both)
-        sizes = [len(user.targets) for user in both]
-        cut = sum(sizes[: len(parts)])
+        clients, test_clients = (
+            Partition.of_sizes(torch.tensor([len(user.targets) for user in users]))
+            for users in zip(*parts, strict=True)
+        )
+        cut = len(clients.indices)
         train, test = (Examples(inputs[where], targets[where]) for where in (slice(cut), slice(cut, None)))
-        return Splits(train, _consecutive(sizes[: len(parts)]), test, _consecutive(sizes[len(parts) :]))
+        return Splits(train, clients, test, test_clients)
 
     def _divided(self, users: list[LeafUser]) -> list[tuple[LeafUser, LeafUser]]:
         """The training and the test part of each user that is taken of one set."""
@@ -268,8 +271,3 @@ def _numbers(values: list[Any]) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError("it is no numbers")
     return torch.from_numpy(array.astype(np.float64))
-
-
-def _consecutive(sizes: list[int]) -> Partition:
-    owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    return Partition.of_owners(owners, len(sizes))

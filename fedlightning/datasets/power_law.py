@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from torch import Tensor
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
 from fedlightning.data.module import Examples, FederatedDataModule, Splits
-from fedlightning.data.partition import Partition
 from fedlightning.data.partitioners import IID
+from fedlightning.datasets._fedprox import BATCHING, dealt, splits_of
 from fedlightning.datasets._files import require_file
 from fedlightning.datasets.vision import MNIST
 from fedlightning.errors import ConfigurationError
@@ -72,41 +71,6 @@ def deal_power_law(class_sizes: Sequence[int], seed: int = 0) -> list[list[tuple
     return taken
 
 
-def split_devices(devices: Sequence[Array], seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Shuffle each device's positions by one `random.Random(seed)`; the first nine tenths are for training.
-
-    Args:
-        devices: the positions of each device's examples [n_k].
-        seed: of the shuffles.
-
-    Returns:
-        The positions for training [⌊0.9 n_k⌋] and those for testing, of each device.
-    """
-    shuffler = random.Random(seed)
-    train, test = [], []
-    for positions in devices:
-        order = list(range(len(positions)))
-        shuffler.shuffle(order)
-        shuffled = torch.from_numpy(np.asarray(positions, dtype=np.int64)[order])
-        train.append(shuffled[: int(0.9 * len(order))])
-        test.append(shuffled[int(0.9 * len(order)) :])
-    return train, test
-
-
-def gather(examples: Examples, devices: Sequence[Tensor]) -> tuple[Examples, Partition]:
-    """The devices' examples, one device after another, and who owns them.
-
-    Args:
-        examples: inputs [n, …] and targets [n, …].
-        devices: the positions of each device's examples; an example may belong to several.
-    """
-    positions = torch.cat(list(devices))
-    sizes = torch.tensor([len(device) for device in devices])
-    owners = torch.repeat_interleave(torch.arange(len(devices)), sizes)
-    picked = Examples(examples.inputs[positions], examples.targets[positions])
-    return picked, Partition.of_owners(owners, len(devices))
-
-
 class PowerLawMNIST(FederatedDataModule):
     """FedProx's MNIST: 1,000 devices with two digits each, whose sizes follow a power law (`deal_power_law`).
 
@@ -120,8 +84,8 @@ class PowerLawMNIST(FederatedDataModule):
 
     Args:
         root: folder of the files, as torchvision lays them out: `<root>/MNIST/raw`.
-        seed: of the partition and the split.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        seed: of the partition and of each device's split, not of the training.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
         download: whether files that are absent are downloaded.
 
     Attributes:
@@ -144,7 +108,7 @@ class PowerLawMNIST(FederatedDataModule):
         *,
         root: str | Path = "data",
         seed: int = 0,
-        batching: Batching = Batching(10, epochs=20),
+        batching: Batching = BATCHING,
         download: bool = True,
     ) -> None:
         super().__init__(batching=batching)
@@ -155,13 +119,8 @@ class PowerLawMNIST(FederatedDataModule):
         """Read the four files, deal the images to the devices and split each device's."""
         examples = self._read()
         self.mean, self.scale = _standard(examples.inputs)
-        classes = [np.flatnonzero(examples.targets.numpy() == label) for label in range(CLASSES)]
-        devices = [
-            np.concatenate([classes[label][first : first + count] for label, first, count in taken])
-            for taken in deal_power_law([len(members) for members in classes], self.seed)
-        ]
-        train, test = split_devices(devices, self.seed)
-        return Splits(*gather(examples, train), *gather(examples, test))
+        sizes = torch.bincount(examples.targets, minlength=CLASSES).tolist()
+        return splits_of(examples, dealt(examples.targets, deal_power_law(sizes, self.seed)), self.seed)
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """From uint8 pixels [B, 784] to standardised float32."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from fedlightning._checked import COUNT, checked
 from fedlightning.data.batching import Batching
 from fedlightning.data.module import Examples, FederatedDataModule, Splits
-from fedlightning.data.partition import Partition
+from fedlightning.data.splits import gather
+from fedlightning.datasets._fedprox import BATCHING
 from fedlightning.datasets._files import Progress, prepared, stamp
-from fedlightning.datasets._leaf_split import Ints, decode_names, encode_names, pooled, random_split, take_clients
+from fedlightning.datasets._leaf_split import decode_names, encode_names, owned, random_split, take_clients
 from fedlightning.datasets.glove import Glove, find_one, glove_path
 from fedlightning.errors import ConfigurationError
 
@@ -85,8 +86,8 @@ class Sent140(FederatedDataModule):
         glove: file of the vectors in the folder `glove`, or a pattern that one file matches; the paper takes
             "glove.6B.300d.txt".
         root: folder of the data sets; training*.csv and testdata.manual*.csv lie in its folder `sent140`.
-        seed: of the choice of accounts and of the split.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        seed: of the partition: which accounts are taken, and how each one's tweets are split; not of the training.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:
         classes: 2.
@@ -112,7 +113,7 @@ class Sent140(FederatedDataModule):
         glove: str = "glove.6B.*.txt",
         root: str | Path = "data",
         seed: int = 0,
-        batching: Batching = Batching(10, epochs=20),
+        batching: Batching = BATCHING,
     ) -> None:
         super().__init__(batching=batching)
         self.fraction, self.min_samples, self.lowercase = fraction, min_samples, lowercase
@@ -145,14 +146,12 @@ class Sent140(FederatedDataModule):
         found = prepared(files[0].parent, "sent140", key, build)
         self.users = decode_names(found["names"])
         examples = Examples(found["words"], found["labels"])
-        starts, sizes, accounts = (found[name].tolist() for name in ("starts", "sizes", "accounts"))
         halves = [
             random_split(size, self.train_fraction, self.seed, account)
-            for size, account in zip(sizes, accounts, strict=True)
+            for size, account in zip(found["sizes"].tolist(), found["accounts"].tolist(), strict=True)
         ]
-        train = [start + part for start, (part, _) in zip(starts, halves, strict=True)]
-        test = [start + part for start, (_, part) in zip(starts, halves, strict=True)]
-        return Splits(*_select(examples, train), *_select(examples, test))
+        train, test = owned(found["starts"].numpy(), halves)
+        return Splits(*gather(examples, train), *gather(examples, test))
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """The tokens [B, length] as int64."""
@@ -189,8 +188,3 @@ class Sent140(FederatedDataModule):
         vocab, unknown = self.glove.vocab, self.glove.unknown
         words = split_words(text.lower() if self.lowercase else text)[: self.length]
         return [vocab.get(word, unknown) for word in words] + [unknown] * (self.length - len(words))
-
-
-def _select(examples: Examples, clients: list[Ints]) -> tuple[Examples, Partition]:
-    positions, partition = pooled(clients)
-    return Examples(examples.inputs[positions], examples.targets[positions]), partition

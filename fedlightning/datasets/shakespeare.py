@@ -16,13 +16,14 @@ from fedlightning._checked import COUNT, checked
 from fedlightning.data.batching import Batching
 from fedlightning.data.module import Examples, FederatedDataModule, Splits
 from fedlightning.data.partition import Partition
+from fedlightning.datasets._fedprox import BATCHING
 from fedlightning.datasets._files import Progress, prepared, require_file, stamp
 from fedlightning.datasets._leaf_split import (
     Ints,
     contiguous_split,
     decode_names,
     encode_names,
-    pooled,
+    owned,
     random_split,
     take_clients,
 )
@@ -156,8 +157,8 @@ class Shakespeare(FederatedDataModule):
         unknown: what happens to a character outside `ALPHABET` (this file has none): "error", or "drop" it.
         file: name of another text, which `parse_roles` must understand; only the usual one is checked by its hash.
         root: folder of the data sets; the file lies in its folder `shakespeare`.
-        seed: of the choice of roles and of the random split.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        seed: of the partition: which roles are taken, and how each one's windows are split at random; not of the training.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Attributes:
         classes, vocab_size: 80, the characters.
@@ -184,7 +185,7 @@ class Shakespeare(FederatedDataModule):
         file: str = _FILE,
         root: str | Path = "data",
         seed: int = 0,
-        batching: Batching = Batching(10, epochs=20),
+        batching: Batching = BATCHING,
     ) -> None:
         super().__init__(batching=batching)
         self.fraction, self.split, self.train_fraction, self.min_samples = fraction, split, train_fraction, min_samples
@@ -211,9 +212,7 @@ class Shakespeare(FederatedDataModule):
         self.users = [name for name, count in zip(decode_names(found["names"]), taken, strict=True) if count]
         self._text, self._texts = text, {}
         halves = [self._split(int(taken[role]), int(role)) for role in taken.nonzero()[0]]
-        first = offsets[:-1][taken > 0]
-        train = [start + part for start, (part, _) in zip(first, halves, strict=True)]
-        test = [start + part for start, (_, part) in zip(first, halves, strict=True)]
+        train, test = owned(offsets[:-1][taken > 0], halves)
         return Splits(*self._windows(train), *self._windows(test))
 
     def batch(self, examples: Examples, index: Tensor, draws: Tensor | None = None) -> Examples:
@@ -240,6 +239,6 @@ class Shakespeare(FederatedDataModule):
             return random_split(size, self.train_fraction, self.seed, role)
         return contiguous_split(size, self.train_fraction, self.length - 1)
 
-    def _windows(self, clients: list[Ints]) -> tuple[Examples, Partition]:
-        starts, partition = pooled(clients)
-        return Examples(starts.to(torch.int32), self._text[starts + self.length]), partition
+    def _windows(self, owned: Partition) -> tuple[Examples, Partition]:
+        starts = owned.indices
+        return Examples(starts.to(torch.int32), self._text[starts + self.length]), Partition.of_sizes(owned.sizes)

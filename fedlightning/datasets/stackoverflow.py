@@ -55,7 +55,7 @@ class StackOverflow(FederatedDataModule):
         length: words of a sentence.
         max_sentences: sentences of a user that are taken, the first ones; None for all. 128 in the paper.
         root: folder of the data sets.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        batching: size and number of the batches that a client trains on in a round.
 
     Attributes:
         vocab_size: tokens, V + 4; fewer after `setup()` if the text has fewer words.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from fedlightning._checked import checked
 from fedlightning.data.batching import Batching
 from fedlightning.data.module import Examples, FederatedDataModule, Splits
-from fedlightning.data.partition import Partition
+from fedlightning.datasets._fedprox import BATCHING, splits_of
 from fedlightning.randomness import stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,8 +84,8 @@ class Synthetic(FederatedDataModule):
         beta: standard deviation of the devices' inputs.
         iid: the same model and the same inputs' distribution on all devices; alpha and beta do not matter then.
         labels: "argmax" as in the authors' program, or "sample" as in their files of (0.5, 0.5) and (1, 1).
-        seed: of the data.
-        batching: the size of a batch, and how many batches a client trains on in a round.
+        seed: of the data and of the partition, not of the training.
+        batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
     Raises:
         ConfigurationError: alpha or beta is negative, or `labels` is unknown.
@@ -104,7 +103,7 @@ class Synthetic(FederatedDataModule):
         labels: Literal["argmax", "sample"] = "argmax",
         *,
         seed: int = 0,
-        batching: Batching = Batching(10, epochs=20),
+        batching: Batching = BATCHING,
     ) -> None:
         super().__init__(batching=batching)
         self.alpha, self.beta, self.iid, self.labels, self.seed = alpha, beta, iid, labels, seed
@@ -113,20 +112,9 @@ class Synthetic(FederatedDataModule):
 
     def load(self) -> Splits:
         """Generate the data set and split it."""
-        shuffler = random.Random(self.seed)
-        parts = []
-        for inputs, targets in generate(self.alpha, self.beta, self.iid, self.labels, self.seed):
-            order = list(range(len(targets)))
-            shuffler.shuffle(order)
-            parts.append((inputs[order], targets[order], int(0.9 * len(order))))
-        train = [(inputs[:cut], targets[:cut]) for inputs, targets, cut in parts]
-        test = [(inputs[cut:], targets[cut:]) for inputs, targets, cut in parts]
-        return Splits(*_pooled(train), *_pooled(test))
-
-
-def _pooled(devices: list[tuple[Array, Array]]) -> tuple[Examples, Partition]:
-    inputs = torch.from_numpy(np.concatenate([inputs for inputs, _ in devices]).astype(np.float32))
-    targets = torch.from_numpy(np.concatenate([targets for _, targets in devices]))
-    sizes = torch.tensor([len(targets) for _, targets in devices])
-    owners = torch.repeat_interleave(torch.arange(len(devices)), sizes)
-    return Examples(inputs, targets), Partition.of_owners(owners, len(devices))
+        inputs, targets = zip(*generate(self.alpha, self.beta, self.iid, self.labels, self.seed), strict=True)
+        examples = Examples(
+            torch.from_numpy(np.concatenate(inputs).astype(np.float32)), torch.from_numpy(np.concatenate(targets))
+        )
+        ends = np.cumsum([len(labels) for labels in targets])
+        return splits_of(examples, np.split(np.arange(ends[-1]), ends[:-1]), self.seed)

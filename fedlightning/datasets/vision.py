@@ -17,9 +17,9 @@ from fedlightning.data.module import Augmentation, Examples, FederatedDataModule
 from fedlightning.data.partition_names import parse_partition
 from fedlightning.data.partitioners import Partitioner
 from fedlightning.data.splits import gather, set_aside
-from fedlightning.data.transforms import RandomCropFlip, RandomCropRotate, centre_crop, standardise_each
+from fedlightning.data.transforms import RandomCropFlip, Transform
 from fedlightning.datasets._files import require_file
-from fedlightning.errors import ConfigurationError, require_within
+from fedlightning.errors import ConfigurationError
 from fedlightning.randomness import stream
 
 
@@ -31,22 +31,21 @@ class ImageData(FederatedDataModule):
     Args:
         partition: a partitioner, or its name, e.g. "A0d10C100".
         root: folder of the files, as torchvision lays them out.
-        batching: the size of a batch, and how many batches a client trains on in a round.
-        augment: whether training images are augmented; None for what is usual with this data set.
-        crop: the transforms of TensorFlow Federated's CIFAR-100 (Reddi et al., ICLR 2021), with FederatedX's rotation:
-            training images are random windows of this size, mirrored half of the time and turned by up to 15°, test
-            images the centre, and each is standardised by itself. None keeps the size.
-        target: what the model is to give: "label", or "image" for autoencoders: the inputs, whose pixels are then in [0, 1].
+        batching: size and number of the batches that a client trains on in a round.
+        augment: whether training images are augmented; None for what is usual with this data set, or with `transform`.
+        transform: what a paper makes of its images, e.g. `TFFCifar(24)`; None for this data set's own.
+        target: what the model is to give: "label", or "image" for autoencoders: the inputs, whose pixels are then in [0, 1]
+            unless `transform` says otherwise.
         validation: fraction of each client's training examples that is set aside for validation, at most all but one.
-        seed: of the partition and of what is set aside; that of the training is the trainer's.
+        seed: of the partition and of what is set aside, not of the training.
         download: whether files that are absent are downloaded.
 
     Attributes:
         classes: number of classes.
-        shape: (C, H, W).
+        shape: (C, H, W), of an input as the model takes it.
         mean, std: of each channel of the training images, which `preprocess` standardises, for pixels in [0, 1].
-        usual_augmentation: what `augment=True` does.
-        augments: what `augment=None` means.
+        usual_augmentation: what `augment=True` does without `transform`.
+        augments: what `augment=None` means then.
 
     Raises:
         ConfigurationError: a number is outside its interval, or the partition's name does not parse.
@@ -67,7 +66,7 @@ class ImageData(FederatedDataModule):
         root: str | Path = "data",
         batching: Batching = Batching(),
         augment: bool | None = None,
-        crop: int | None = None,
+        transform: Transform | None = None,
         target: Literal["label", "image"] = "label",
         validation: float = 0.0,
         seed: int = 0,
@@ -75,17 +74,19 @@ class ImageData(FederatedDataModule):
     ) -> None:
         if not hasattr(self, "shape"):
             raise ConfigurationError(f"{type(self).__name__} must set `shape`, but does not; see `ImageData`.")
-        augment = self.augments or crop is not None if augment is None else augment
-        usual = self.usual_augmentation
-        if crop is not None:
-            require_within(crop, f"[1, {self.shape[1]}]", f"`crop` of {type(self).__name__}")
-            usual = RandomCropRotate(crop, self.shape[1])
-            self.shape = (self.shape[0], crop, crop)
-        super().__init__(
-            batching=batching,
-            augmentation=usual if augment else None,
-        )
-        self.crop, self.target, self.validation = crop, target, validation
+        usual: Augmentation | None = self.usual_augmentation
+        augments = self.augments
+        if transform is not None:
+            self.shape, usual = transform.shape_of(self.shape), transform.augmentation
+            augments = usual is not None
+        augments = augments if augment is None else augment
+        if augments and usual is None:
+            raise ConfigurationError(
+                f"`augment` of {type(self).__name__} must be False or None for {type(transform).__name__}, which has no "
+                "augmentation, but is True."
+            )
+        super().__init__(batching=batching, augmentation=usual if augments else None)
+        self.transform, self.target, self.validation = transform, target, validation
         self.partition = parse_partition(partition) if isinstance(partition, str) else partition
         self.name = self.partition.name
         self.root, self.seed, self.download = Path(root), seed, download
@@ -105,13 +106,11 @@ class ImageData(FederatedDataModule):
         return Splits(train, clients, test, test_clients, *gather(train, aside))
 
     def preprocess(self, inputs: Tensor) -> Tensor:
-        """From uint8 pixels [B, C, H, W] to floats: cropped where `crop` is given, standardised for classification."""
-        if self.crop is not None:
-            inputs = centre_crop(inputs, self.crop)
+        """From uint8 pixels [B, C, H, W] to floats: as `transform` says, or else standardised for classification."""
+        if self.transform is not None:
+            return self.transform.preprocess(inputs)
         if self.target == "image":
             return inputs.to(torch.float32) / 255
-        if self.crop is not None:
-            return standardise_each(inputs.to(torch.float32) / 255)
         dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
         scale, shift = _standardisation(tuple(self.mean), tuple(self.std), dtype, inputs.device)
         return (inputs.to(dtype) * scale).sub_(shift)
@@ -251,12 +250,12 @@ class FakeImages(ImageData):
         classes: number of classes.
         num_train: training images; each class has the same number, to within one.
         num_test: test images.
-        batching: the size of a batch, and how many batches a client trains on in a round.
-        augment: whether training images are cropped and mirrored; None for no, unless `crop` is given.
-        crop: random windows of this size, as `ImageData` describes; None keeps the size.
+        batching: size and number of the batches that a client trains on in a round.
+        augment: whether training images are cropped and mirrored; None for no, or for what is usual with `transform`.
+        transform: what a paper makes of its images, e.g. `TFFCifar(24)`.
         target: "label", or "image" for autoencoders.
         validation: fraction of each client's training examples that is set aside for validation, at most all but one.
-        seed: of the images, the partition and what is set aside; that of the training is the trainer's.
+        seed: of the images, of the partition and of what is set aside, not of the training.
 
     Raises:
         ConfigurationError: a number is outside its interval, or the partition's name does not parse.
@@ -273,7 +272,7 @@ class FakeImages(ImageData):
         num_test: int = 2_000,
         batching: Batching = Batching(),
         augment: bool | None = None,
-        crop: int | None = None,
+        transform: Transform | None = None,
         target: Literal["label", "image"] = "label",
         validation: float = 0.0,
         seed: int = 0,
@@ -289,7 +288,7 @@ class FakeImages(ImageData):
             partition,
             batching=batching,
             augment=augment,
-            crop=crop,
+            transform=transform,
             target=target,
             validation=validation,
             seed=seed,

@@ -227,6 +227,11 @@ def resolve(
     # 4. Again where: with the GIL, more slots pay only where a step is little Python.
     if wishes.slots is None and interpreter.gil_enabled() and on_cpu:
         execution = with_lock(execution, work, flops, rules)
+
+    # 5. What the data cost: a `schedule` of one's own takes twice as long for the clients of a cohort as all of them at once.
+    if execution.cohort_size > 1 and data.augmentation is None and "schedule" in data.own_hooks:
+        why = f"batches drawn client by client, since {type(data).__name__} has a `schedule` of its own"
+        execution = replace(execution, reasons=(*execution.reasons, why))
     return execution, found
 
 
