@@ -2,16 +2,18 @@
 
 python recipes/cifar100.py --method fedprox --mu 0.01
 
-FederatedX (Lei et al., 2025) trains larger models on windows of 24 pixels:
+FederatedX (Lei et al., 2025) trains larger models on windows of 24 pixels; its settings lie in configs/cifar100:
 
 python recipes/cifar100.py --model resnet18 --crop 24 --batch-size 64 --local-steps 10 --lr 0.1
+python recipes/cifar100.py --preset A0d01C1000 --method scaffold
 
-For images of your own, copy this file and put your subclass of `ImageData` in the place of CIFAR100; for a model of your own, put
-any `nn.Module` in the place of `build_model(…)`.
+For other images, copy this file and put your subclass of `ImageData` in the place of CIFAR100; for another model, put
+any `nn.Module` in the place of `build_model(…)`. Nothing else need change.
 """
 
 from fedlightning import Classification
 from fedlightning.cli.recipe import ImageFlags, Run, run_recipe
+from fedlightning.data import TFFCifar
 from fedlightning.datasets import CIFAR100
 from fedlightning.models import build_model
 
@@ -20,11 +22,13 @@ def main(run: Run, images: ImageFlags, *, model: str = "lenet", augment: bool = 
     """CIFAR-100 over clients whose classes follow a Dirichlet distribution.
 
     Args:
-        model: lenet, cnn, fedavg-cnn, mlp, logistic, resnet18, resnet34, resnet50, resnet101, vitsmall, vitbase, …
+        model: logistic, lenet (70 thousand weights), cnn (560 thousand), mlp, fedavg-cnn (2.2 million), resnet18 (11 million),
+            resnet34, resnet50, resnet101, vitsmall (11 million) or vitbase (86 million).
         augment: random crops and flips.
         crop: train on turned windows of this size and test on the centre, each standardised by itself; 24 in FederatedX.
     """
-    clients = images.load(CIFAR100, run, augment=augment, crop=crop)
+    transform = None if crop is None else TFFCifar(crop)
+    clients = images.load(CIFAR100, run, augment=augment, transform=transform)
     network = build_model(
         model, clients.shape, clients.classes, run.seed, groups=images.groups, positions=images.positions
     )

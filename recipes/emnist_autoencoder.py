@@ -5,6 +5,7 @@ python recipes/emnist_autoencoder.py --method fedprox --mu 0.01
 FederatedX (Lei et al., 2025) runs it over a thousand clients:
 
 python recipes/emnist_autoencoder.py --partition A0d05C1000 --batch-size 512 --local-epochs 10
+python recipes/emnist_autoencoder.py --preset A0d05C1000
 """
 
 from typing import Literal
@@ -21,7 +22,7 @@ def main(run: Run, images: ImageFlags, *, model: Autoencoder = "cnnautoencoder",
     """An autoencoder over clients whose classes follow a Dirichlet distribution.
 
     Args:
-        model: cnnautoencoder of two convolutions, or autoencoder of linear layers.
+        model: cnnautoencoder of two convolutions (38 thousand weights), or autoencoder of linear layers (1.1 million).
         augment: random crops by up to 2 pixels.
     """
     clients = images.load(EMNIST, run, augment=augment, target="image")

@@ -21,12 +21,7 @@ PAPER = {"rounds": 800, "batch_size": 10, "local_epochs": 20, "evaluate_every": 
 
 
 def main(
-    run: Run,
-    *,
-    fraction: float = 0.3,
-    min_samples: int = 30,
-    lowercase: bool = False,
-    glove: str = "glove.6B.300d.txt",
+    run: Run, *, fraction: float = 0.3, min_samples: int = 30, lowercase: bool = False, glove: str = "glove.6B.300d.txt"
 ) -> None:
     """An LSTM on word vectors that tells positive tweets from negative ones.
 

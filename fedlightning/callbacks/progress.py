@@ -98,7 +98,7 @@ class RoundProgress(Callback):
         """Show an evaluation before the first round now, any other with its round."""
         self._evaluated = True
         if self._told:
-            self._told.note_metrics(metrics)
+            self._told.note(metrics)
         if trainer.round == trainer.start_round:
             self._show(trainer)
 
@@ -106,7 +106,7 @@ class RoundProgress(Callback):
         """Show the round."""
         self._pace.on_round_end(trainer.strategy.compile_seconds)
         if self._told:
-            self._told.note_round(metrics)
+            self._told.note(metrics)
         self._show(trainer)
 
     def on_fit_end(self, trainer: FederatedTrainer) -> None:

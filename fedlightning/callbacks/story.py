@@ -66,18 +66,22 @@ class Story:
         self._compiled = trainer.strategy.compile_seconds  # before the first round
         self._sent = self._received = 0.0
         self._courses: dict[str, Course] = {}
+        self._latest: tuple[int, Mapping[str, float]] = 0, {}
 
-    def note_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Keep what an evaluation or a round logs, of the metrics that a run is judged by."""
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Keep what an evaluation or a round logs; what callbacks add to the same mapping is kept, too."""
+        self._settle()
+        self._latest = self._trainer.round, metrics
+
+    def _settle(self) -> None:
+        """Take the latest metrics, which are complete by now."""
+        round, metrics = self._latest
         for name, mode in self._judged_by():
             if name in metrics:
-                self._courses.setdefault(name, Course(name, mode)).add(self._trainer.round, metrics[name])
-
-    def note_round(self, metrics: Mapping[str, float]) -> None:
-        """Keep what a round logs, and count its bytes."""
-        self.note_metrics(metrics)
+                self._courses.setdefault(name, Course(name, mode)).add(round, metrics[name])
         self._received += metrics.get("communication/down_bytes", 0.0)
         self._sent += metrics.get("communication/up_bytes", 0.0)
+        self._latest = round, {}
 
     def ending(self, goes_on: Callable[[FederatedTrainer], str] | None = None) -> list[str]:
         """The lines after the last round.
@@ -85,6 +89,7 @@ class Story:
         Args:
             goes_on: gives the command that goes on with the run; None for the call in Python.
         """
+        self._settle()
         trainer = self._trainer
         done, compiled = trainer.round - trainer.start_round, trainer.strategy.compile_seconds
         took = f"{clock(perf_counter() - self._began + self._compiled)} for {counted(done, 'round')}"
@@ -125,18 +130,11 @@ def opening(trainer: FederatedTrainer) -> list[str]:
 
 
 def _method(trainer: FederatedTrainer) -> str:
-    """Its name, with the hyperparameters that are not its defaults."""
+    """Its name, with its learning rate and the hyperparameters that are not its defaults."""
     method: Any = trainer.method
-    changed = [
-        f"{field.name} {_shown(getattr(method, field.name))}"
-        for field in dataclasses.fields(method)
-        if getattr(method, field.name) != field.default
-    ]
-    return (
-        f"{type(method).__name__} with {', '.join(changed)}"
-        if changed
-        else f"{type(method).__name__} as it is by default"
-    )
+    values = [(field.name, getattr(method, field.name), field.default) for field in dataclasses.fields(method)]
+    shown = [f"{name} {_shown(value)}" for name, value, usual in values if name == "lr" or value != usual]
+    return f"{type(method).__name__} with {', '.join(shown)}"
 
 
 def _data(trainer: FederatedTrainer) -> str:
@@ -155,17 +153,15 @@ def _data(trainer: FederatedTrainer) -> str:
 
 def _rounds(trainer: FederatedTrainer) -> str:
     """How many, and what a client does in one."""
-    left = f"{trainer.round + 1:,} to {trainer.max_rounds:,}" if trainer.round else f"{trainer.max_rounds:,}"
+    which = f"{trainer.round + 1:,} to {trainer.max_rounds:,}" if trainer.round else f"{trainer.max_rounds:,}"
     batching = trainer.data.batching
     work = counted(batching.steps, "local step") if batching.steps else counted(batching.epochs or 1, "epoch")
     if trainer.method.local_steps(trainer.round) is not None:
         work = f"as many local steps as {type(trainer.method).__name__} asks for"
     size = f"in batches of {batching.size:,}" if batching.size else "on all its examples at once"
     slow = f"; {trainer.stragglers!r}" if trainer.stragglers else ""
-    return (
-        f"{left} of {counted(trainer.clients_per_round, 'client')}, each with {work} {size}{slow}; "
-        f"{trainer.layout.size:,} parameters"
-    )
+    who = f"{trainer.clients_per_round:,} of {counted(trainer.num_clients, 'client')}"
+    return f"{which}, in each {who}, with {work} {size}{slow}; {counted(trainer.layout.size, 'parameter')}"
 
 
 def _client_state(trainer: FederatedTrainer) -> str:
