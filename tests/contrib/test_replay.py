@@ -14,6 +14,7 @@ import torch
 from fedprox_curves import CURVES, Evaluations, check_curve
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -44,7 +45,7 @@ def data(**batching) -> TensorData:  # type: ignore[no-untyped-def]
     module = TensorData(
         Examples(inputs, targets),
         Partition.of(list(shuffled.split(SIZES))),
-        **{"batch_size": 10, "epochs": 5, **batching},
+        batching=Batching(**{"size": 10, "epochs": 5, **batching}),
     )
     module.setup()
     return module
@@ -110,7 +111,9 @@ def test_a_fresh_object_knows_the_history() -> None:
 @pytest.mark.parametrize(("size", "epochs"), [(45, 17), (54, 3), (100, 5), (500, 19), (1000, 12)])
 def test_a_stragglers_epochs_follow_from_the_client_before_it(size: int, epochs: int) -> None:
     owned = Partition.of(list(torch.arange(30 * size).split(size)))
-    module = TensorData(Examples(torch.zeros(30 * size, 1), torch.zeros(30 * size)), owned, batch_size=size, epochs=20)
+    module = TensorData(
+        Examples(torch.zeros(30 * size, 1), torch.zeros(30 * size)), owned, batching=Batching(size, epochs=20)
+    )
     module.setup()
     for t, first in enumerate((5, 8, 12)):
         work = FedProxReplay(0.9).plan(rounds_of(module, 10))(t)
@@ -122,7 +125,7 @@ def test_a_stragglers_epochs_follow_from_the_client_before_it(size: int, epochs:
 
 def test_ten_examples_go_round_as_published() -> None:
     owned = Partition.of(list(torch.arange(20).split(10)))
-    module = TensorData(Examples(torch.zeros(20, 1), torch.zeros(20)), owned, batch_size=10, epochs=3)
+    module = TensorData(Examples(torch.zeros(20, 1), torch.zeros(20)), owned, batching=Batching(10, epochs=3))
     module.setup()
     found = FedProxReplay(0.0).plan(rounds_of(module, 2))(0).schedule(module, 0, 3).index
     orders = [[7, 6, 1, 5, 4, 2, 0, 3, 9, 8], [3, 0, 6, 2, 4, 1, 7, 5, 8, 9], [5, 7, 0, 1, 4, 6, 3, 2, 9, 8]]
@@ -141,7 +144,7 @@ class Sixes(FedAvg):
         (FedProxReplay(0.5), {}, {"sampler": UniformSampling()}, r"`sampler` must be RoundSeeded\(\) for FedProxReplay"),
         (FedProxReplay(0.0), {"epochs": None, "steps": 3}, {}, "must train for epochs.* has steps=3"),
         (FedProxReplay(0.0), {}, {"method": Sixes()}, "must train for epochs.* asks for 6 steps"),
-        (FedProxReplay(0.5), {"epochs": 1}, {}, "`epochs` of TensorData must be at least 2 .* but is 1"),
+        (FedProxReplay(0.5), {"epochs": 1}, {}, "`batching.epochs` of TensorData must be at least 2 .* but is 1"),
         (FedProxReplay(0.97, False), {}, {}, "At least one of the chosen clients must be active"),
     ],
 )  # fmt: skip
@@ -184,8 +187,9 @@ def replay(name: str, method: FedMethod, stragglers: FedProxReplay, rounds: int)
         model.linear.weight.copy_(torch.from_numpy(PROGRAM["kernel"].T))
         model.linear.bias.copy_(torch.from_numpy(PROGRAM["bias"]))
     trainer = FederatedTrainer(
-        rounds, 10, SlotStrategy(1), [kept], logger=False, sampler=RoundSeeded(), stragglers=stragglers
-    )
+        rounds, 10, SlotStrategy(1), [kept], logger=False, evaluate_on=("test", "train"), sampler=RoundSeeded(),
+        stragglers=stragglers,
+    )  # fmt: skip
     x = trainer.fit(method, Classification(model, 10), Synthetic(1.0, 1.0, seed=1)).server.x.numpy()
     losses, accuracies = PROGRAM[f"{name}_loss"], PROGRAM[f"{name}_accuracy"]
     found = list(kept.at.values())

@@ -51,6 +51,7 @@ def run_curve(name: str, seed: int, rounds: int, evaluate_every: int = 10, dissi
         SlotStrategy(1),
         [*[Dissimilarity()] * dissimilarity, kept],
         logger=False,
+        evaluate_on=("test", "train"),
         evaluate_every=1 if method.startswith("adaptive") else evaluate_every,
         sampler=RoundSeeded(),
         seed=seed,

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import fedlightning
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     Examples,
@@ -209,7 +210,7 @@ def fit(**given: Any) -> None:
 
 
 def fit_method(method: FedMethod) -> None:
-    fit(method=method, data=tensors(evaluate_on=("test", "train")))
+    fit(method=method, evaluate_on=("test", "train"))
 
 
 def fit_slots(strategy: SlotStrategy) -> None:
@@ -218,7 +219,9 @@ def fit_slots(strategy: SlotStrategy) -> None:
 
 
 def tensors(**options: Any) -> TensorData:
-    return TensorData(Examples(X, Y), Partition.of_sizes(torch.tensor([6, 6, 6, 6])), **{"batch_size": 4, **options})
+    return TensorData(
+        Examples(X, Y), Partition.of_sizes(torch.tensor([6, 6, 6, 6])), **{"batching": Batching(4), **options}
+    )
 
 
 def fit_images(images: Any) -> None:
@@ -227,7 +230,7 @@ def fit_images(images: Any) -> None:
 
 
 def fit_split(partitioner: Any) -> None:
-    fit(data=TensorData(Examples(X, Y), partitioner.split(Y, 0), batch_size=4))
+    fit(data=TensorData(Examples(X, Y), partitioner.split(Y, 0), batching=Batching(4)))
 
 
 def forward(example: Tensor) -> Callable[[nn.Module], Any]:
@@ -305,7 +308,23 @@ def of_data() -> Iterator[Case]:
         lambda: {"inputs": X, "targets": Y},
         lambda made: fit(data=TensorData(made, Partition.of_sizes(sizes))),
     )
-    options = {"batch_size": 4, "epochs": 1, "evaluate_on": ("test",)}
+    yield Case(
+        data.Splits,
+        lambda: dict(zip(data.Splits._fields, (Examples(X, Y), Partition.of_sizes(sizes)) * 3, strict=True)),
+        lambda made: fit(data=Loads(made)),
+    )
+    yield Case(
+        data.gather,
+        lambda: {"examples": Examples(X, Y), "clients": Partition.of_sizes(sizes)},
+        lambda made: fit(data=TensorData(*made)),
+    )
+    yield Case(
+        data.set_aside,
+        lambda: {"clients": Partition.of_sizes(sizes), "fraction": 0.5, "seed": 0},
+        lambda made: own_partition(made[0]),
+    )
+    yield Case(Batching, lambda: {"size": 4, "epochs": 1}, lambda made: fit(data=tensors(batching=made)))
+    options = {"batching": Batching(4)}
     yield Case(
         TensorData,
         lambda: {
@@ -332,7 +351,7 @@ def of_data() -> Iterator[Case]:
     ):
         yield Case(known, lambda: {"root": "nowhere"}, lambda made: made.setup())
     yield Case(datasets.PowerLawMNIST, lambda: {"root": "nowhere", "download": False}, lambda made: made.setup())
-    yield Case(datasets.Synthetic, lambda: {"alpha": 0.5, "epochs": 1}, lambda made: made.setup())
+    yield Case(datasets.Synthetic, lambda: {"alpha": 0.5}, lambda made: made.setup())
     yield Case(datasets.generate, lambda: {"alpha": 0.5, "beta": 0.5, "iid": False})
     yield Case(
         data.statistics_table,
@@ -344,10 +363,26 @@ def of_data() -> Iterator[Case]:
     yield Case(datasets.NextWord, lambda: {"model": nn.Embedding(9, 9), "vocab_size": 9})
     yield Case(data.RandomCropFlip, lambda: {"padding": 1}, lambda made: fit_crops(made))
     yield Case(data.RandomCropRotate, lambda: {"size": 4, "image_size": 4}, lambda made: fit_crops(made))
+    yield Case(
+        data.TFFCifar,
+        lambda: {"size": 3, "image_size": 4},
+        lambda made: fit_images(FakeImages(**images, transform=made)),
+    )
+
+
+class Loads(data.FederatedDataModule):
+    """A data module that loads what it is given."""
+
+    def __init__(self, loaded: Any) -> None:
+        super().__init__(batching=Batching(4))
+        self.loaded = loaded
+
+    def load(self) -> Any:
+        return self.loaded
 
 
 def own_partition(partition: Partition) -> None:
-    fit(data=TensorData(Examples(X, Y), partition, batch_size=4))
+    fit(data=TensorData(Examples(X, Y), partition, batching=Batching(4)))
 
 
 def fit_crops(augmentation: Any) -> None:
@@ -376,7 +411,9 @@ def of_rounds() -> Iterator[Case]:
     yield Case(
         FedProxReplay,
         lambda: {"fraction": 0.5},
-        lambda made: fit(stragglers=made, sampler=participation.RoundSeeded(), data=tensors(epochs=3)),
+        lambda made: fit(
+            stragglers=made, sampler=participation.RoundSeeded(), data=tensors(batching=Batching(4, epochs=3))
+        ),
     )
     yield Case(SlotStrategy, lambda: {"slots": 1, "cohort_size": 2, "runner": "vmap"}, fit_slots)
     yield Case(
@@ -543,7 +580,7 @@ def test_every_wrong_value_is_taken_rightly_or_refused_in_one_line(
 UNTRIED = {
     "made by a run": {"ClientContext", "CohortResult", "Outcome", "Round", "RoundState", "Schedule", "State"},
     "errors": {"ClientError", "ConfigurationError", "FedLightningError", "MethodError"},
-    "to be subclassed": {"Augmentation", "Callback", "ClientSampler", "FedMethod", "Partitioner"},
+    "to be subclassed": {"Augmentation", "Callback", "ClientSampler", "FedMethod", "Partitioner", "Transform"},
     "as large as vit_small is small": {"vit_base"},
 }
 """What is public and not called with wrong values, by why."""

@@ -10,6 +10,7 @@ from fedprox_curves import check_curve
 from torch import Tensor
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -42,7 +43,7 @@ def data(**batching: int) -> TensorData:
         torch.randint(0, 3, (sum(SIZES),), generator=generator),
     )
     owned = Partition.of(list(torch.arange(sum(SIZES)).split(SIZES)))
-    module = TensorData(Examples(inputs, targets), owned, batch_size=5, **(batching or {"epochs": 4}))
+    module = TensorData(Examples(inputs, targets), owned, batching=Batching(5, **(batching or {"epochs": 4})))
     module.setup()
     return module
 

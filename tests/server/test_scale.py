@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -55,7 +56,7 @@ def shared(num: int, size: int = 3) -> TensorData:
     clients = Partition.of_sizes(torch.full((num,), size), torch.arange(num * size) % 300)
     test_clients = Partition.of_owners(torch.arange(100) * 7919 % num, num)
     data = TensorData(
-        Examples(inputs, targets), clients, Examples(inputs[:100], targets[:100]), test_clients, batch_size=2
+        Examples(inputs, targets), clients, Examples(inputs[:100], targets[:100]), test_clients, batching=Batching(2)
     )
     data.shared_examples = True
     return data
@@ -396,8 +397,7 @@ def test_a_schedule_is_a_permutation_for_each_epoch() -> None:
     data = TensorData(
         Examples(torch.zeros(30, 1), torch.zeros(30)),
         Partition.of_sizes(torch.tensor([13, 17])),
-        batch_size=5,
-        epochs=4,
+        batching=Batching(5, epochs=4),
     )
     data.setup()
     found = data.schedule(1, 6, 3, 16).index
