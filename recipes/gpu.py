@@ -21,7 +21,7 @@ from fedlightning.cli.recipe import run_program  # first: it looks at the comman
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedlightning import Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer, SlotStrategy
+from fedlightning import Batching, Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer, SlotStrategy
 from fedlightning import _interpreter as interpreter
 from fedlightning.callbacks.base import CohortResult
 from fedlightning.datasets import CIFAR100, FakeImages
@@ -44,9 +44,9 @@ class Clock(Callback):
     def on_cohort_end(self, trainer: FederatedTrainer, cohort: CohortResult) -> None:
         """Count the filled places of the cohort's batches."""
         for client, steps in zip(cohort.clients, cohort.num_steps.tolist(), strict=True):
-            size, batch = self.data.clients.size(client), self.data.batch_size or 1
-            epochs, rest = divmod(steps, -(-size // batch))
-            self.count += epochs * size + min(rest * batch, size)
+            size, batching = self.data.clients.size(client), self.data.batching
+            epochs, rest = divmod(steps, batching.batches(size))
+            self.count += epochs * size + min(rest * (batching.size or size), size)
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: object) -> None:
         """Note the round; its results have been waited for."""
@@ -57,10 +57,10 @@ class Clock(Callback):
 
 def made(options: SimpleNamespace) -> ImageData:
     """CIFAR-100, or images made on the spot; the same for all rows."""
-    batching = {"batch_size": options.batch_size, "steps": options.local_steps, "augment": True}
+    batching = Batching(options.batch_size, steps=options.local_steps)
     if (Path(options.data_dir) / "cifar-100-python").is_dir():
-        return CIFAR100("A0d01C100", root=options.data_dir, **batching)
-    return FakeImages("A0d01C100", num_train=options.images, num_test=100, **batching)
+        return CIFAR100("A0d01C100", root=options.data_dir, batching=batching, augment=True)
+    return FakeImages("A0d01C100", num_train=options.images, num_test=100, batching=batching, augment=True)
 
 
 def flops(model: str, batch: int) -> float:

@@ -459,19 +459,12 @@ def described(doc: str | None) -> tuple[str, dict[str, str]]:
     return text.split("\n")[0], helps
 
 
-def of_function(function: Callable[..., Any], skip: Collection[str] = ()) -> list[Flag]:
-    """The keyword-only parameters of a function, described in its docstring, and the fields of parameters of a dataclass.
-
-    Args:
-        function: whose.
-        skip: names that are no flags.
-    """
+def of_function(function: Callable[..., Any]) -> list[Flag]:
+    """The keyword-only parameters of a function, described in its docstring, and the fields of parameters of a dataclass."""
     hints, (_, helps) = _hints(function), described(function.__doc__)
     flags: list[Flag] = []
     for name, one in inspect.signature(function).parameters.items():
         kind = hints.get(name, Any)
-        if name in skip:
-            continue
         if dataclasses.is_dataclass(kind):
             flags += of_dataclass(typing.cast(type, kind))
         elif one.kind is one.KEYWORD_ONLY:
@@ -479,12 +472,12 @@ def of_function(function: Callable[..., Any], skip: Collection[str] = ()) -> lis
     return flags
 
 
-def arguments(function: Callable[..., Any], values: Mapping[str, Any], skip: Collection[str] = ()) -> dict[str, Any]:
+def arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a function, from the values of the flags that `of_function` finds in it."""
     hints, rest, made = _hints(function), dict(values), {}
     for name in inspect.signature(function).parameters:
         kind = hints.get(name, Any)
-        if name not in skip and dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind):
             fields = {field.name: rest.pop(field.name) for field in dataclasses.fields(kind)}
             made[name] = typing.cast(type, kind)(**fields)
     return {**made, **rest}

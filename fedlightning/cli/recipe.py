@@ -59,7 +59,7 @@ def run_recipe(main: Callable[..., Any], *, argv: Sequence[str] | None = None, *
     path = Path(main.__code__.co_filename)
     run: Run | None = None
     with _ended(path.stem, lambda: run.stopped if run else "stopped."):
-        program = Program(path, described(main.__doc__)[0], of_function(main, ("run",)), defaults=defaults)
+        program = Program(path, described(main.__doc__)[0], of_function(main), defaults=defaults)
         command = Command(program, words, _Classes())
         if wants_help(words):
             print(command.help(), end="")  # noqa: T201
@@ -70,7 +70,7 @@ def run_recipe(main: Callable[..., Any], *, argv: Sequence[str] | None = None, *
             return
         try:
             run, own = _run(command)
-            main(run, **arguments(main, own, ("run",)))
+            main(run, **arguments(main, own))
             run.check()
         except (FedLightningError, OSError):
             if run:

@@ -163,7 +163,7 @@ def test_a_recipes_source_says_what_its_function_does(name: str, monkeypatch: py
     program = read_program(RECIPES / f"{name}.py")
     assert program
     main = load(name).main
-    assert list(program.flags) == of_function(main, ("method", "run"))
+    assert list(program.flags) == of_function(main)
     assert program.summary == described(main.__doc__)[0]
 
 

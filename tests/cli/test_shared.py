@@ -1,6 +1,8 @@
 """The flags that recipes share: each is said once, is a flag of every recipe, and reaches the run."""
 
+import ast
 import re
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -60,6 +62,18 @@ def test_a_recipe_repeats_no_flag_of_every_recipe(name: str) -> None:
 @pytest.mark.parametrize("cls", [RunFlags, ImageFlags])
 def test_every_shared_flag_is_described(cls: type) -> None:
     assert all(f"        {field.name}: " in str(cls.__doc__) for field in fields(cls))
+
+
+def test_the_recipe_in_the_readme_is_the_file() -> None:
+    text = (
+        (RECIPES.parent / "README.md").read_text().split("This is `cifar100.py`")[1].split("For images of your own")[0]
+    )
+    shown = ast.parse(textwrap.dedent(text.split("\n\n", 1)[1]))
+    tree = ast.parse((RECIPES / "cifar100.py").read_text())
+    main = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
+    main.body = main.body[1:]  # without the docstring
+    ending = next(node for node in tree.body if isinstance(node, ast.If))
+    assert [ast.dump(node) for node in shown.body] == [ast.dump(node) for node in (main, *ending.body)]
 
 
 # -- what they mean -----------------------------------------------------------------------------------------------------

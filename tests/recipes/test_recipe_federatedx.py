@@ -142,7 +142,7 @@ def test_stackoverflow_runs_on_a_few_sentences(
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_method_shares_a_flag_with_a_recipe(recipe: str) -> None:
-    flags = {flag.name for flag in of_function(load(recipe).main, ("run",))}
+    flags = {flag.name for flag in of_function(load(recipe).main)}
     assert {"partition", "model", "data"} <= flags or recipe == "stackoverflow"
     for method in method_names():
         assert not flags & set(field_names(method_named(method))), method
@@ -154,6 +154,6 @@ def test_every_flag_is_described(recipe: str, capsys: pytest.CaptureFixture[str]
         run(recipe, "--help")
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for flag in of_function(load(recipe).main, ("run",)):
+    for flag in of_function(load(recipe).main):
         assert f"{flag.dashed} " in text
         assert flag.help, flag.name

@@ -22,6 +22,7 @@ from fedlightning import (
     FedMethod,
     ModelCheckpoint,
     Partition,
+    RoundProgress,
     RoundState,
     Scaffold,
     SlotStrategy,
@@ -270,11 +271,11 @@ def same(one: RoundState, other: RoundState) -> None:
 
 
 def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    on_host = scaffold(5)
-    assert "at most 3.891 KiB in the host's memory" not in caplog.text  # nothing is announced without callbacks
+    on_host = scaffold(5, callbacks=[RoundProgress()])
+    assert "at most 3.891 KiB in the host's memory\n" in capsys.readouterr().out
     monkeypatch.setattr("fedlightning.trainer.HOST_BYTES", 700)
     monkeypatch.setattr(columns, "_CHUNK", 400)
     opened: list[Path] = []
@@ -285,10 +286,9 @@ def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
         original(self, folder, name, size)
 
     monkeypatch.setattr(columns._File, "__init__", spy)
-    with caplog.at_level("INFO"):
-        same(on_host, scaffold(5, callbacks=[Callback()]))
+    same(on_host, scaffold(5, callbacks=[RoundProgress()]))
     assert opened == [Path("logs")]
-    assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in caplog.text
+    assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in capsys.readouterr().out
     assert list((tmp_path / "logs").iterdir()) == []
 
 
