@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from fedlightning._capabilities import own_hooks
-from fedlightning._checked import checked
+from fedlightning._checked import checked, require
 from fedlightning._hashing import described, digest, digest_text
 from fedlightning.data.batching import Batching
 from fedlightning.data.partition import Partition
@@ -72,6 +72,29 @@ class Splits(NamedTuple):
     test_clients: Partition
     val: Examples | None = None
     val_clients: Partition | None = None
+
+
+def _checked_splits(loaded: Any, owner: str) -> Splits:
+    """What `load` of a data module gave, if each part is what it must be; it may be a plain tuple.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(loaded, tuple) or len(loaded) not in (4, 6):
+        raise ConfigurationError(
+            f"`load` of {owner} must give `Splits(train, clients, test, test_clients, val, val_clients)`, the last two if there "
+            f"is a validation split, but gives {shown(loaded)}."
+        )
+    splits = Splits(*loaded)
+    held_out = splits.val is not None or splits.val_clients is not None
+    for part, owners, which in _PARTS if held_out else _PARTS[:2]:
+        examples = require(getattr(splits, part), Examples, part, f"`load` of {owner}")
+        require(getattr(splits, owners), Partition, owners, f"`load` of {owner}")
+        check_examples(examples, f"The {which} set of {owner}")
+    return splits
+
+
+_PARTS = (("train", "clients", "training"), ("test", "test_clients", "test"), ("val", "val_clients", "validation"))
 
 
 @runtime_checkable
@@ -179,7 +202,9 @@ class FederatedDataModule(LightningDataModule):
         """
         if self._is_set_up:
             return
-        train, self.clients, test, self.test_clients, val, self.val_clients = self._loaded()
+        train, self.clients, test, self.test_clients, val, self.val_clients = _checked_splits(
+            self.load(), type(self).__name__
+        )
         self.train = train.contiguous()
         self.test = self.train if test is train else test.contiguous()
         self.clients.check(len(self.train.targets), self.shared_examples)
@@ -190,24 +215,6 @@ class FederatedDataModule(LightningDataModule):
             self.val = val.contiguous()
             self.val_clients.check_held_out(len(val.targets), same, "validation")
         self._is_set_up = True
-
-    def _loaded(self) -> Splits:
-        """What `load` gives, once each part of it is checked by itself."""
-        name, loaded = type(self).__name__, self.load()
-        if not isinstance(loaded, tuple) or len(loaded) not in (4, 6):
-            raise ConfigurationError(
-                f"`load` of {name} must give `Splits(train, clients, test, test_clients, val, val_clients)`, the last two if "
-                f"there is a validation split, but gives {shown(loaded)}."
-            )
-        splits = Splits(*loaded)
-        if (splits.val is None) is not (splits.val_clients is None):
-            raise ConfigurationError(
-                f"`load` of {name} must give `val` and `val_clients` together, but gives one of them."
-            )
-        for examples, which in ((splits.train, "training"), (splits.test, "test"), (splits.val, "validation")):
-            if examples is not None:
-                check_examples(examples, f"The {which} set of {name}")
-        return splits
 
     def split_named(self, name: SplitName) -> tuple[Examples, Partition] | None:
         """The examples of a split and who owns them; None for "val" where there is no validation split."""

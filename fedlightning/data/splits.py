@@ -10,6 +10,7 @@ from fedlightning.data.partition import Partition
 from fedlightning.randomness import stream
 
 
+@checked()
 def gather(examples: Examples, clients: Partition) -> tuple[Examples, Partition]:
     """A copy of the clients' examples, one client's after another's, and who owns them there.
 

@@ -159,7 +159,7 @@ def test_a_recipes_source_says_what_its_function_does(name: str, monkeypatch: py
     program = read_program(path_of(name))
     assert program
     main = load(name).main
-    assert list(program.flags) == of_function(main, ("method", "run"))
+    assert list(program.flags) == of_function(main)
     assert program.summary == described(main.__doc__)[0]
 
 

@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from recipe_runner import load
+from recipe_runner import run
 
 from fedlightning.cli.early import read_program
-from fedlightning.cli.recipe import run_recipe
 from fedlightning.methods import method_names
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +170,7 @@ def test_every_row_of_the_table_of_methods_runs(row: str, tmp_path: Path, monkey
     """With the recipe's own defaults, for two rounds; under this seed the largest client takes 2,420 local steps."""
     monkeypatch.chdir(tmp_path)
     few = ["--rounds", "2", "--seed", "87", "--runner", "loop"]
-    run_recipe(load("synthetic").main, argv=[*shlex.split(row), *few], lr=0.01, fedprox={"mu": 1.0})
+    run("synthetic", *shlex.split(row), *few)
 
 
 def test_the_word_vectors_are_those_of_the_recipe() -> None:

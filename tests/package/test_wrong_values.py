@@ -308,6 +308,22 @@ def of_data() -> Iterator[Case]:
         lambda: {"inputs": X, "targets": Y},
         lambda made: fit(data=TensorData(made, Partition.of_sizes(sizes))),
     )
+    yield Case(
+        data.Splits,
+        lambda: dict(zip(data.Splits._fields, (Examples(X, Y), Partition.of_sizes(sizes)) * 3, strict=True)),
+        lambda made: fit(data=Loads(made)),
+    )
+    yield Case(
+        data.gather,
+        lambda: {"examples": Examples(X, Y), "clients": Partition.of_sizes(sizes)},
+        lambda made: fit(data=TensorData(*made)),
+    )
+    yield Case(
+        data.set_aside,
+        lambda: {"clients": Partition.of_sizes(sizes), "fraction": 0.5, "seed": 0},
+        lambda made: own_partition(made[0]),
+    )
+    yield Case(Batching, lambda: {"size": 4, "epochs": 1}, lambda made: fit(data=tensors(batching=made)))
     options = {"batching": Batching(4)}
     yield Case(
         TensorData,
@@ -347,6 +363,22 @@ def of_data() -> Iterator[Case]:
     yield Case(datasets.NextWord, lambda: {"model": nn.Embedding(9, 9), "vocab_size": 9})
     yield Case(data.RandomCropFlip, lambda: {"padding": 1}, lambda made: fit_crops(made))
     yield Case(data.RandomCropRotate, lambda: {"size": 4, "image_size": 4}, lambda made: fit_crops(made))
+    yield Case(
+        data.TFFCifar,
+        lambda: {"size": 3, "image_size": 4},
+        lambda made: fit_images(FakeImages(**images, transform=made)),
+    )
+
+
+class Loads(data.FederatedDataModule):
+    """A data module that loads what it is given."""
+
+    def __init__(self, loaded: Any) -> None:
+        super().__init__(batching=Batching(4))
+        self.loaded = loaded
+
+    def load(self) -> Any:
+        return self.loaded
 
 
 def own_partition(partition: Partition) -> None:
@@ -547,7 +579,7 @@ def test_every_wrong_value_is_taken_rightly_or_refused_in_one_line(
 UNTRIED = {
     "made by a run": {"ClientContext", "CohortResult", "Outcome", "Round", "RoundState", "Schedule", "State"},
     "errors": {"ClientError", "ConfigurationError", "FedLightningError", "MethodError"},
-    "to be subclassed": {"Augmentation", "Callback", "ClientSampler", "FedMethod", "Partitioner"},
+    "to be subclassed": {"Augmentation", "Callback", "ClientSampler", "FedMethod", "Partitioner", "Transform"},
     "as large as vit_small is small": {"vit_base"},
 }
 """What is public and not called with wrong values, by why."""

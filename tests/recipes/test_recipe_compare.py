@@ -14,12 +14,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from recipe_runner import RECIPES, load
+from recipe_runner import RECIPES, run
 from rich.console import Console
 
 from fedlightning import Classification, ConfigurationError, Dissimilarity, FedAvg, FederatedTrainer
-from fedlightning.cli.early import read_program
-from fedlightning.cli.recipe import call_program, run_recipe, values_of
+from fedlightning.cli.recipe import call_program, values_of
 from fedlightning.compare import Outcome, Table
 from fedlightning.datasets import FakeImages
 from fedlightning.loggers import run_loggers
@@ -131,11 +130,7 @@ def test_synthetic_is_that_of_its_own_recipe(recipe: ModuleType) -> None:
     """The same learning rate, and the same clients in each round."""
     work = ["--rounds", "2", "--local-steps", "5"]
     call_program(recipe.main, ["--methods", "fedavg", "--seeds", "0", *work, "--out", "o"])
-    run_recipe(
-        load("synthetic").main,
-        argv=[*work, "--runner", "loop"],
-        lr=read_program(RECIPES / "synthetic.py").defaults["lr"],
-    )  # type: ignore[union-attr]
+    run("synthetic", *work, "--runner", "loop")
     own = read(Path("logs/synthetic/synthetic_1_1/fedavg/version_0/metrics.csv"))
     compared = read(Path("o/runs/fedavg/seed_0/metrics.csv"))
     for name in ("train/loss", "val/loss", "val/accuracy"):

@@ -22,6 +22,7 @@ from fedlightning import (
     FedMethod,
     ModelCheckpoint,
     Partition,
+    RoundProgress,
     RoundState,
     Scaffold,
     SlotStrategy,
@@ -274,11 +275,11 @@ def same(one: RoundState, other: RoundState) -> None:
 
 
 def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    on_host = scaffold(5)
-    assert "at most 3.891 KiB in the host's memory" not in caplog.text  # nothing is announced without callbacks
+    on_host = scaffold(5, callbacks=[RoundProgress()])
+    assert "at most 3.891 KiB in the host's memory\n" in capsys.readouterr().out
     monkeypatch.setattr(columns, "_CHUNK", 400)
     opened: list[Path] = []
     original = columns._File.__init__
@@ -288,10 +289,9 @@ def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
         original(self, folder, name, size)
 
     monkeypatch.setattr(columns._File, "__init__", spy)
-    with caplog.at_level("INFO"):
-        same(on_host, scaffold(5, callbacks=[Callback()], memory_bytes=700))
+    same(on_host, scaffold(5, callbacks=[RoundProgress()], memory_bytes=700))
     assert opened == [Path("logs")]
-    assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in caplog.text
+    assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in capsys.readouterr().out
     assert list((tmp_path / "logs").iterdir()) == []
 
 
@@ -447,7 +447,7 @@ def test_pixels_are_standardised_to_the_bits_of_each_channel_by_itself() -> None
 def test_evaluation_sums_over_the_clients_that_have_examples() -> None:
     owners = torch.tensor([5, 5, 2, 900_000, 2, 5, 17])
     clients = Partition.of_owners(owners, MILLION)
-    split = Split("val", Examples(torch.zeros(7), torch.zeros(7)), clients)
+    split = Split("test", Examples(torch.zeros(7), torch.zeros(7)), clients)
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
     sums = ClientSums(split)
     assert split.ends.tolist() == [2, 5, 6, 7]
