@@ -43,12 +43,7 @@ def main(
     devices.setup()
     print(statistics_table("FEMNIST" if data == "nist" else "Omniglot", devices.clients, devices.test_clients))
     model = LogisticRegression.glorot(784, devices.classes, seed=run.seed)
-    run.fit(
-        Classification(model, devices.classes),
-        devices,
-        sampler=RoundSeeded(),
-        stragglers=run.straggling(RoundSeededStragglers),
-    )
+    run.fit(Classification(model, devices.classes), devices, sampler=RoundSeeded(), stragglers=RoundSeededStragglers)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main(run: Run) -> None:
     devices.setup()
     print(statistics_table("MNIST", devices.clients, devices.test_clients))
     model = LogisticRegression.glorot(784, 10, seed=run.seed)
-    run.fit(Classification(model), devices, sampler=RoundSeeded(), stragglers=run.straggling(RoundSeededStragglers))
+    run.fit(Classification(model), devices, sampler=RoundSeeded(), stragglers=RoundSeededStragglers)
 
 
 if __name__ == "__main__":

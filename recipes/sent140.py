@@ -36,12 +36,7 @@ def main(
     accounts.setup()
     print(statistics_table("Sent140", accounts.clients, accounts.test_clients))
     model = SentimentLSTM(accounts.glove.vectors, seed=run.seed)
-    run.fit(
-        Classification(model, accounts.classes),
-        accounts,
-        sampler=RoundSeeded(),
-        stragglers=run.straggling(RoundSeededStragglers),
-    )
+    run.fit(Classification(model, accounts.classes), accounts, sampler=RoundSeeded(), stragglers=RoundSeededStragglers)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main(run: Run, *, fraction: float = 0.2, split: Literal["contiguous", "rando
         Classification(CharLSTM(roles.vocab_size, seed=run.seed)),
         roles,
         sampler=RoundSeeded(),
-        stragglers=run.straggling(RoundSeededStragglers),
+        stragglers=RoundSeededStragglers,
     )
 
 

@@ -50,7 +50,7 @@ def main(
         Classification(model),
         devices,
         sampler=RoundSeeded(),
-        stragglers=run.straggling(rule),
+        stragglers=rule,
         batching_policy=policy,
         callbacks=measured,
     )
