@@ -16,10 +16,11 @@ LAYERS = {
     5: ["task"],
     6: ["_arguments", "_identity", "datasets", "execution"],
     7: ["callbacks", "evaluation"],
-    8: ["analysis", "trainer"],
-    9: ["baselines", "compare", "testing"],
-    10: ["cli"],
-    11: ["__init__"],
+    8: ["_start", "analysis"],
+    9: ["trainer"],
+    10: ["baselines", "compare", "testing"],
+    11: ["cli"],
+    12: ["__init__"],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 
