@@ -3,14 +3,13 @@
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_runner import RECIPES, load, path_of, programs
+from recipe_runner import load, path_of, programs
 
 from fedlightning import ConfigurationError, FederatedTrainer, datasets
 from fedlightning.cli.command import RUN, Command
@@ -216,7 +215,6 @@ def test_what_a_flag_of_a_program_cannot_be_is_refused_before_its_first_run(
         raise Reached
 
     monkeypatch.setattr(FederatedTrainer, "_run", begin)
-    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
     main, taken = load(name).main, set()
     for number, value in enumerate(VALUES):
         (tmp_path / str(number)).mkdir()

@@ -154,7 +154,9 @@ def test_every_recipe_and_folder_is_listed() -> None:
     assert sorted(re.findall(r"^python recipes/(\w+)\.py", text, re.MULTILINE)) == [
         path.stem for path in sorted((ROOT / "recipes").glob("*.py")) if read_program(path)
     ]
-    folders = [path.name for path in (ROOT / "recipes").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    folders = [
+        path.name for path in (ROOT / "recipes").iterdir() if path.is_dir() and {*os.listdir(path)} - {"__pycache__"}
+    ]
     assert sorted(re.findall(r"^\| \[(\w+)\]\(\1", text, re.MULTILINE)) == sorted(folders)
 
 

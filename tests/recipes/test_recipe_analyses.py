@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_runner import RECIPES, load, run
+from recipe_runner import load, run
 
 from fedlightning import ConfigurationError
 from fedlightning.cli.recipe import call_program
@@ -50,7 +50,6 @@ def test_the_comparison_says_in_one_line_that_it_needs_matplotlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
         ConfigurationError, match=r'^compare draws with matplotlib, .* run `pip install -e "\.\[figures\]"`\.$'
