@@ -189,7 +189,7 @@ def test_the_general_flags_are_those_of_every_recipe() -> None:
 
 
 BASES = {
-    "compare": "--methods fedavg", "methods": "--dataset synthetic --methods fedavg --out o", "client_optima": "",
+    "compare": "--methods fedavg", "client_optima": "",
     "fedprox_paper": "--figure 2",
 }  # fmt: skip
 TAKEN = {
