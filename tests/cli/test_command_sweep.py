@@ -193,7 +193,7 @@ def test_every_recipe_has_the_flags_of_a_run_after_its_own() -> None:
 
 
 BASES = {
-    "compare": "--methods fedavg", "methods": "--dataset synthetic --methods fedavg --out o",
+    "compare": "--methods fedavg",
     "reproductions.client_optima": "", "reproductions.fedprox": "--figure 2",
 }  # fmt: skip
 TAKEN = {
