@@ -381,8 +381,8 @@ class FederatedTrainer:
         self.round = self.start_round = self.state.round
 
     def _begin(self) -> RoundState:
-        """Say what will run, make what the first round needs, and log the state that it begins at, which is returned."""
-        self._announce()
+        """Make what the first round needs, and log the state that it begins at, which is returned."""
+        self._log_hyperparameters()
         self._prepare()
         self._calls.call("on_fit_start")
         self._calls.check()
@@ -564,12 +564,7 @@ class FederatedTrainer:
         for callback in self.callbacks:
             callback.check(self, known)
 
-    def _announce(self) -> None:
-        if self.callbacks or self.loggers:
-            each = self.method.configure_client(self.state.server.x).nbytes
-            rank_zero_info(
-                f"{self.strategy.describe()}; client state: {self.state.memory.bill(each, self.num_clients)}"
-            )
+    def _log_hyperparameters(self) -> None:
         # No name is the beginning of another: MLflow keeps each as a file, and folders of that name.
         fields = {f"method/{name}": value for name, value in hyperparameters(self.method).items()}
         run = {

@@ -227,6 +227,7 @@ def default_folder(options: SimpleNamespace, values: Values) -> Path:
         shown.append(f"{values['data_alpha']:g}_{values['data_beta']:g}")
     work = f"K{values['local_steps']}" if values["local_epochs"] is None else f"E{values['local_epochs']}"
     shown += [f"T{values['rounds']}", f"m{values['clients_per_round']}", work, f"B{values['batch_size']}"]
+    shown += [f"V{values['validation']:g}"] if values["validation"] else []
     shown += [f"lr{options.lr:g}"] if options.lr else []
     shown += ["uniform"] if options.sampler == "uniform" else []
     return Path("logs", "compare", options.dataset, "_".join(str(part) for part in shown if part is not None))

@@ -1,10 +1,10 @@
-"""What a run looks like while it goes on: a bar in a terminal, plain lines elsewhere."""
+"""What a run says of itself: what will run, how far it is (a bar in a terminal, plain lines elsewhere), and how it went."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,27 +15,36 @@ from rich.table import Column
 
 from fedlightning._checked import checked
 from fedlightning.callbacks.base import Callback, CohortResult
+from fedlightning.callbacks.story import Story, clock, opening
 from fedlightning.method import Round
 
 if TYPE_CHECKING:
     from fedlightning.trainer import FederatedTrainer
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_EVALUATIONS = 1.0
 _SECONDS_OF_SILENCE = 15.0
 
 
 class RoundProgress(Callback):
-    """Rounds, time left, clients per second and the latest metrics.
+    """Says what will run and why, how far it is and how long it will take, and how it went.
 
-    A bar in a terminal, with as much beside it as there is room for. Elsewhere plain lines: one for each evaluation and for the
-    last round, and otherwise one each five seconds at most, e.g.
-    `round 12/50  train/loss 1.234  test/accuracy 0.4312  83 clients/s  ETA 0:42`. Where a round or an evaluation takes longer, a
-    line each fifteen seconds says how far it is.
+    Before the first round: the method, the data, the rounds, how they are executed and why so, and the folder. Then rounds, the
+    latest metrics, clients per second and the time left: a bar in a terminal, with as much beside it as there is room for, and
+    elsewhere plain lines, e.g. `round 12/50  train/loss 1.234  test/accuracy 0.4312  83 clients/s  ETA 0:42`. Such a line comes
+    each five seconds at most, or each second for evaluations; where a round or an evaluation takes longer, a line each fifteen
+    seconds says how far it is. After the last round: the time, the bytes, the metric that is watched, the folder, and what looks
+    at it and goes on with it.
+
+    The time left is known after the second round, since the first one does what is done once; after the first, if that took
+    a minute.
 
     Args:
         refresh_rate: how often the bar is drawn, in 1/s.
         metrics: names of the metrics to show, where they are logged.
         console: where to show it; None for the standard output.
+        story: whether to say what will run and how it went, too.
+        goes_on: gives the command that goes on with the run; None for the call in Python.
 
     Raises:
         ConfigurationError: `refresh_rate` is not positive.
@@ -49,17 +58,23 @@ class RoundProgress(Callback):
         refresh_rate: float = 4.0,
         metrics: Sequence[str] = ("train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy"),
         console: Console | None = None,
+        story: bool = True,
+        goes_on: Callable[..., str] | None = None,
     ) -> None:
         self.refresh_rate, self.metrics, self.console = refresh_rate, tuple(metrics), console
+        self.story, self.goes_on = story, goes_on
         self._pace = _Pace()
+        self._told: Story | None = None
         self._display: _Bar | _Lines | None = None
         self._participants = 1
         self._evaluated = False
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
-        """Choose the display and open it."""
+        """Say what will run, and open the display."""
         console = self.console or Console()
-        self._pace = _Pace()
+        self._pace, self._told = _Pace(), Story(trainer) if self.story else None
+        if self.story and trainer.round < trainer.max_rounds:
+            _print(console, *opening(trainer))
         self._display = _Bar(console, trainer, self.refresh_rate) if console.is_interactive else _Lines(console)
 
     def on_round_start(self, trainer: FederatedTrainer, round: Round) -> None:
@@ -82,16 +97,20 @@ class RoundProgress(Callback):
     def on_evaluation_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Show an evaluation before the first round now, any other with its round."""
         self._evaluated = True
+        if self._told:
+            self._told.note(metrics)
         if trainer.round == trainer.start_round:
             self._show(trainer)
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: Mapping[str, float]) -> None:
         """Show the round."""
         self._pace.on_round_end(trainer.strategy.compile_seconds)
+        if self._told:
+            self._told.note(metrics)
         self._show(trainer)
 
     def on_fit_end(self, trainer: FederatedTrainer) -> None:
-        """Close the display, and say why the run was stopped, if it was."""
+        """Close the display, and say why the run was stopped, if it was, and how it went."""
         if self._display is None:
             return
         if self._evaluated:  # after the last round, since the run ended between evaluations
@@ -99,6 +118,8 @@ class RoundProgress(Callback):
         self._display.close(trainer, self._text(trainer))
         if trainer.should_stop and trainer.stop_reason:
             _print(self._display.console, f"stopped after round {trainer.round}: {trainer.stop_reason}")
+        if self._told:
+            _print(self._display.console, *self._told.ending(self.goes_on))
         self._display = None
 
     def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
@@ -116,7 +137,7 @@ class RoundProgress(Callback):
         """Latest metrics, clients per second and time left, as far as they are known."""
         values = trainer.metrics
         text = RoundText([f"{name} {values[name]:.4g}" for name in self.metrics if name in values])
-        if self._pace.rounds:
+        if self._pace.is_known:
             rate = self._pace.clients_per_second
             text.rate = f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.2g} clients/s"
             text.left = f"ETA {clock((trainer.max_rounds - trainer.round) * self._pace.seconds_per_round)}"
@@ -150,11 +171,19 @@ class RoundText:
         return shown
 
 
+_SECONDS_OF_A_LONG_ROUND = 60.0
+"""From which on what is done once in the first round does not matter for the pace: loading code, allocating, tracing."""
+
+
 class _Pace:
-    """The time and the clients of the latest 32 rounds, from the end of one to the end of the next, less what compiling took."""
+    """The time and the clients of the latest 32 rounds, from the end of one to the end of the next, less what compiling took.
+
+    The first round counts only until there is a second one.
+    """
 
     def __init__(self) -> None:
         self.rounds: deque[tuple[float, int]] = deque(maxlen=32)
+        self._finished = 0
         self.clients = 0
         self._mark: float | None = None
         self._compiled = 0.0
@@ -167,8 +196,16 @@ class _Pace:
     def on_round_end(self, compiled: float) -> None:
         now = perf_counter()
         seconds = now - (self._mark or now) - (compiled - self._compiled)
+        if self._finished == 1:
+            self.rounds.clear()
         self.rounds.append((max(seconds, 0.0), self.clients))
+        self._finished += 1
         self._mark, self._compiled = now, compiled
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the rounds so far tell how long the others will take."""
+        return self._finished > 1 or (self._finished == 1 and self.rounds[0][0] >= _SECONDS_OF_A_LONG_ROUND)
 
     @property
     def seconds_per_round(self) -> float:
@@ -233,8 +270,9 @@ class _Lines:
             self._spoken = perf_counter()
 
     def show(self, trainer: FederatedTrainer, text: RoundText, evaluated: bool = False) -> None:
-        last = trainer.round >= trainer.max_rounds or trainer.should_stop
-        if last or evaluated or perf_counter() - self._time >= _SECONDS_BETWEEN_LINES:
+        ends = trainer.round == trainer.start_round or trainer.round >= trainer.max_rounds or trainer.should_stop
+        wait = _SECONDS_BETWEEN_EVALUATIONS if evaluated else _SECONDS_BETWEEN_LINES
+        if ends or perf_counter() - self._time >= wait:
             self._write(trainer, text)
 
     def close(self, trainer: FederatedTrainer, text: RoundText) -> None:
@@ -250,12 +288,6 @@ def _label(trainer: FederatedTrainer) -> str:
     return f"round {trainer.round}/{trainer.max_rounds}"
 
 
-def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def clock(seconds: float) -> str:
-    """E.g. "1:02:03", or "2:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

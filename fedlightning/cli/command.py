@@ -7,22 +7,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedlightning.cli.configs import ConfigFile, Methods, field_owners, fit_slots, merged, preset_file
-from fedlightning.cli.flags import Flag, Repeated, assignments, completed, name_of, no_such_flag, parse, show_help
+from fedlightning.cli.configs import (
+    EXCLUSIVE,
+    ConfigFile,
+    Methods,
+    field_owners,
+    fit_slots,
+    hint,
+    merged,
+    preset_file,
+)
+from fedlightning.cli.flags import (
+    REQUIRED,
+    Flag,
+    assignments,
+    completed,
+    name_of,
+    no_such_flag,
+    of_dataclass,
+    parse,
+    show_help,
+)
+from fedlightning.cli.shared import RunFlags
 from fedlightning.errors import ConfigurationError
 
-GENERAL = (
-    Flag("method", str, "fedavg", "a method's name, or package.module:Class for one of your own"),
-    Flag("preset", str | None, None, "the setting in configs/<recipe>/<name>.yaml, e.g. A0d01C100, or such a file's path"),
-    Flag("config", Repeated, [], "YAML, e.g. a run's config.yaml; may be repeated: later ones win, and flags over them"),
-    Flag("name", str | None, None, "name of the run's folder instead of version_N"),
-    Flag("resume", str | None, None, "'last', or the path of a checkpoint"),
-    Flag("centralised", bool, False,
-         "train on the pooled data under lightning.Trainer, as many steps as all clients together"),
-    Flag("background", bool, False, "go on without the terminal, output to output.txt"),
-)  # fmt: skip
-"""The flags that every recipe has."""
-LABEL = Flag("label", str | None, None, "the partition's name in the run's folder")
+RUN = of_dataclass(RunFlags)
+"""The flags of every recipe."""
 TYPED = ("preset", "config", "background")
 """The flags that no file may set."""
 
@@ -40,14 +50,14 @@ class Program:
         path: its file.
         summary: the first line of its docstring.
         flags: its own.
-        method: the default of `--method`; None for a program that runs no single method.
-        defaults: for fields of all methods, and by a method's name for those of one.
+        runs_a_method: whether it is a recipe, which has the flags of every recipe and those of the chosen method.
+        defaults: for flags of every recipe, for fields of all methods, and by a method's name for those of one.
     """
 
     path: Path
     summary: str
     flags: Sequence[Flag]
-    method: str | None = "fedavg"
+    runs_a_method: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,7 +88,7 @@ class Command:
         methods: all methods.
 
     Raises:
-        ConfigurationError: a file cannot be read, or there is no such method or preset.
+        ConfigurationError: a file cannot be read, there is no such method or preset, or two flags have one name.
     """
 
     def __init__(self, program: Program, words: Sequence[str], methods: Methods) -> None:
@@ -90,22 +100,39 @@ class Command:
         self.preset = None if wish is None else ConfigFile.read(preset_file(program.path, wish))
         self.files = [self.preset, *configs] if self.preset else configs
         last = {key: value for file in self.files for key, value in file.values.items()}
-        wanted = str(first["method"] if first["method"] is not None else last.get("method", program.method))
+        usual = last.get("method", program.defaults.get("method", "fedavg"))
+        wanted = str(usual if first["method"] is None else first["method"])
         self.method = wanted if ":" in wanted else wanted.lower()
         self.flags = self._flags()
 
     def _flags(self) -> list[Flag]:
-        """All flags: those of every recipe, of this one, and of the method."""
-        general = [replace(flag, default=self.method) if flag.name == "method" else flag for flag in GENERAL]
-        own = {flag.name for flag in self.program.flags}
-        general += [LABEL] if "partition" in own else []
-        fields = self._fields()
-        for name in {flag.name for flag in fields} & (own | {flag.name for flag in general}):
+        """All flags: those of this recipe, of every recipe, and of the method."""
+        name, usual = self.program.name, {**self.program.defaults, "method": self.method}
+        own = _headed(self.program.flags, f"flags of {name}", usual)
+        divided = any(flag.name == "partition" for flag in own)
+        run = _headed([flag for flag in RUN if flag.name != "label" or divided], "flags of every recipe", usual)
+        flags = [*own, *run, *self._fields()]
+        self._check_names([flag.name for flag in own], [flag.name for flag in flags[len(own) + len(run) :]])
+        return flags
+
+    def _check_names(self, own: Sequence[str], fields: Sequence[str]) -> None:
+        """Check that no two flags have one name, and that the recipe's defaults are of flags that there are."""
+        name, run = self.program.name, [flag.name for flag in RUN]
+        for clash in set(own) & set(run):
             raise ConfigurationError(
-                f"A field of {self.method} must not have the name of a flag of {self.program.name}, but `{name}` has; "
-                "rename the field."
+                f"A parameter of {name} must not have the name of a flag of every recipe, but `{clash}` has; take "
+                f"`run.flags.{clash}`."
             )
-        return [*general, *self.program.flags, *fields]
+        for clash in set(fields) & {*own, *run}:
+            raise ConfigurationError(
+                f"A field of {self.method} must not have the name of a flag of {name}, but `{clash}` has; rename the field."
+            )
+        known = [*own, *run, *fields, *field_owners(self.methods), *self.methods.names(), self.method]
+        for given in self.program.defaults:
+            if given not in known:
+                raise ConfigurationError(
+                    f"run_recipe of {name} must name flags, but `{given}` is none; {hint(given, known, {})}"
+                )
 
     def _fields(self) -> list[Flag]:
         """The method's fields with the recipe's defaults.
@@ -113,19 +140,19 @@ class Command:
         A paper's default is stronger than a recipe's for all methods, and weaker than a recipe's for this one.
         """
         usual = {flag.name: flag.default for flag in self.methods.fields("fedavg")}
-        general = {name: value for name, value in self.program.defaults.items() if not isinstance(value, Mapping)}
-        own = self.program.defaults.get(self.method, {})
+        general, own = self.program.defaults, self.program.defaults.get(self.method, {})
         fields = []
         for flag in self.methods.fields(self.method):
             papers = flag.name not in usual or flag.default != usual[flag.name]
             default = flag.default if papers else general.get(flag.name, flag.default)
-            fields.append(replace(flag, default=own.get(flag.name, default)))
+            group = f"flags of {self.method} ({flag.group.rstrip('.')})"
+            fields.append(replace(flag, group=group, default=own.get(flag.name, default)))
         return fields
 
     def help(self) -> str:
         """What `--help` prints, with the files' values as defaults."""
-        settings, _ = self._settings({})
-        flags = [replace(flag, default=settings.get(flag.name, flag.default)) for flag in self.flags]
+        usual = self._above_defaults(self._settings({})[0])
+        flags = [replace(flag, default=usual.get(flag.name, REQUIRED)) for flag in self.flags]
         return show_help(self.program.name, self.program.summary, flags)
 
     def parse(self, gpus: int = 0) -> Parsed:
@@ -139,7 +166,13 @@ class Command:
         """
         typed = parse(self.words, self.flags, self._unknown)
         settings, notes = self._settings(typed, gpus)
-        return Parsed(completed({**settings, **typed, "method": self.method}, self.flags), notes)
+        values = self._above_defaults({**settings, **typed, "method": self.method})
+        return Parsed(completed(values, self.flags), notes)
+
+    def _above_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that are given, and the defaults of the other flags that have one."""
+        usual = {flag.name: flag.default for flag in self.flags if flag.default is not REQUIRED}
+        return {**dict.fromkeys(EXCLUSIVE), **merged([usual, given])}
 
     def _settings(self, typed: Mapping[str, Any], gpus: int = 0) -> tuple[dict[str, Any], list[str]]:
         """What the files set and nothing above them does, and the lines that say so."""
@@ -167,13 +200,18 @@ class Command:
         return no_such_flag(word, own, owners)
 
 
+def _headed(flags: Sequence[Flag], heading: str, usual: Mapping[str, Any]) -> list[Flag]:
+    """The flags under a heading of `--help`, with the recipe's defaults."""
+    return [replace(flag, group=heading, default=usual.get(flag.name, flag.default)) for flag in flags]
+
+
 def _listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items()) or "nothing that is not set again"
 
 
 def _first(words: Sequence[str]) -> dict[str, Any]:
     """The flags that decide which others there are, and what they are by default."""
-    deciding = {flag.name: flag for flag in GENERAL if flag.name in (*TYPED, "method")}
+    deciding = {flag.name: flag for flag in RUN if flag.name in (*TYPED, "method")}
     found: dict[str, Any] = {"method": None, "preset": None, "config": [], "background": False}
     for word, given in assignments(words):
         if flag := deciding.get(name_of(word)) if word.startswith("--") else None:

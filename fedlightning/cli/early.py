@@ -8,6 +8,7 @@ is said here, and `fedlightning.cli.recipe` reads the same from the live functio
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from fedlightning.cli import shared
 from fedlightning.cli.command import Command, Program, program_name
 from fedlightning.cli.flags import (
     REQUIRED,
@@ -23,6 +25,7 @@ from fedlightning.cli.flags import (
     completed,
     described,
     no_such_flag,
+    of_dataclass,
     parse,
     show_help,
     wants_help,
@@ -57,7 +60,7 @@ def refuse_mistakes() -> None:
 
 
 def _check(program: Program, words: Sequence[str]) -> None:
-    if program.method is None:
+    if not program.runs_a_method:
         if wants_help(words):
             _show(show_help(program.name, program.summary, program.flags))
         names = [flag.name for flag in program.flags]
@@ -84,24 +87,51 @@ def read_program(path: Path) -> Program | None:
     text = path.read_text(encoding="utf-8")
     if "run_recipe(" not in text and "run_program(" not in text:
         return None
-    tree = ast.parse(text)
+    tree = _Inlined(ast.parse(text)).tree
     call = next(filter(None, map(_ending, tree.body)), None)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     if call is None or not call.args or not isinstance(call.args[0], ast.Name) or call.args[0].id not in functions:
         return None
-    defaults = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-    if {"argv", "None"} & set(defaults):
+    defaults: dict[str, Any] = {}
+    for keyword in call.keywords:
+        defaults |= {keyword.arg: _literal(keyword.value)} if keyword.arg else dict(_literal(keyword.value))
+    if "argv" in defaults:
         return None
     function = functions[call.args[0].id]
     summary, helps = described(ast.get_docstring(function, clean=False))
-    arguments = function.args
-    flags = [
-        Flag(one.arg, _kind(one.annotation), REQUIRED if value is None else _literal(value), helps.get(one.arg, ""))
-        for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    ]
+    flags = [flag for one in function.args.args for flag in _shared(one)]
+    for one, value in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        default = REQUIRED if value is None else _literal(value)
+        flags.append(Flag(one.arg, _kind(one.annotation), default, helps.get(one.arg, "")))
     is_recipe = isinstance(call.func, ast.Name) and call.func.id == "run_recipe"
-    method = str(defaults.pop("method", "fedavg")) if is_recipe else None
-    return Program(path, summary, flags, method, defaults)
+    return Program(path, summary, flags, is_recipe, defaults)
+
+
+class _Inlined(ast.NodeTransformer):
+    """A source in which the names that it gives to values at its top are replaced by these values."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        given = [node for node in tree.body if isinstance(node, ast.Assign) and len(node.targets) == 1]
+        self._values = {ast.unparse(node.targets[0]): node.value for node in given}
+        self.tree: ast.Module = self.visit(tree)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """The value of a name that is read."""
+        return self._values.get(node.id, node) if isinstance(node.ctx, ast.Load) else node
+
+
+def _shared(parameter: ast.arg) -> list[Flag]:
+    """The flags of a parameter that takes some of those which recipes share; the run itself has none.
+
+    Raises:
+        Unclear: its type is another.
+    """
+    kind = ast.unparse(parameter.annotation) if parameter.annotation else ""
+    if kind == "Run":
+        return []
+    if not dataclasses.is_dataclass(vars(shared).get(kind)):
+        raise Unclear(kind)
+    return of_dataclass(vars(shared)[kind])
 
 
 def _ending(node: ast.stmt) -> ast.Call | None:

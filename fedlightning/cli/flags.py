@@ -436,7 +436,8 @@ def wants_help(words: Sequence[str]) -> bool:
 
 def show_help(program: str, summary: str, flags: Sequence[Flag]) -> str:
     """What `--help` prints."""
-    parser = argparse.ArgumentParser(prog=program, description=summary, add_help=False)
+    usage = "%(prog)s [--flag value] …"  # what is all listed below
+    parser = argparse.ArgumentParser(prog=program, usage=usage, description=summary, add_help=False)
     parser.add_argument("-h", "--help", action="help", help="show this help and end")
     groups: dict[str, Any] = {"": parser}
     for flag in flags:
@@ -466,19 +467,28 @@ def described(doc: str | None) -> tuple[str, dict[str, str]]:
     return text.split("\n")[0], helps
 
 
-def of_function(function: Callable[..., Any], skip: Collection[str] = ()) -> list[Flag]:
-    """The keyword-only parameters of a function, described in its docstring.
-
-    Args:
-        function: whose.
-        skip: names that are no flags.
-    """
+def of_function(function: Callable[..., Any]) -> list[Flag]:
+    """The keyword-only parameters of a function, described in its docstring, and the fields of parameters of a dataclass."""
     hints, (_, helps) = _hints(function), described(function.__doc__)
-    return [
-        Flag(name, hints.get(name, Any), REQUIRED if one.default is one.empty else one.default, helps.get(name, ""))
-        for name, one in inspect.signature(function).parameters.items()
-        if one.kind is one.KEYWORD_ONLY and name not in skip
-    ]
+    flags: list[Flag] = []
+    for name, one in inspect.signature(function).parameters.items():
+        kind = hints.get(name, Any)
+        if dataclasses.is_dataclass(kind):
+            flags += of_dataclass(typing.cast(type, kind))
+        elif one.kind is one.KEYWORD_ONLY:
+            flags.append(Flag(name, kind, REQUIRED if one.default is one.empty else one.default, helps.get(name, "")))
+    return flags
+
+
+def arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a function, from the values of the flags that `of_function` finds in it."""
+    hints, rest, made = _hints(function), dict(values), {}
+    for name in inspect.signature(function).parameters:
+        kind = hints.get(name, Any)
+        if dataclasses.is_dataclass(kind):
+            fields = {field.name: rest.pop(field.name) for field in dataclasses.fields(kind)}
+            made[name] = typing.cast(type, kind)(**fields)
+    return {**made, **rest}
 
 
 def of_dataclass(cls: type[Any]) -> list[Flag]:

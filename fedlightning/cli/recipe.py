@@ -1,7 +1,8 @@
-"""The command line of the recipes: a function's parameters and the chosen method's fields become flags."""
+"""The command line of the recipes: what every run has, a function's parameters and the chosen method's fields become flags."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import signal
 import sys
@@ -19,6 +20,7 @@ from fedlightning.cli.command import TYPED, Command, Program, program_name
 from fedlightning.cli.flags import (
     Flag,
     Gathered,
+    arguments,
     completed,
     described,
     no_such_flag,
@@ -30,49 +32,49 @@ from fedlightning.cli.flags import (
     wants_help,
 )
 from fedlightning.cli.run import Run
+from fedlightning.cli.shared import ImageFlags, RunFlags
 from fedlightning.data import parse_partition
 from fedlightning.errors import ConfigurationError, FedLightningError, first_line, out_of_memory
 from fedlightning.method import field_names
 from fedlightning.methods import method_named, method_names
 
-__all__ = ["Gathered", "Run", "call_program", "run_program", "run_recipe", "values_of"]
+__all__ = ["Gathered", "ImageFlags", "Run", "call_program", "run_program", "run_recipe", "values_of"]
 
 
-def run_recipe(
-    main: Callable[..., Any], *, method: str = "fedavg", argv: Sequence[str] | None = None, **defaults: Any
-) -> None:
-    """Parse the command line and call `main(method, run, **flags)`.
+def run_recipe(main: Callable[..., Any], *, argv: Sequence[str] | None = None, **defaults: Any) -> None:
+    """Parse the command line and call `main(run, …)`.
 
-    The flags are the keyword-only parameters of `main`, described in its docstring, and the fields of the chosen method.
-    Their values come from the recipe's defaults, the preset (see `fedlightning.cli.configs`), each `--config` and the command
-    line; the last of them wins. A mistake of the user's ends the program with one line and status 2, Ctrl-C with status 130,
-    SIGTERM with 143.
+    The flags are those of every recipe (`RunFlags`), the keyword-only parameters of `main`, described in its docstring, the
+    fields of its parameters of a dataclass such as `ImageFlags`, and the fields of the chosen method. Their values come
+    from the recipe's defaults, the preset (see `fedlightning.cli.configs`), each `--config` and the command line; the last of
+    them wins. A mistake of the user's ends the program with one line and status 2, Ctrl-C with status 130, SIGTERM with 143.
 
     Args:
         main: the recipe.
-        method: the default of `--method`.
         argv: the command line; the program's own by default.
-        **defaults: this recipe's defaults for fields of `FedMethod`, e.g. `lr=0.01`, where a method that sets its own keeps it;
-            and for any fields of one method, e.g. `fedprox={"mu": 1.0}`.
+        **defaults: this recipe's defaults for any flags, e.g. `rounds=200` or `method="fedprox"`; for fields of `FedMethod`, e.g.
+            `lr=0.01`, where a method that sets its own keeps it; and for fields of one method, e.g. `fedprox={"mu": 1.0}`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    recipe = Path(main.__code__.co_filename)
-    run = Run(recipe, "", "")
-    with _ended(recipe.stem, lambda: run.stopped):
-        program = Program(recipe, described(main.__doc__)[0], of_function(main, ("method", "run")), method, defaults)
+    path = Path(main.__code__.co_filename)
+    run: Run | None = None
+    with _ended(path.stem, lambda: run.stopped if run else "stopped."):
+        program = Program(path, described(main.__doc__)[0], of_function(main), defaults=defaults)
         command = Command(program, words, _Classes())
         if wants_help(words):
             print(command.help(), end="")  # noqa: T201
             raise SystemExit(0)
         if command.background and not Detach.wanted():
-            options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else [str(recipe)]
-            _leave(recipe.stem, [sys.executable, *options, *words])
+            options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else [str(path)]
+            _leave(path.stem, [sys.executable, *options, *words])
             return
         try:
-            run, values = _run(command)
-            _call(main, command, run, values)
+            run, own = _run(command)
+            main(run, **arguments(main, own))
+            run.check()
         except (FedLightningError, OSError):
-            run.discard()
+            if run:
+                run.discard()
             raise
 
 
@@ -159,18 +161,17 @@ class _Classes:
 
 
 def _run(command: Command) -> tuple[Run, dict[str, Any]]:
-    """The run that a command line asks for, and the flags of the recipe and of the method."""
+    """The run that a command line asks for, and the values of the recipe's own flags."""
     parsed = command.parse(torch.cuda.device_count())
-    values = {key: value for key, value in parsed.values.items() if key not in TYPED}
+    values = parsed.values
     _check_partition(command, values.get("partition"))
-    name, resume = values.pop("name"), values.pop("resume")
-    config = _as_yaml(values)
-    label, centralised, method = values.pop("label", None), values.pop("centralised"), values.pop("method")
-    kept = "centralised" if centralised else method_named(method).__name__.lower()
+    config = _as_yaml({key: value for key, value in values.items() if key not in ("name", "resume", *TYPED)})
     for note in parsed.notes:
         rank_zero_info(note)
-    path, partition = command.program.path, values.get("partition")
-    return Run(path, kept, config, name, resume, partition=partition, label=label, centralised=centralised), values
+    method = method_named(command.method)
+    fields = {name: values.pop(name) for name in field_names(method)}
+    options = {field.name: values.pop(field.name) for field in dataclasses.fields(RunFlags) if field.name in values}
+    return Run(command.program.path, RunFlags(**options), method(**fields), config), values
 
 
 def _check_partition(command: Command, partition: Any) -> None:
@@ -195,17 +196,6 @@ def _as_yaml(values: dict[str, Any]) -> str:
             "All flags must be plain numbers, words, lists and dictionaries, which config.yaml can hold, but one is not: "
             f"{' '.join(str(error).split())}; give such a field in Python, by FederatedTrainer.fit."
         ) from error
-
-
-def _call(main: Callable[..., Any], command: Command, run: Run, values: dict[str, Any]) -> None:
-    """Call the recipe."""
-    method = method_named(command.method)
-    fields = {field: values.pop(field) for field in field_names(method)}
-    main(method(**fields), run, **values)
-    if run.centralised and not run._trained:
-        raise ConfigurationError(
-            "A recipe must train by `run.fit(trainer, method, task, data, checkpoint)` for `--centralised`; this one does not."
-        )
 
 
 def _leave(recipe: str, command: Sequence[str]) -> None:

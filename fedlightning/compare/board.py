@@ -12,19 +12,17 @@ from rich.table import Table as Grid
 from fedlightning.compare.diary import Progress
 from fedlightning.compare.table import Outcome
 
-PAUSE = 20.0
-"""Seconds between the lines of runs that go on."""
-
 
 class Board:
     """The state of all runs: a live table of each comparison in a terminal, otherwise a line now and then.
 
     Args:
         console: where to.
+        pause: seconds between the lines of runs that go on.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, pause: float = 20.0) -> None:
+        self.console, self.pause = console or Console(highlight=False, soft_wrap=True), pause
         self.cells: dict[str, dict[tuple[str, int], str]] = {}
         self._live = Live(get_renderable=self.grids, console=self.console, refresh_per_second=4)
         self._spoken = perf_counter()
@@ -47,7 +45,7 @@ class Board:
     def goes_on(self, title: str, run: Progress) -> None:
         """A run of a comparison was evaluated."""
         text = f"{run.value:.4f}, round {run.round} of {run.rounds}"
-        self._set(title, run.name, run.seed, text, aloud=perf_counter() - self._spoken > PAUSE)
+        self._set(title, run.name, run.seed, text, aloud=perf_counter() - self._spoken > self.pause)
 
     def ended(self, title: str, run: Outcome) -> None:
         """A run of a comparison is finished, now or before."""

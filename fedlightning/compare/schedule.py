@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedlightning._checked import COUNT, checked
 from fedlightning._signals import stop_on_signal
 from fedlightning.compare.diary import Progress
 from fedlightning.compare.processes import Processes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 OnTable = Callable[[int, Table], None]
 
 
+@checked("comparisons", "on_table", jobs=COUNT)
 def run_together(comparisons: Sequence[Comparison], jobs: int = 1, on_table: OnTable | None = None) -> list[Table]:
     """Check several comparisons, run what is missing of them, and return their tables.
 

@@ -293,7 +293,7 @@ class FakeImages(ImageData):
             validation=validation,
             seed=seed,
         )
-        self.name = f"fake_{self.partition.name}"
+        self.name = f"fake-{self.partition.name}"
         self.num_train, self.num_test = num_train, num_test
         self.mean, self.std = (0.5,) * shape[0], (0.25,) * shape[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -92,11 +91,6 @@ class ClientMemory:
         if not place.host_bytes:
             return f"files in {place.directory}"
         return f"the host's memory up to {place.host_bytes / 2**30:.4g} GiB, beyond in a file in {place.directory}"
-
-    def bill(self, row: int, num_clients: int) -> str:
-        """What the rows of so many bytes take if all clients take part, and where they lie, in words."""
-        most = row * num_clients
-        return f"{_sized(row)} a client, at most {_sized(most)} in {self.describe(most)}" if row else "none"
 
     def clients(self) -> list[int]:
         """Those that took part."""
@@ -233,9 +227,3 @@ class _Store:
             column.extend(len(self._ids))
         self._ids.append(-1)
         return len(self._ids) - 1
-
-
-def _sized(count: int) -> str:
-    """E.g. "3.2 MiB"."""
-    power = min(int(math.log2(max(count, 1)) // 10), 4)
-    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

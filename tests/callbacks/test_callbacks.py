@@ -437,7 +437,9 @@ def test_the_time_that_compiling_takes_is_told_apart(tmp_path: Path, monkeypatch
 
 def test_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock(monkeypatch, "progress")
-    trainer = StandIn(tmp_path, [RoundProgress(), Sleeps(clock, itertools.repeat(2.0))], max_rounds=51).start()
+    trainer = StandIn(
+        tmp_path, [RoundProgress(story=False), Sleeps(clock, itertools.repeat(2.0))], max_rounds=51
+    ).start()
     trainer.log({"test/loss": 2.5})
     trainer.call("on_evaluation_end", {})
     for index in range(1, 52):
@@ -456,11 +458,11 @@ def test_time_left_is_robust_and_readable(
 ) -> None:
     clock = Clock(monkeypatch, "progress")
     seconds = [1.0] * 31 + [10000.0] + [1.0] * 40
-    trainer = StandIn(tmp_path, [RoundProgress(), Sleeps(clock, seconds)], max_rounds=10032).start()
+    trainer = StandIn(tmp_path, [RoundProgress(story=False), Sleeps(clock, seconds)], max_rounds=10032).start()
     for _ in range(32):
         trainer.step(clients=4)
-    # The hiccup counts as ten rounds: 10000 rounds of (31 + 10) / 32 s = 12812 s.
-    assert capsys.readouterr().out.splitlines()[-1].endswith("ETA 3:33:32")
+    # The hiccup counts as ten rounds, and the first round does not: 10000 rounds of (30 + 10) / 31 s = 12903 s.
+    assert capsys.readouterr().out.splitlines()[-1].endswith("ETA 3:35:03")
     for _ in range(40):
         trainer.step(clients=4)
     assert capsys.readouterr().out.splitlines()[-1].endswith("4 clients/s  ETA 2:46:00")
@@ -469,19 +471,44 @@ def test_time_left_is_robust_and_readable(
 def test_the_time_left_does_not_count_compiling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first round takes 2 s, of which compiling takes 1.5; the second one takes half a second, too."""
+    """The first round takes 92 s, of which compiling takes 1.5; the second one takes a second."""
     clock = Clock(monkeypatch, "progress")
-    trainer = StandIn(tmp_path, [Compiles(), RoundProgress(), Sleeps(clock, [2.0, 0.5])], max_rounds=42).start()
-    for left in ("0:20", "0:20"):
+    callbacks = [Compiles(), RoundProgress(story=False), Sleeps(clock, [92.0, 1.0])]
+    trainer = StandIn(tmp_path, callbacks, max_rounds=42).start()
+    for rate, left in ((0.044, "1:01:50"), (4, "0:40")):
         trainer.step({"test/accuracy": 0.5}, clients=4)
-        assert capsys.readouterr().out.splitlines()[-1].endswith(f"8 clients/s  ETA {left}")
+        assert capsys.readouterr().out.splitlines()[-1].endswith(f"{rate} clients/s  ETA {left}")
+
+
+def test_the_first_round_tells_no_time_left_unless_it_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten seconds may be those of what is done once."""
+    clock = Clock(monkeypatch, "progress")
+    trainer = StandIn(tmp_path, [RoundProgress(story=False), Sleeps(clock, [10.0, 1.0])], max_rounds=42).start()
+    trainer.step(clients=4)
+    assert capsys.readouterr().out.splitlines() == ["round 1/42  train/loss 1"]
+    trainer.step({"test/accuracy": 0.5}, clients=4)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("4 clients/s  ETA 0:40")
+
+
+def test_evaluations_have_a_line_each_second_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch, "progress")
+    trainer = StandIn(tmp_path, [RoundProgress(story=False), Sleeps(clock, itertools.repeat(0.3))], max_rounds=12)
+    trainer.start()
+    for index in range(12):
+        trainer.step({"test/accuracy": index / 12})
+    shown = [int(line.split()[1].split("/")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert shown == [4, 8, 12]
 
 
 def test_a_long_evaluation_and_a_long_round_say_how_far_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock(monkeypatch, "progress")
-    trainer = StandIn(tmp_path, [RoundProgress()], max_rounds=2).start()
+    trainer = StandIn(tmp_path, [RoundProgress(story=False)], max_rounds=2).start()
     for done in range(1000, 8001, 1000):
         clock.now += 10.0
         trainer.call("on_evaluation_progress", done, 8000)
@@ -511,7 +538,7 @@ def test_what_there_is_room_for_is_whole(width: int, shown: str) -> None:
 
 
 def test_says_why_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = StandIn(tmp_path, [RoundProgress()]).start()
+    trainer = StandIn(tmp_path, [RoundProgress(story=False)]).start()
     trainer.step()
     assert capsys.readouterr().out == ""
     trainer.should_stop, trainer.stop_reason = True, "[enough]"
@@ -526,7 +553,7 @@ def test_says_why_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_bar_in_a_terminal(tmp_path: Path, ends: tuple[Any, ...], width: int) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, force_interactive=True, width=width)
-    trainer = StandIn(tmp_path, [RoundProgress(console=console)], max_rounds=7).start()
+    trainer = StandIn(tmp_path, [RoundProgress(console=console, story=False)], max_rounds=7).start()
     for _ in range(5):
         trainer.step({"test/accuracy": 0.5}, clients=4)
     trainer.call(*ends)
@@ -543,7 +570,7 @@ def test_bar_advances_by_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     advanced: list[float] = []
     monkeypatch.setattr(Progress, "advance", lambda bar, task, by: advanced.append(by))
     console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True)
-    progress = RoundProgress(console=console)
+    progress = RoundProgress(console=console, story=False)
     trainer = StandIn(tmp_path, [progress], max_rounds=4).start()
     progress.on_round_start(trainer, Round(0, 10, 8, 0.1))
     for _ in range(3):
@@ -553,7 +580,7 @@ def test_bar_advances_by_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_progress_without_a_start_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    StandIn(tmp_path, [RoundProgress()]).call("on_exception", ValueError())
+    StandIn(tmp_path, [RoundProgress(story=False)]).call("on_exception", ValueError())
     assert capsys.readouterr().out == ""
     with pytest.raises(ConfigurationError, match="`refresh_rate` of RoundProgress"):
         RoundProgress(refresh_rate=0)

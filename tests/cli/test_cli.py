@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from recipe_runner import RECIPES, load
+from recipe_runner import RECIPES, load, run
 
-from fedlightning import Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer
+from fedlightning import Batching, Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer
 from fedlightning._signals import stop_on_signal
 from fedlightning.baselines import centralised
 from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.datasets import Synthetic
-from fedlightning.method import FedMethod
 from fedlightning.methods import method_names
 from fedlightning.models import LogisticRegression
 from fedlightning.server.checkpoint import load_checkpoint
@@ -37,7 +36,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def synthetic(*argv: str) -> None:
-    run_recipe(load("synthetic").main, argv=argv, lr=0.01)
+    run("synthetic", *argv)
 
 
 def folder(method: str = "fedavg", name: str = "version_0") -> Path:
@@ -89,13 +88,13 @@ def test_help_of_another_method_does_not(capsys: pytest.CaptureFixture[str]) -> 
         (["--slots", "both"], "A slot must be written like 'cuda:0/1'"),
         (
             ["--cohort-size", "many"],
-            "`cohort_size` of SlotStrategy must be 'auto' or a whole number of at least 1, but is 'many'.",
+            "`--cohort-size` must be a whole number or auto, but is 'many'; give e.g. `--cohort-size auto`, or leave it out.",
         ),
         (
             ["--local-steps", "2", "--local-epochs", "2"],
-            "Either `epochs` or `steps` may be given, but both are (2 and 2)",
+            "Either `epochs` or `steps` of Batching may be given, but both are (2 and 2)",
         ),
-        (["--batch-size", "0"], "`batch_size` of Synthetic must be at least 1, but is 0."),
+        (["--batch-size", "0"], "`size` of Batching must be at least 1, but is 0."),
         (["--resume", "last"], "`--resume last` needs a run with checkpoints/last.ckpt"),
         (["--resume", "no.ckpt"], "there is no file 'no.ckpt'"),
         (["--resume", ""], "`--resume` must be 'last' or a checkpoint's path, but there is no file ''"),
@@ -255,7 +254,8 @@ def contents(path: Path) -> dict[str, bytes]:
         (["--name", "mine", "--resume", "Last"], "`--resume` must be 'last' or a checkpoint's path, but there is no file 'Last'"),
         (["--name", "mine", "--resume", "last", "--lr", "0.5"], "`hyperparameters`"),
         (["--name", "mine", "--resume", "mine.ckpt", "--lr", "0.5"], "`hyperparameters`"),
-        (["--name", "mine", "--slots", "cuda:0"], "holds a run"),
+        (["--name", "mine", "--slots", "1"], "holds a run"),
+        (["--name", "mine", "--slots", "cuda:77"], "Slot 'cuda:77/0' needs device cuda:77"),
         (["--name", "notes", "--clients-per-round", "31"], "`clients_per_round` must be"),
         *((["--name", name, "--clients-per-round", "31"], "`--name` must be that of a folder, without") for name in ("", ".", "..", "a/b", "/tmp/a")),
     ],
@@ -318,11 +318,9 @@ def test_a_run_that_a_callback_refuses_leaves_no_folder(capsys: pytest.CaptureFi
         def on_fit_start(self, trainer: FederatedTrainer) -> None:
             raise ConfigurationError("mine must be otherwise")
 
-    def main(method: FedMethod, run: Run, *, rounds: int = 1) -> None:
-        data = Synthetic(1, 1, steps=1)
-        logger, checkpoint = run.open(data.name)
-        trainer = FederatedTrainer(rounds, 2, callbacks=[Refuses()], logger=logger)
-        run.fit(trainer, method, Classification(LogisticRegression.glorot(60, 10, 0)), data, checkpoint)
+    def main(run: Run) -> None:
+        task = Classification(LogisticRegression.glorot(60, 10, 0))
+        run.fit(task, Synthetic(1, 1, batching=run.batching), callbacks=[Refuses()])
 
     with pytest.raises(SystemExit) as caught:
         run_recipe(main, argv=[])
@@ -652,22 +650,22 @@ def rows(path: Path) -> dict[int, dict[str, str]]:
 def test_the_centralised_baseline_is_a_run_beside_the_others() -> None:
     argv = ["--rounds", "5", "--local-steps", "3", "--clients-per-round", "4", "--evaluate-every", "2", "--lr", "0.05"]
     synthetic("--centralised", *argv)
-    run = folder("centralised")
-    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
-    assert list(run.glob("events.out.tfevents.*"))
-    found = rows(run)
+    kept = folder("centralised")
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in kept.iterdir()}
+    assert list(kept.glob("events.out.tfevents.*"))
+    found = rows(kept)
     assert sorted(found) == [0, 1, 2, 3, 4, 5]
-    assert [step for step in found if found[step]["val/accuracy"]] == [0, 2, 4, 5]
+    assert [step for step in found if found[step]["test/accuracy"]] == [0, 2, 4, 5]
     assert [step for step in found if found[step]["train/loss"]] == [1, 2, 3, 4, 5]
-    assert float(found[5]["val/loss"]) < float(found[0]["val/loss"])
-    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert float(found[5]["test/loss"]) < float(found[0]["test/loss"])
+    state = torch.load(kept / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 5 * 4 * 3
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((kept / "config.yaml").read_text())
     assert (config["centralised"], config["method"]) == (True, "fedavg")
     synthetic(*argv)  # the same start model and test set
-    assert float(rows(folder())[0]["val/loss"]) == pytest.approx(float(found[0]["val/loss"]), rel=1e-5)
-    synthetic("--config", str(run / "config.yaml"))
-    assert rows(folder("centralised", "version_1"))[5]["val/loss"] == found[5]["val/loss"]
+    assert float(rows(folder())[0]["test/loss"]) == pytest.approx(float(found[0]["test/loss"]), rel=1e-5)
+    synthetic("--config", str(kept / "config.yaml"))
+    assert rows(folder("centralised", "version_1"))[5]["test/loss"] == found[5]["test/loss"]
 
 
 def test_the_baseline_takes_as_many_steps_as_all_clients_on_average(
@@ -677,7 +675,7 @@ def test_the_baseline_takes_as_many_steps_as_all_clients_on_average(
     monkeypatch.setattr(centralised, "_SECONDS_OF_SILENCE", 0.0)
     with caplog.at_level("INFO", "lightning.pytorch"):
         synthetic("--centralised", "--rounds", "2", "--local-epochs", "1", "--clients-per-round", "2")
-    data = Synthetic(1, 1, batch_size=10, epochs=1)
+    data = Synthetic(1, 1, batching=Batching(10, epochs=1))
     data.setup("fit")
     steps = round(2 * sum(-(-data.clients.size(client) // 10) for client in range(30)) / 30)
     state = torch.load(folder("centralised") / "checkpoints" / "last.ckpt", weights_only=True)
@@ -687,7 +685,7 @@ def test_the_baseline_takes_as_many_steps_as_all_clients_on_average(
 
 
 def test_the_number_of_steps_in_the_readme_is_that_of_the_recipe() -> None:
-    data = Synthetic(1, 1, batch_size=10, epochs=20)
+    data = Synthetic(1, 1, batching=Batching(10, epochs=20))
     data.setup("fit")
     found = centralised._steps_of_a_round(FederatedTrainer(2, 10), FedAvg(), data)
     assert f"which are {found:,} with the 20 epochs of `synthetic.py`" in (RECIPES.parent / "README.md").read_text()
@@ -700,10 +698,10 @@ def test_the_baseline_takes_the_methods_rate_decay_and_clipping() -> None:
     synthetic(*argv, "--lr", "0.1", "--lr-decay", "0.5", "--name", "annealed")
     synthetic(*argv, "--lr", "0.1", "--name", "plain")
     losses = {
-        name: float(rows(folder("centralised", name))[2]["val/loss"])
+        name: float(rows(folder("centralised", name))[2]["test/loss"])
         for name in ("clipped", "decayed", "annealed", "plain")
     }
-    assert losses["clipped"] == pytest.approx(float(rows(folder("centralised", "clipped"))[0]["val/loss"]), abs=1e-6)
+    assert losses["clipped"] == pytest.approx(float(rows(folder("centralised", "clipped"))[0]["test/loss"]), abs=1e-6)
     assert len(set(losses.values())) == 4
     first = {name: rows(folder("centralised", name))[1]["train/loss"] for name in ("annealed", "plain")}
     assert first["annealed"] == first["plain"]
@@ -715,10 +713,10 @@ def test_the_baseline_computes_in_the_runs_precision() -> None:
         synthetic("--centralised", *argv, "--precision", precision, "--name", precision)
     whole, half = (rows(folder("centralised", name)) for name in ("32-true", "bf16-mixed"))
     for step in (0, 1):
-        assert half[step]["val/loss"] != whole[step]["val/loss"]
-        assert float(half[step]["val/loss"]) == pytest.approx(float(whole[step]["val/loss"]), rel=2e-2)
+        assert half[step]["test/loss"] != whole[step]["test/loss"]
+        assert float(half[step]["test/loss"]) == pytest.approx(float(whole[step]["test/loss"]), rel=2e-2)
     synthetic(*argv, "--precision", "bf16-mixed")
-    assert float(rows(folder())[0]["val/loss"]) == pytest.approx(float(half[0]["val/loss"]), rel=1e-5)
+    assert float(rows(folder())[0]["test/loss"]) == pytest.approx(float(half[0]["test/loss"]), rel=1e-5)
 
 
 def test_the_baseline_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -728,12 +726,12 @@ def test_the_baseline_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_recipe_that_trains_by_itself_is_no_baseline(capsys: pytest.CaptureFixture[str]) -> None:
-    def main(method: FedMethod, run: Run, *, rounds: int = 1) -> None:
-        run.open("IIDC2")
+    def main(run: Run) -> None:
+        """Nothing."""
 
     with pytest.raises(SystemExit):
         run_recipe(main, argv=["--centralised"])
-    assert "must train by `run.fit(trainer, method, task, data, checkpoint)`" in capsys.readouterr().err
+    assert "must train by `run.fit(task, data)` for `--centralised`" in capsys.readouterr().err
     assert not list(Path().rglob("version_*"))
 
 
@@ -742,14 +740,14 @@ def test_a_recipe_that_trains_by_itself_is_no_baseline(capsys: pytest.CaptureFix
 )
 def test_every_recipe_leaves_it_to_the_command_line_how_it_trains(recipe: str) -> None:
     text = (RECIPES / f"{recipe}.py").read_text()
-    assert "run.fit(trainer, " in text
+    assert "run.fit(" in text
     assert "trainer.fit(" not in text
 
 
 @pytest.mark.parametrize(("method", "mu"), [("fedprox", 0.7), ("adaptivefedprox", 0.0)])
 def test_a_recipe_has_defaults_for_one_methods_own_fields(method: str, mu: float) -> None:
     argv = ["--method", method, "--rounds", "1", "--local-steps", "1", "--name", "own"]
-    run_recipe(load("synthetic").main, argv=argv, lr=0.02, fedprox={"mu": 0.7})
+    run("synthetic", *argv, lr=0.02, fedprox={"mu": 0.7})
     (path,) = Path("logs").rglob("own/config.yaml")
     config = yaml.safe_load(path.read_text())
     assert (config["mu"], config["lr"]) == (mu, 0.02)

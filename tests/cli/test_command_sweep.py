@@ -3,17 +3,16 @@
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_runner import RECIPES, load, path_of, programs
+from recipe_runner import load, path_of, programs
 
-from fedlightning import ConfigurationError, FederatedTrainer
-from fedlightning.cli.command import GENERAL, Command
+from fedlightning import ConfigurationError, FederatedTrainer, datasets
+from fedlightning.cli.command import RUN, Command
 from fedlightning.cli.early import Sources, read_program
 from fedlightning.cli.flags import Flag, members
 from fedlightning.cli.recipe import call_program, run_recipe
@@ -29,7 +28,7 @@ VALUES = (
 def flags_of(name: str, method: str = "fedavg") -> list[Flag]:
     program = read_program(path_of(name))
     assert program
-    return list(program.flags) if program.method is None else Command(program, ["--method", method], Sources()).flags
+    return Command(program, ["--method", method], Sources()).flags if program.runs_a_method else list(program.flags)
 
 
 def is_one_line_with_a_remedy(text: str) -> bool:
@@ -104,6 +103,8 @@ LEGAL = {
     "server_lr": {"1.5", "99999999999999999999"}, "lr_decay": {"1.5"},
     "data_alpha": {"0", "-0", "1.5", "99999999999999999999"}, "data_beta": {"0", "-0", "1.5", "99999999999999999999"},
     "iid": {"true"}, "drop_stragglers": {"true"}, "dissimilarity": {"true"}, "centralised": {"true"},
+    "batch_size": {"null"}, "drop_last": {"true"}, "evaluate_train": {"true"}, "partition_seed": {"0", "-0", "null"},
+    "data_dir": {*VALUES} - {"\udcff"},  # nothing is read
 }  # fmt: skip
 """The values above that a flag of synthetic.py may have."""
 WHOLE = [flag.name for flag in flags_of("synthetic") if flag.name != "background"]
@@ -122,7 +123,7 @@ def test_what_a_flag_of_synthetic_cannot_be_is_refused_before_the_first_round(
 
 IMAGES = {
     "label": LEGAL["name"], "data": set(), "augment": {"true"}, "partition": set(), "model": set(), "groups": {"null"},
-    "positions": {"null"}, "crop": {"null"},
+    "positions": {"null"}, "crop": {"null"}, "validation": {"0", "-0"},
     "data_dir": {"", *VALUES} - {"\udcff"},  # made-up images need none
 }  # fmt: skip
 
@@ -136,7 +137,7 @@ def test_what_a_flag_of_a_recipe_of_images_cannot_be_is_refused_before_the_first
     if name not in {flag.name for flag in flags_of(recipe)}:
         pytest.skip(f"{recipe} has no {name}")
     module = load(recipe)
-    monkeypatch.setattr(module, "FakeImages", partial(FakeImages, num_train=200, num_test=20))
+    monkeypatch.setattr(datasets, "FakeImages", partial(FakeImages, num_train=200, num_test=20))
     usual = [
         "--data",
         "fake",
@@ -159,11 +160,11 @@ def test_what_a_flag_of_a_recipe_of_images_cannot_be_is_refused_before_the_first
     ("words", "message"),
     [
         ("--groups 0", "`groups` of build_model must be at least 1, but is 0"), ("--groups 5", "`groups` of CNN must divide its 32 channels, but is 5; use"),
-        ("--model resnet18 --groups 0", "`groups` of build_model must be at least 1, but is 0"), ("--crop 1000", "`crop` of FakeImages must be in [1, 32]"),
+        ("--model resnet18 --groups 0", "`groups` of build_model must be at least 1, but is 0"), ("--crop 1000", "`size` of TFFCifar must be in [1, 32]"),
         ("--model lenet --crop 10", "`size` of LeNet must be"), ("--model lenet --groups 2", "`groups` must be left out for model 'lenet'"),
         ("--clients-per-round 0", "`clients_per_round` must be in 1…10, but is 0; use a number from 1 to 10."),
-        ("--partition IIDC999", "999"), ("--local-steps 0", "`steps` of FakeImages must be at least 1, but is 0"),
-        ("--local-steps 2 --local-epochs 2", "Either `epochs` or `steps` may be given"),
+        ("--partition IIDC999", "999"), ("--local-steps 0", "`steps` of Batching must be in [1, 1000000], but is 0"),
+        ("--local-steps 2 --local-epochs 2", "Either `epochs` or `steps` of Batching may be given"),
         ("--model mlp --positions true", "`positions` must be left out for model 'mlp'"),
     ],
 )  # fmt: skip
@@ -171,24 +172,28 @@ def test_values_that_do_not_fit_one_another_are_refused_before_the_first_round(
     words: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = load("cifar10")
-    monkeypatch.setattr(module, "FakeImages", partial(FakeImages, num_train=200, num_test=20))
+    monkeypatch.setattr(datasets, "FakeImages", partial(FakeImages, num_train=200, num_test=20))
     usual = "--data fake --partition IIDC10 --clients-per-round 1 --model cnn --runner loop".split()
     said = refused(module.main, [*usual, *words.split()], capsys)
     assert said
     assert message in said
 
 
-def test_the_general_flags_are_those_of_every_recipe() -> None:
-    names = [flag.name for flag in GENERAL]
+def test_every_recipe_has_the_flags_of_a_run_after_its_own() -> None:
+    names = [flag.name for flag in RUN]
     for name in programs():
         program = read_program(path_of(name))
         assert program
-        if program.method is not None:
-            assert [flag.name for flag in flags_of(name)][: len(names)] == names
+        if program.runs_a_method:
+            own, found = len(program.flags), [flag.name for flag in flags_of(name)]
+            assert found[:own] == [flag.name for flag in program.flags]
+            divided = "partition" in found
+            there = [flag for flag in names if flag != "label" or divided]
+            assert found[own : own + len(there)] == there
 
 
 BASES = {
-    "compare": "--methods fedavg", "methods": "--dataset synthetic --methods fedavg --out o",
+    "compare": "--methods fedavg",
     "reproductions.client_optima": "", "reproductions.fedprox": "--figure 2",
 }  # fmt: skip
 TAKEN = {
@@ -210,7 +215,6 @@ def test_what_a_flag_of_a_program_cannot_be_is_refused_before_its_first_run(
         raise Reached
 
     monkeypatch.setattr(FederatedTrainer, "_run", begin)
-    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
     main, taken = load(name).main, set()
     for number, value in enumerate(VALUES):
         (tmp_path / str(number)).mkdir()

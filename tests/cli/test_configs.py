@@ -1,12 +1,13 @@
 """Configuration files: presets, the layers, what is refused with its line, and every file that is there."""
 
 import inspect
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from recipe_runner import RECIPES
+from recipe_runner import RECIPES, load
 
 from fedlightning import ConfigurationError, FedAvg, FedMethod, FedProx
 from fedlightning.cli.configs import ConfigFile, fit_slots, merged, preset_file
@@ -29,16 +30,19 @@ def main_of(recipe: Path) -> Any:
 
 
 def flags(recipe: Path, *argv: str) -> tuple[FedMethod, Run, dict[str, Any]]:
-    """What a recipe would be called with."""
+    """What a recipe would be called with: the method, the run, and the values of its own and of every recipe's flags."""
     seen: list[Any] = []
     main = main_of(recipe)
 
-    def caught(*arguments: Any, **values: Any) -> None:
-        seen.append((*arguments, values))
+    def caught(run: Run, **arguments: Any) -> None:
+        own = {key: vars(value) if is_dataclass(value) else {key: value} for key, value in arguments.items()}
+        values = {key: value for found in own.values() for key, value in found.items()}
+        seen.append((run.method, run, {**vars(run.flags), **values}))
         raise Called
 
     caught.__code__ = caught.__code__.replace(co_filename=str(recipe))
     caught.__wrapped__, caught.__doc__ = main, main.__doc__  # type: ignore[attr-defined]
+    caught.__annotations__ = main.__annotations__
     caught.__signature__ = inspect.signature(main)  # type: ignore[attr-defined]
     with pytest.raises(Called):
         run_recipe(caught, argv=argv)
@@ -46,12 +50,11 @@ def flags(recipe: Path, *argv: str) -> tuple[FedMethod, Run, dict[str, Any]]:
 
 
 RECIPE = '''
-def main(method, run, *, partition: str = "A0d10C100", model: str = "lenet", rounds: int = 200, slots: str = "auto",
-         clients_per_round: int | float = 10, local_epochs: int | None = None, local_steps: int | None = None) -> None:
+def main(run, *, partition: str = "A0d10C100", model: str = "lenet") -> None:
     """A recipe.
 
     Args:
-        rounds: in all.
+        model: which.
     """
 '''
 
@@ -123,6 +126,8 @@ def test_naming_a_default_changes_nothing(recipe_name: str) -> None:
     _, run, values = flags(path)
     given = {**values, **{key: getattr(flags(path)[0], key) for key in ("lr", "weighting")}}
     for key, value in given.items():
+        if key in ("config", "preset", "background", "name", "resume"):  # which are no settings
+            continue
         word = "null" if value is None else str(value)
         assert flags(path, f"--{key.replace('_', '-')}", word)[1].config == run.config, key
 
@@ -196,7 +201,7 @@ def test_another_partition_above_a_preset_counts(recipe: Path, tmp_path: Path, g
     (tmp_path / "my.yaml").write_text("partition: IIDC7\n")
     more = ("--partition", "IIDC7") if give == "flag" else ("--config", str(tmp_path / "my.yaml"))
     _, run, values = flags(recipe, "--preset", "Mine", *more)
-    assert (values["partition"], values["rounds"], run.label) == ("IIDC7", 9, None)
+    assert (values["partition"], values["rounds"], run.flags.label) == ("IIDC7", 9, None)
 
 
 def test_a_partition_in_a_config_reads_no_preset(recipe: Path, tmp_path: Path) -> None:
@@ -215,17 +220,24 @@ def test_epochs_above_clear_the_steps_below(recipe: Path, tmp_path: Path, give: 
     assert (values["local_epochs"], values["local_steps"]) == (2, None)
 
 
-def test_a_name_of_ones_own_may_stand_for_a_partition(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(recipe.parent)
+def test_a_name_of_ones_own_may_stand_for_a_partition(recipe: Path, tmp_path: Path) -> None:
     write(recipe, "Mine", "partition: H0d30C50\nrounds: 9\n")
     _, run, values = flags(recipe, "--preset", "Mine")
-    assert (values["partition"], values["rounds"], "label" in values) == ("H0d30C50", 9, False)
-    run.open("fake-H0d30C50")
-    assert run.folder == Path("logs/tiny/fake-Mine/fedavg/version_0")
-    _, again, values = flags(recipe, "--config", str(run.folder / "config.yaml"))
-    assert values["partition"] == "H0d30C50"
-    again.open("fake-H0d30C50")
-    assert again.folder == Path("logs/tiny/fake-Mine/fedavg/version_1")
+    assert (values["partition"], values["rounds"], values["label"]) == ("H0d30C50", 9, "Mine")
+    (tmp_path / "mine.yaml").write_text(run.config)
+    _, again, values = flags(recipe, "--config", str(tmp_path / "mine.yaml"))
+    assert (values["partition"], again.flags.label) == ("H0d30C50", "Mine")
+
+
+def test_the_name_of_ones_own_stands_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("partition: IIDC4\n")
+    few = ["--data", "fake", "--rounds", "1", "--local-steps", "1", "--clients-per-round", "1"]
+    run_recipe(load("cifar100").main, argv=["--preset", "mine.yaml", *few])
+    (folder,) = Path("logs/cifar100").glob("*/fedavg/version_*")
+    assert folder == Path("logs/cifar100/fake-mine/fedavg/version_0")
+    run_recipe(load("cifar100").main, argv=["--config", str(folder / "config.yaml")])
+    assert Path("logs/cifar100/fake-mine/fedavg/version_1").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -299,7 +311,7 @@ def test_slots_of_a_file_are_mapped_onto_the_machine(wish: Any, gpus: int, cores
 def test_slots_of_the_command_line_are_left_as_they_are(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(recipe, "A0d01C100", 'slots: {"cuda:70": 2}\n')
     with caplog.at_level("INFO", "lightning.pytorch"):
-        assert flags(recipe, "--preset", "A0d01C100", "--slots", "cuda:71/0")[2]["slots"] == "cuda:71/0"
+        assert flags(recipe, "--preset", "A0d01C100", "--slots", "cpu/7")[2]["slots"] == "cpu/7"
     assert "in the place of" not in caplog.text
     with caplog.at_level("INFO", "lightning.pytorch"):
         assert flags(recipe, "--preset", "A0d01C100")[2]["slots"] == "auto"
@@ -346,7 +358,7 @@ def test_every_file_is_taken_by_its_recipe_and_its_methods(path: Path) -> None:
         assert {key: values.get(key, getattr(method, key, None)) for key in plain} == plain | {
             key: value for key, value in own.items() if key in plain
         }
-        assert run.method == name
+        assert run.flags.method == name
 
 
 def test_every_model_of_a_file_is_known() -> None:

@@ -4,11 +4,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from recipe_runner import RECIPES, load
+from recipe_runner import RECIPES, run
 
-from fedlightning import Callback
+from fedlightning import Callback, datasets
 from fedlightning.cli.configs import ConfigFile
-from fedlightning.cli.recipe import run_recipe
 from fedlightning.data import parse_partition
 from fedlightning.datasets import FakeImages
 
@@ -26,12 +25,12 @@ def case(path: Path) -> object:
 def test_a_round_of_every_file(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its model, its method fields and its partition, on this machine's slots."""
     monkeypatch.chdir(tmp_path)
-    recipe, file = load(path.parent.name), ConfigFile.read(path)
+    file = ConfigFile.read(path)
     images = 3 * parse_partition(file.values.get("partition", path.stem)).num_clients  # type: ignore[attr-defined]
-    monkeypatch.setattr(recipe, "FakeImages", partial(FakeImages, num_train=max(images, 200), num_test=4))
-    monkeypatch.setattr(recipe, "ModelCheckpoint", lambda **_: Callback())  # up to a gigabyte for a ViT
+    monkeypatch.setattr(datasets, "FakeImages", partial(FakeImages, num_train=max(images, 200), num_test=4))
+    monkeypatch.setattr("fedlightning.cli.run.ModelCheckpoint", lambda **_: Callback())  # up to a gigabyte for a ViT
     methods = file.values.get("methods") or {}
     name = next((name for name in ("fedprox", "fedlesam", "fedadam") if name in methods), "fedavg")
-    run_recipe(recipe.main, argv=["--preset", path.stem, "--method", name, *SMALL])
+    run(path.parent.name, "--preset", path.stem, "--method", name, *SMALL)
     (table,) = tmp_path.rglob("metrics.csv")
     assert len(table.read_text().splitlines()) >= 3

@@ -1,14 +1,12 @@
-"""What a recipe says at the end of its run, and that the command it names goes on with it."""
+"""What a recipe says before and after its run, and that the command it names at the end goes on with it."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from recipe_runner import RECIPES, load
+from recipe_runner import RECIPES, run
 
-from fedlightning import Callback, ModelCheckpoint
-from fedlightning.cli.ending import again, clock, ending
 from fedlightning.cli.recipe import run_recipe
 from fedlightning.server.checkpoint import load_checkpoint
 
@@ -16,7 +14,7 @@ QUICK = ["--local-steps", "1", "--rounds", "3", "--runner", "loop"]
 
 
 def synthetic(*argv: str) -> None:
-    run_recipe(load("synthetic").main, argv=argv, lr=0.01)
+    run("synthetic", *argv)
 
 
 @pytest.fixture(autouse=True)
@@ -24,16 +22,22 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_run_ends_with_its_folder_its_metric_and_two_commands(
+def test_a_run_says_what_it_is_and_ends_with_two_commands(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     synthetic("--method", "fedprox", "--mu", "0.5", *QUICK)
-    where, metric, look, go_on = capsys.readouterr().out.splitlines()[-4:]
+    lines = capsys.readouterr().out.splitlines()
     folder = Path("logs/synthetic/synthetic_1_1/fedprox/version_0")
-    assert re.fullmatch(rf"The run is in {folder}; it took 0:\d\d\.", where)
-    assert re.fullmatch(r"val/accuracy 0\.\d+ after round 3, best 0\.\d+ after round \d\.", metric)
-    assert look == f"Look at it:    tensorboard --logdir {folder}"
-    command = shlex.split(go_on.removeprefix("Go on with it: "))
+    assert lines[0] == "Method  FedProx with lr 0.01, mu 0.5"
+    assert lines[1].startswith("Data    synthetic_1_1: 30 clients with ")
+    assert lines[4] == f"Folder  {folder}"
+    assert lines[5].startswith("round 0/3  test/loss ")
+    took, metric, where, look, go_on = lines[-5:]
+    assert re.match(r"Took    0:\d\d for 3 rounds; clients received ", took)
+    assert re.fullmatch(r"Metric  test/accuracy 0\.\d+ after round 3, best 0\.\d+ after round \d", metric)
+    assert where == f"Folder  {folder}"
+    assert look == f"Look    tensorboard --logdir {folder}"
+    command = shlex.split(go_on.removeprefix("Go on"))
     assert command[:2] == ["python", str(RECIPES / "synthetic.py")]
     with caplog.at_level("INFO", "lightning.pytorch"):
         synthetic(*command[2:])
@@ -54,32 +58,26 @@ def test_the_newest_run_is_named_where_none_is(caplog: pytest.LogCaptureFixture)
 def test_the_baseline_ends_so_too_but_does_not_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     synthetic("--centralised", "--rounds", "2", "--local-steps", "1", "--clients-per-round", "2")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "Look at it:    tensorboard --logdir logs/synthetic/synthetic_1_1/centralised/version_0"
-    assert lines[-2].startswith("val/accuracy 0.")
+    folder = "logs/synthetic/synthetic_1_1/centralised/version_0"
+    assert lines[-1] == f"Look    tensorboard --logdir {folder}"
+    assert lines[-2] == f"Folder  {folder}"
+    assert lines[-3].startswith("Metric  test/accuracy 0.")
 
 
-@pytest.mark.parametrize(
-    ("table", "callbacks", "line"),
-    [
-        ("step,val/accuracy,val/loss\n0,0.1,3\n1,0.5,2\n2,0.4,1\n", [], "val/accuracy 0.4 after round 2, best 0.5 after round 1."),
-        ("step,val/loss\n0,3\n1,1\n2,2\n", [], "val/loss 2 after round 2, best 1 after round 1."),
-        ("step,val/loss,val/accuracy\n0,3,1\n1,1,2\n", [ModelCheckpoint(monitor="val/loss", mode="min")], "val/loss 1 after round 1, best 1 after round 1."),
-        ("step,val/accuracy\n0,0.5\n1,\n2,0.5\n", [Callback()], "val/accuracy 0.5 after round 2, best 0.5 after round 0."),
-        ("step\n0\n", [], None), ("nonsense\0\n", [], None), (None, [], None), ("step,val/accuracy\n0,x\n", [], None),
-    ],
-)  # fmt: skip
-def test_the_metric_is_that_which_is_watched(
-    table: str | None, callbacks: list[Callback], line: str | None, tmp_path: Path
+def test_words_with_spaces_are_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic("--name", "my run", *QUICK)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("Go on"))
+    assert command[2:] == ["--config", "logs/synthetic/synthetic_1_1/fedavg/my run/config.yaml", "--rounds", "6",
+                           "--resume", "last", "--name", "my run"]  # fmt: skip
+
+
+def test_a_recipe_below_the_working_directory_is_named_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    if table is not None:
-        (tmp_path / "metrics.csv").write_text(table)
-    lines = ending(tmp_path, callbacks, 61.2, None).splitlines()
-    assert lines[0] == f"The run is in {tmp_path}; it took 1:01."
-    assert lines[1:-1] == ([line] if line else [])
-
-
-def test_words_with_spaces_are_quoted() -> None:
-    command = again(Path("my recipes/a.py"), Path("logs/my run"), 8)
-    assert shlex.split(command) == ["python", "my recipes/a.py", "--config", "logs/my run/config.yaml", "--rounds", "8",
-                                    "--resume", "last", "--name", "my run"]  # fmt: skip
-    assert clock(3723) == "1:02:03"
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    path = tmp_path / "mine.py"
+    path.write_text((RECIPES / "synthetic.py").read_text())
+    spec = {"__name__": "mine"}
+    exec(compile(path.read_text(), str(path), "exec"), spec)
+    run_recipe(spec["main"], argv=QUICK)  # type: ignore[arg-type]
+    assert "Go on   python mine.py --config " in capsys.readouterr().out

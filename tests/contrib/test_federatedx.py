@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe_runner import load
+from recipe_runner import run
 
 from fedlightning import ConfigurationError
-from fedlightning.cli.recipe import run_recipe
 from fedlightning.contrib.federatedx import parse_command, read, translate
 from fedlightning.contrib.federatedx.__main__ import main
 from fedlightning.contrib.federatedx.tables import READ
@@ -358,6 +357,6 @@ def test_what_was_written_is_a_preset(
     monkeypatch.chdir(tmp_path)
     words = [*first.split()[2:], "--rounds", "1", "--local-steps", "1", "--clients-per-round", "1", "--data", "fake"]
     with caplog.at_level("INFO", "lightning.pytorch"):
-        run_recipe(load("fashion_mnist").main, argv=words)
+        run("fashion_mnist", *words)
     assert f"preset {out} sets partition A0d10C30, method fedavg, slots cpu/0, model cnn, lr 0.01\n" in caplog.text
     assert (tmp_path / "logs" / "fashion_mnist" / "fake-a" / "fedavg" / "version_0" / "metrics.csv").is_file()

@@ -279,7 +279,7 @@ def test_fake_images_are_learnable_and_addressed():
     assert data.train.inputs.shape == (203, 3, 8, 9)
     assert data.train.inputs.dtype is torch.uint8
     assert set(torch.bincount(data.train.targets).tolist()) == {40, 41}
-    assert (data.classes, data.shape, data.name) == (5, (3, 8, 9), "fake_IIDC4")
+    assert (data.classes, data.shape, data.name) == (5, (3, 8, 9), "fake-IIDC4")
     assert torch.equal(data.train.inputs, make().train.inputs)
     assert not torch.equal(data.train.inputs, make(seed=1).train.inputs)
     assert not torch.equal(data.train.inputs[:50], data.test.inputs)

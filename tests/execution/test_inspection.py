@@ -23,7 +23,7 @@ from fedlightning import (
     RoundState,
     TensorData,
 )
-from fedlightning.evaluation.pooled import Evaluation
+from fedlightning.evaluation.pooled import GlobalEvaluator
 from fedlightning.execution.auto import AutoRules
 from fedlightning.execution.inspection import inspect
 from fedlightning.execution.runners.compiled.build import Order
@@ -298,8 +298,8 @@ def test_a_callback_may_use_the_slots_while_clients_train(slots: int) -> None:
             self.accuracies: list[float] = []
 
         def on_cohort_end(self, trainer: FederatedTrainer, cohort: object) -> None:
-            evaluation = Evaluation(trainer.strategy, task(), trainer.data, ("test",))
-            metrics = evaluation.run(trainer.state.server.x, trainer.state.buffers)
+            evaluation = GlobalEvaluator(trainer.strategy, task(), trainer.data, ("test",))
+            metrics = evaluation.score(trainer.state.server.x, trainer.state.buffers)
             self.accuracies.append(metrics["test/accuracy"])
             assert list(trainer.strategy.map([lambda worker: 1, lambda worker: 2])) == [1, 2]
             next(trainer.strategy.map([lambda worker: 3, lambda worker: 4]))  # the other one is given up

@@ -91,3 +91,17 @@ class Broken(FedAvg):
         if round.index == 1:
             raise RuntimeError("no such thing")
         return super().on_aggregate(server, mean, round)
+
+
+class Dots(FedAvg):
+    """Takes a step that depends on a sum over all weights."""
+
+    def on_aggregate(self, server: Any, mean: Any, round: Any) -> Any:
+        return super().on_aggregate(server, mean.replace(delta=mean.delta * (1 + mean.delta.dot(mean.delta))), round)
+
+
+def wide_task(seed: int) -> Classification:
+    """So many weights that torch sums over them in several threads."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Classification(nn.Sequential(nn.Linear(4, 20_000), nn.ReLU(), nn.Linear(20_000, 3)))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recipe_runner
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipe_runner import load
 from small_runs import fit
 from torch import Tensor, nn
 
@@ -26,7 +26,6 @@ from fedlightning import (
     State,
 )
 from fedlightning.callbacks.base import Callback
-from fedlightning.cli.recipe import run_recipe
 from fedlightning.data.module import Examples, FederatedDataModule
 from fedlightning.data.partition import Partition
 from fedlightning.data.tensors import TensorData
@@ -910,7 +909,7 @@ def test_feddane_follows_its_reference_on_identical_devices(
     """Training loss after 20 and 50 rounds, of an independent program with other batches (see test_curves.py)."""
     monkeypatch.chdir(tmp_path)
     argv = ["--method", "feddane", "--mu", "0", "--rounds", "50", "--iid", "true", "--evaluate-every", "10"]
-    run_recipe(load("synthetic").main, argv=[*argv, "--seed", str(seed)], lr=0.01)
+    recipe_runner.run("synthetic", *argv, "--seed", str(seed))
     (table,) = tmp_path.rglob("metrics.csv")
     found = {int(row["step"]): row["train_all/loss"] for row in csv.DictReader(table.read_text().splitlines())}
     assert (float(found[20]), float(found[50])) == pytest.approx(losses, abs=0.002)

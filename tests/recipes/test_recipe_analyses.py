@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_runner import RECIPES, load
+from recipe_runner import load, run
 
 from fedlightning import ConfigurationError
-from fedlightning.cli.recipe import call_program, run_recipe
+from fedlightning.cli.recipe import call_program
 
 PICTURES = ["angles", "landscape", "optima", "partition"]
 SMALL = ["--rounds", "2", "--local-steps", "1", "--passes", "2", "--measured-clients", "2", "--resolution", "2"]
@@ -17,7 +17,7 @@ SMALL = ["--rounds", "2", "--local-steps", "1", "--passes", "2", "--measured-cli
 
 def analyse(*flags: str) -> tuple[list[str], list[dict[str, str]]]:
     """Run the recipe; the pictures it leaves, and the rows of its metrics."""
-    run_recipe(load("analyses").main, argv=[*flags, *SMALL], lr=0.02)
+    run("analyses", *flags, *SMALL)
     (folder,) = Path("logs/analyses").glob("*/*/version_0")
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     return sorted(path.stem for path in folder.glob("*.png")), rows
@@ -50,7 +50,6 @@ def test_the_comparison_says_in_one_line_that_it_needs_matplotlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
         ConfigurationError, match=r'^compare draws with matplotlib, .* run `pip install -e "\.\[figures\]"`\.$'
@@ -65,7 +64,7 @@ def test_so_does_the_recipe_of_the_analyses(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit) as caught:
-        run_recipe(load("analyses").main, argv=["--data", "synthetic", "--rounds", "1"])
+        run("analyses", "--data", "synthetic", "--rounds", "1")
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert 'run `pip install -e ".[figures]"`' in line

@@ -1,8 +1,6 @@
-"""The program that compares methods and sweeps what they depend on."""
+"""The program that compares methods, tunes them, and sweeps what they depend on."""
 
 import csv
-import importlib
-import io
 import json
 import math
 import os
@@ -14,13 +12,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from recipe_runner import RECIPES, load
-from rich.console import Console
+from recipe_runner import RECIPES, load, run
 
 from fedlightning import Classification, ConfigurationError, Dissimilarity, FedAvg, FederatedTrainer
-from fedlightning.cli.early import read_program
-from fedlightning.cli.recipe import call_program, run_recipe, values_of
-from fedlightning.compare import Outcome, Table
+from fedlightning.cli.recipe import call_program, values_of
+from fedlightning.compare import figures
+from fedlightning.compare.settings import data_of, task_of, values_of_all
+from fedlightning.data import Batching
 from fedlightning.datasets import FakeImages
 from fedlightning.loggers import run_loggers
 from fedlightning.models import build_model
@@ -35,23 +33,7 @@ DATA = os.environ.get("FEDLIGHTNING_DATA")
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])
-    return importlib.import_module("compare")
-
-
-@pytest.fixture
-def settings(recipe: ModuleType) -> ModuleType:
-    return importlib.import_module("comparison.settings")
-
-
-@pytest.fixture
-def sweeps(recipe: ModuleType) -> ModuleType:
-    return importlib.import_module("comparison.sweeps")
-
-
-@pytest.fixture
-def figures(recipe: ModuleType) -> ModuleType:
-    return importlib.import_module("comparison.figures")
+    return load("compare")
 
 
 def options(recipe: ModuleType, *words: str) -> SimpleNamespace:
@@ -82,9 +64,11 @@ def test_what_a_comparison_leaves(recipe: ModuleType, tmp_path: Path, capsys: py
     for row, folder in zip(rows, ("fedavg", "fedadam_server_lr=0.05", "fedavg_2"), strict=True):
         logs = [read(Path("o/runs", folder, f"seed_{seed}", "metrics.csv")) for seed in (0, 3)]
         assert [len(log) for log in logs] == [3, 3]
-        assert float(row["final"]) == pytest.approx(sum(float(log[-1]["val/accuracy"]) for log in logs) / 2, abs=1e-15)
-    hyperparameters = json.loads(Path("o/runs/fedadam_server_lr=0.05/seed_0/run.json").read_text())["run"]
-    assert (hyperparameters["method/server_lr"], hyperparameters["method/lr"]) == (0.05, 0.01)
+        assert float(row["final"]) == pytest.approx(sum(float(log[-1]["test/accuracy"]) for log in logs) / 2, abs=1e-15)
+    hyperparameters = json.loads(Path("o/runs/fedadam_server_lr=0.05/seed_0/run.json").read_text())["run"][
+        "hyperparameters"
+    ]
+    assert (hyperparameters["server_lr"], hyperparameters["lr"]) == (0.05, 0.01)
     shown = capsys.readouterr().out
     assert Path("o/table.txt").read_text() in shown
     assert shown.count("2 rounds") == 6
@@ -96,16 +80,15 @@ def test_what_a_comparison_leaves(recipe: ModuleType, tmp_path: Path, capsys: py
 def test_a_program_that_was_stopped_goes_on(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--methods", "fedavg", "scaffold", "--seeds", "0", "1", *TINY, "--rounds", "4"]
     call_program(recipe.main, [*command, "--out", "whole"])
-    follow = importlib.import_module("comparison.board")._Follow
-    usual = follow.on_evaluation_end
+    usual = recipe.Board.goes_on
 
-    def interrupt(self: Any, trainer: FederatedTrainer, metrics: Any) -> None:
-        usual(self, trainer, metrics)
-        if (self.name, self.seed, trainer.round) == ("scaffold", 0, 3):
+    def interrupt(self: Any, title: str, run: Any) -> None:
+        usual(self, title, run)
+        if (run.name, run.seed, run.round) == ("scaffold", 0, 3):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(follow, "on_evaluation_end", interrupt)
+        patch.setattr(recipe.Board, "goes_on", interrupt)
         with pytest.raises(KeyboardInterrupt):
             call_program(recipe.main, [*command, "--out", "cut", "--checkpoint-every", "2"])
     assert not Path("cut/table.csv").exists()
@@ -115,9 +98,59 @@ def test_a_program_that_was_stopped_goes_on(recipe: ModuleType, monkeypatch: pyt
     assert [piece["from"] for piece in pieces] == [0, 2]
 
 
+# The accuracies of an earlier program that tuned methods and is no more, on the same task.
+TUNED = {
+    "fedavg": ("lr 0.1", "lr 0.03, 0.1, 0.3", 0.22346866503357887, 0.27322230488061905),
+    "fedadam": ("lr 0.1, server_lr 0.3", "lr 0.03, 0.1; server_lr 0.03, 0.1, 0.3", 0.28501552902162075, 0.3617078959941864),
+    "scaffnew": ("lr 0.3, p 0.05, allow_partial True", "lr 0.03, 0.1, 0.3", 0.20647624507546425, 0.3548996299505234),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:All clients must take part in each round of Scaffnew")
+def test_tuned_methods_are_as_they_were(recipe: ModuleType, tmp_path: Path) -> None:
+    words = ["--methods", *TUNED, "--tune", "usual", "--tune-rounds", "2", "--rounds", "4", "--evaluate-every", "1"]
+    words += ["--last", "4", "--seeds", "3", "5", "--sampler", "uniform", "--slots", "1", "--data-dir", "elsewhere"]
+    call_program(recipe.main, [*words, "--out", "o"])
+    for row in read(Path("o/table.csv")):
+        tuned, grid, final, best = TUNED[row["method"]]
+        assert (row["tuned"], row["from"]) == (tuned, grid)
+        assert float(row["final"]) == pytest.approx(final, abs=1e-12)
+        assert float(row["best"]) == pytest.approx(best, abs=1e-12)
+    table = Path("o/table.md").read_text()
+    assert table.startswith(
+        "Synthetic, α = 1, β = 1; 10 clients with 20 local steps of 10 examples a round. Tuned on seed 3 in 2"
+    )
+    command = "--methods fedavg fedadam scaffnew --seeds 3 5 --tune usual --tune-rounds 2 --rounds 4 --evaluate-every 1 --last 4"
+    assert f"\n    python recipes/compare.py {command} --sampler uniform --slots 1 --out o\n" in table
+    assert "elsewhere" not in table
+    assert f"| {100 * TUNED['fedavg'][2]:.2f} ± " in table
+    assert (Path("o/runs/tuning_2/fedadam_lr=0.1_server_lr=0.3/seed_3") / "run.json").is_file()
+
+
+def test_two_jobs_sweep_to_the_tables_of_one(recipe: ModuleType, tmp_path: Path) -> None:
+    words = ["--methods", "fedavg", "fedprox", "--seeds", "0", *TINY, "--sweep", "mu=0.5", "2", "runner=loop", "traced"]
+    call_program(recipe.main, [*words, "--out", "one"])
+    paths = call_program(recipe.main, [*words, "--out", "two", "--jobs", "2"])
+    assert without_seconds(Path("two/sweep.csv")) == without_seconds(Path("one/sweep.csv"))
+    assert [str(path) for path in paths[:3]] == [
+        f"two/mu=0.5_runner=loop/table.{kind}" for kind in ("txt", "csv", "md")
+    ]
+    run = json.loads(Path("two/runs/runner=traced/fedprox_mu=2/seed_0/run.json").read_text())
+    assert run["pieces"][0]["runner"] == "traced"
+    assert [row["runner"] for row in read(Path("two/sweep.csv"))] == ["loop", "loop", "traced", "traced"] * 2
+
+
+@pytest.mark.parametrize("words", ["--seeds 0 1", "--seeds 0,1", "--seeds=0,1", "--seeds [0,1]"])
+def test_lists_are_written_with_spaces_or_commas(recipe: ModuleType, words: str) -> None:
+    for methods in (["fedavg", "fedprox"], ["fedavg,fedprox"], ["fedavg,", "fedprox"]):
+        values = values_of(recipe.main, ["--methods", *methods, *words.split()])
+        assert (values["methods"], values["seeds"]) == (["fedavg", "fedprox"], [0, 1])
+
+
 def test_the_folder_names_the_settings(recipe: ModuleType) -> None:
     def folder(*more: str) -> str:
-        return str(recipe.Sitting(options(recipe, "--methods", "fedavg", *more)).out)
+        given = options(recipe, "--methods", "fedavg", *more)
+        return str(recipe.default_folder(given, values_of_all(given)))
 
     assert folder() == "logs/compare/synthetic/logistic_1_1_T50_m10_K20_B10"
     assert folder(*FAKE) == "logs/compare/fashion_mnist/fake_A0d10C20_logistic_T2_m3_K2_B32"
@@ -125,38 +158,25 @@ def test_the_folder_names_the_settings(recipe: ModuleType) -> None:
     assert folder("--clients-per-round", "0.5", "--lr", "0.3", "--data-beta", "0.5").endswith(
         "logistic_1_0.5_T50_m0.5_K20_B10_lr0.3"
     )
+    assert folder("--sampler", "uniform").endswith("_uniform")
+    assert folder("--validation", "0.1", *FAKE).endswith("_B32_V0.1")
 
 
 def test_synthetic_is_that_of_its_own_recipe(recipe: ModuleType) -> None:
     """The same learning rate, and the same clients in each round."""
     work = ["--rounds", "2", "--local-steps", "5"]
     call_program(recipe.main, ["--methods", "fedavg", "--seeds", "0", *work, "--out", "o"])
-    run_recipe(
-        load("synthetic").main,
-        argv=[*work, "--runner", "loop"],
-        lr=read_program(RECIPES / "synthetic.py").defaults["lr"],
-    )  # type: ignore[union-attr]
+    run("synthetic", *work, "--runner", "loop")
     own = read(Path("logs/synthetic/synthetic_1_1/fedavg/version_0/metrics.csv"))
     compared = read(Path("o/runs/fedavg/seed_0/metrics.csv"))
-    for name in ("train/loss", "val/loss", "val/accuracy"):
+    for name in ("train/loss", "test/loss", "test/accuracy"):
         assert [row[name] for row in compared] == [row[name] for row in own]
 
 
 def test_the_figure_and_the_table_say_what_a_round_is(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--methods", "fedavg", "--seeds", "0", *TINY, "--clients-per-round", "0.1", "--out", "o"]
     call_program(recipe.main, words)
-    assert "a round is 10% of the clients with 2 local steps of 10 examples\n" in capsys.readouterr().out
-
-
-def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
-    def lr(text: str, **given: float) -> float:
-        return settings.Spec.parse(text).build({"lr": 0.1, "clip_norm": 10.0}, given).lr
-
-    assert (lr("fedavg"), lr("fedavg", lr=0.3), lr("fedavg lr=1e-2", lr=0.3)) == (0.1, 0.3, 0.01)
-    own = settings.method_named("deltasgd")().lr
-    assert own != 0.1
-    assert (lr("deltasgd"), lr("deltasgd", lr=0.3)) == (own, 0.3)
-    assert settings.Spec.parse("scaffold option=I clip_norm=null").build({"clip_norm": 10.0}, {}).clip_norm is None
+    assert "a round is 10% of the clients with 2 local steps of 10 examples.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -186,13 +206,49 @@ def test_whose_learning_rate_it_is(settings: ModuleType) -> None:
         (["--methods", "fedavg", "--dataset", "cifar"], "did you mean `--dataset cifar10`"),
         (["--methods", "fedavg", "--rounds", "0"], "`max_rounds`"),
         (["--methods", "fedavg", "--clients-per-round", "31"], "`clients_per_round` must be in 1…30"),
-        (["--methods", "fedavg", "--batch-size", "0"], "`batch_size`"),
+        (["--methods", "fedavg", "--batch-size", "0"], "`size` of Batching must be at least 1"),
         (["--methods", "fedavg", "--local-epochs", "2"], "Either `epochs` or `steps`"),
         (["--methods", "fedavg", "--slots", "moon/0"], "moon"),
         (["--methods", "fedavg", "--runner", "maybe"], "`--runner` must be auto, loop, "),
         (["--methods", "fedavg", "--seeds", "1", "1"], "none twice"),
         (["--methods", "fedavg", "--seeds", "0", "-1"], r"`--seeds` must hold numbers from 0 .* but is \[0, -1\]"),
         (["--methods", "fedavg", "--partition", "A0d10C10"], "synthetic has none"),
+        (["--methods", "fedavg", "--validation", "0.1"], "synthetic has none"),
+        (["--methods", "fedavg", *FAKE[:4], "--validation", "1"], r"`validation` of FakeImages must be in \[0, 1\)"),
+        (["--methods", "fedavg", "--jobs", "0"], "`jobs` of run_together must be at least 1, but is 0"),
+        (["--methods", "fedavg", "--tune-rounds", "0"], "`tune_rounds` of Comparison must be at least 1, but is 0"),
+        (["--methods", "fedavg", "--last", "0"], "`last` of Comparison must be at least 1, but is 0"),
+        (["--methods", ","], "`--methods` must be words, but is ','"),
+        (["--methods", "fedavg", "--seeds", ","], "`--seeds` must be whole numbers, but is ','; give e.g."),
+        (
+            ["--methods", "fedavg", "--tune", "foo=1"],
+            "`--tune` must name a field of a chosen method, but is 'foo=1': there is none",
+        ),
+        (["--methods", "fedavg", "--tune", "mu=0,1"], "but is 'mu=0,1': no chosen method has that field"),
+        (
+            ["--methods", "fedavg", "--tune", "fedprox:mu=1"],
+            "`--tune fedprox:mu=1` must name one of `--methods`, but has 'fedprox'",
+        ),
+        (
+            ["--methods", "fedavg", "fedprox", "--tune", "fedavg:mu=1"],
+            "but is 'fedavg:mu=1': no chosen method has that field",
+        ),
+        (["--methods", "fedavg", "--tune", "lr=0.1,0.1"], "each value once"),
+        (["--methods", "fedavg", "--tune", "lr="], "`--tune` must be like lr=0.01,0.1, each value once, but is 'lr='"),
+        (["--methods", "fedavg", "--tune", "0.1"], "`--tune` must be like lr=0.01,0.1, each value once, but is '0.1'"),
+        (["--methods", "fedavg", "--tune", "lr=0.1,-1"], r"`lr` of FedAvg must be in \(0, inf\)"),
+        (["--methods", "fedprox", "--tune", "mu=null,1"], "`mu` of FedProx must be a number, but is None"),
+        (["--methods", "fedavg", "--tune", "lr=["], r"`lr` of FedAvg must be a number, but is '\['"),
+        (
+            ["--methods", "fedavg lr=1", "--tune", "lr=0.1,0.2"],
+            "must be the only one to set lr, but .* makes it 'fedavg lr=1'",
+        ),
+        (["--methods", "fedavg", "--sweep", "lr=1", "--tune", "lr=0.1,0.2"], "makes it 'fedavg lr=1'"),
+        (
+            ["--methods", "fedavg", *FAKE[2:], "--dataset", "cifar10", "--tune", "usual"],
+            "`--tune usual` must be used with",
+        ),
+        (["--methods", "fedavg", "--sweep", "runner=loop,fast"], "`runner` of SlotStrategy"),
         (["--methods", "fedavg", "--data", "fake"], "synthetic has none"),
         (["--methods", "fedavg", "--model", "lenett", *FAKE[:4]], "Did you mean 'lenet'"),
         (["--methods", "fedavg", *FAKE[:6], "--partition", "A10C10"], "name of a partition"),
@@ -283,25 +339,7 @@ def test_how_the_program_ends(
 
 
 # -- sweeps --------------------------------------------------------------------------------------------------------
-def test_the_points_of_a_sweep(settings: ModuleType, sweeps: ModuleType) -> None:
-    values = {"partition": "A0d10C100M2", "local_steps": 10, "local_epochs": None, "batch_size": 32}
-    specs = [settings.Spec.parse(text) for text in ("fedavg", "fedprox")]
-    found = sweeps.points(["alpha=0.01,1", "mu=0.1,1", "local-epochs=2"], values, specs)
-    assert [point.name for point in found] == [
-        f"alpha={alpha}_mu={mu}_local_epochs=2" for alpha in (0.01, 1) for mu in (0.1, 1)
-    ]
-    assert [point.values["partition"] for point in found] == ["A0d01C100M2"] * 2 + ["A1d00C100M2"] * 2
-    assert {(point.values["local_steps"], point.values["local_epochs"]) for point in found} == {(None, 2)}
-    assert [spec.text for spec in found[1].specs] == ["fedavg", "fedprox mu=1"]
-    assert found[1].specs[1].fields == {"mu": 1}
-    assert found[0].place == found[1].place == "alpha=0.01_local_epochs=2"
-    (single,) = sweeps.points([], values, specs)
-    assert (single.name, single.place, single.values) == ("", "", values)
-    assert sweeps.with_alpha("H0d10C20", 0.5) == "H0d50C20"
-    assert sweeps.with_alpha("Q0d10C20", 2) == "Q2d00C20"
-
-
-def test_a_sweep_runs_each_run_once(recipe: ModuleType, figures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_runs_each_run_once(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--methods", "fedavg", "fedprox", "--seeds", "0", *FAKE, "--out", "o"]
     sweep = ["--sweep", "alpha=0.1,1", "--sweep", "mu=0.5,2", "--sweep", "batch_size=8"]
     sheets: list[Any] = []
@@ -317,7 +355,7 @@ def test_a_sweep_runs_each_run_once(recipe: ModuleType, figures: ModuleType, mon
         for method in ("fedavg", "fedprox_mu=0.5", "fedprox_mu=2")
     ]
     run = json.loads(Path("o/runs/alpha=1_batch_size=8/fedprox_mu=2/seed_0/run.json").read_text())["run"]
-    assert (run["method/mu"], run["batches"][0]) == (2, 8)
+    assert (run["hyperparameters"]["mu"], run["batches"][0]) == (2, 8)
     rows = read(Path("o/sweep.csv"))
     assert [(row["alpha"], row["mu"], row["method"]) for row in rows] == [
         (alpha, mu, method)
@@ -349,7 +387,7 @@ def test_heterogeneity_is_what_the_run_itself_would_measure(
     (row,) = read(Path("o/sweep.csv"))
     expected: dict[str, list[float]] = {"B": [], "variance": [], "classes": []}
     for seed in (0, 4):
-        data = FakeImages("A0d10C20", shape=(1, 28, 28), classes=10, seed=seed, batch_size=32, steps=2)
+        data = FakeImages("A0d10C20", shape=(1, 28, 28), classes=10, seed=seed, batching=Batching(32, steps=2))
         task = Classification(build_model("logistic", (1, 28, 28), 10, seed=seed), 10)
         trainer = FederatedTrainer(1, 3, callbacks=[Dissimilarity()], logger=run_loggers(tmp_path / "other"))
         trainer.fit(FedAvg(), task, data)
@@ -361,12 +399,12 @@ def test_heterogeneity_is_what_the_run_itself_would_measure(
         expected["classes"].append(sum(math.exp(-sum(p * math.log(p) for p in client)) for client in shares) / 20)
     for key, values in expected.items():
         assert float(row[key]) == pytest.approx(sum(values) / 2, rel=1e-6)
-    monkeypatch.delattr(Dissimilarity, "_measure")  # it is kept
+    monkeypatch.delattr(recipe, "dissimilarity_at")  # it is kept
     call_program(recipe.main, command)
 
 
 def test_a_sweep_without_alpha_measures_nothing(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Dissimilarity, "_measure")
+    monkeypatch.delattr(recipe, "dissimilarity_at")
     paths = call_program(
         recipe.main, ["--methods", "fedavg", "--seeds", "0", *TINY, "--sweep", "lr=0.1,0.2", "--out", "o"]
     )
@@ -375,63 +413,13 @@ def test_a_sweep_without_alpha_measures_nothing(recipe: ModuleType, monkeypatch:
     assert sorted(path.name for path in Path("o/runs").iterdir()) == ["fedavg_lr=0.1", "fedavg_lr=0.2"]
 
 
-# -- figures and the board -----------------------------------------------------------------------------------------
-def outcome(name: str, seed: int, curve: dict[int, float], failure: str | None = None) -> Outcome:
-    return Outcome(name, seed, Path(), curve, max(curve), 1.0, 0.0, 0.0, failure)
-
-
-def test_a_curve_a_method_and_a_band_where_there_are_seeds(figures: ModuleType) -> None:
-    runs = [
-        outcome("a", 0, {0: 0.1, 2: 0.5}),
-        outcome("a", 1, {0: 0.3, 2: 0.7}),
-        outcome("b", 0, {0: 0.1, 2: 0.4}),
-        outcome("b", 1, {0: 0.1}, "diverged"),
-        outcome("c", 0, {0: 0.1}, "diverged"),
-    ]
-    (axes,) = figures.curves(Table(tuple(runs), target=0.6), "title", "10 clients").get_axes()
-    lines = {line.get_label(): line for line in axes.get_lines()}
-    assert list(lines) == ["a", "b", "c (diverged)", "_target"]
-    assert list(lines["a"].get_xdata()) == [0, 2]
-    assert list(lines["a"].get_ydata()) == pytest.approx([20, 60])
-    assert list(lines["b"].get_ydata()) == pytest.approx([10, 40])
-    (band,) = axes.collections
-    heights = {round(float(y), 6) for _, y in band.get_paths()[0].vertices}
-    deviation = 100 * math.sqrt(0.02)
-    assert heights == {round(middle + sign * deviation, 6) for middle in (20, 60) for sign in (-1, 1)}
-    assert len(figures.curves(Table(tuple(runs[:2]) * 2), "", "").get_axes()[0].collections) == 1
-
-
-def test_the_board_is_a_table_in_a_terminal_and_lines_elsewhere(recipe: ModuleType) -> None:
-    board = importlib.import_module("comparison.board")
-    terminal, plain = io.StringIO(), io.StringIO()
-    for target, is_terminal in ((terminal, True), (plain, False)):
-        console = Console(file=target, force_terminal=is_terminal, width=100, soft_wrap=True)
-        with board.Board("Here", ["a", "b"], [0, 7], console) as shown:
-            shown.goes_on("b", 7, "0.5000, round 3 of 9")
-            shown.ended(outcome("a", 0, {0: 0.25}))
-    assert "seed 7" in terminal.getvalue()
-    assert "0.5000, round 3 of 9" in terminal.getvalue()
-    assert plain.getvalue().splitlines() == ["Here: a, seed 0: 0.2500, 0 rounds, 1 s"]
-
-
-def test_a_line_now_and_then(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = importlib.import_module("comparison.board")
-    plain = io.StringIO()
-    shown = board.Board("Here", ["a"], [0], Console(file=plain))
-    monkeypatch.setattr(board, "perf_counter", lambda: shown._spoken + 21)
-    shown.goes_on("a", 0, "first")
-    monkeypatch.setattr(board, "perf_counter", lambda: shown._spoken + 19)
-    shown.goes_on("a", 0, "second")
-    assert plain.getvalue() == "Here: a, seed 0: first\n"
-
-
 # -- data sets -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "fashion_mnist"])
 def test_every_set_of_images_has_a_made_up_twin(recipe: ModuleType, dataset: str) -> None:
-    sitting = recipe.Sitting(options(recipe, "--methods", "fedavg", "--dataset", dataset, "--data", "fake"))
-    data = recipe.data_of(dataset, sitting.values, 0)
+    values = values_of_all(options(recipe, "--methods", "fedavg", "--dataset", dataset, "--data", "fake"))
+    data = data_of(dataset, values, 0)
     assert isinstance(data, FakeImages)
-    assert recipe.task_of(dataset, sitting.values, 0).classes == data.classes == {"cifar100": 100}.get(dataset, 10)
+    assert task_of(dataset, values, 0).classes == data.classes == {"cifar100": 100}.get(dataset, 10)
 
 
 @pytest.mark.parametrize(
@@ -453,8 +441,8 @@ def test_shakespeare(recipe: ModuleType) -> None:
     if DATA is None or not Path(DATA, "shakespeare").is_dir():
         pytest.skip("$FEDLIGHTNING_DATA holds no shakespeare")
     command = ["--methods", "fedavg", "--dataset", "shakespeare", "--data-dir", DATA]
-    sitting = recipe.Sitting(options(recipe, *command))
-    task, data = recipe.task_of("shakespeare", sitting.values, 0), recipe.data_of("shakespeare", sitting.values, 0)
+    values = values_of_all(options(recipe, *command))
+    task, data = task_of("shakespeare", values, 0), data_of("shakespeare", values, 0)
     losses = task.loss(data.batch(data.train, data.clients.client(0)[:4]))
     assert losses.shape == (4,)
-    assert (data.steps, data.batch_size) == (20, 10)
+    assert (data.batching.steps, data.batching.size) == (20, 10)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image  # torchvision's own requirement
-from recipe_runner import RECIPES, load
+from recipe_runner import RECIPES, load, run
 
+from fedlightning import Batching
 from fedlightning.cli.recipe import run_recipe
 from fedlightning.data import Examples, Partition
 from fedlightning.datasets.power_law import PowerLawMNIST
@@ -78,7 +79,8 @@ def test_the_defaults_are_the_papers(
         ("--data-dir DATA_DIR", "data"),
     ):
         assert text.split(f"{flag} ")[1].split("default: ")[1].startswith(f"{default})"), flag
-    assert "20 unless local_steps is given" in text
+    assert "--local-epochs" in text
+    assert "(type: int | null, default: 20)" in text
 
 
 @pytest.mark.parametrize("recipe", ["mnist", "femnist"])
@@ -93,13 +95,13 @@ def test_no_method_shares_a_flag_with_a_recipe(recipe: str, method: str, capsys:
 def test_mnist_shows_the_statistics_and_evaluates_on_both_parts(
     mnist: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_recipe(mnist.main, argv=["--method", "fedprox", "--mu", "1", *QUICK], lr=0.03)
+    run("mnist", "--method", "fedprox", "--mu", "1", *QUICK, module=mnist)
     assert capsys.readouterr().out.splitlines()[:2] == [
         "Dataset  Devices  Samples  Samples/device mean  stdev",
         "MNIST         12      120                 10.0    0.0",
     ]
     rows = logged("mnist/mnist_power_law/fedprox/version_0")
-    for name in ("val/loss", "val/accuracy", "train_all/loss", "train_all/accuracy", "train/loss"):
+    for name in ("test/loss", "test/accuracy", "train_all/loss", "train_all/accuracy", "train/loss"):
         assert [row for row in rows if row.get(name)], name
     state, meta = load_checkpoint(Path("logs/mnist/mnist_power_law/fedprox/version_0/checkpoints/last.ckpt"))
     assert (state.round, len(state.server.x)) == (2, 7850)
@@ -116,14 +118,13 @@ def test_the_seed_and_the_epochs_are_passed_on(mnist: ModuleType, monkeypatch: p
 
     monkeypatch.setattr(mnist, "PowerLawMNIST", digits)
     flags = ["--seed", "5", "--batch-size", "3", "--local-epochs", "2", "--data-dir", "there", "--rounds", "1"]
-    run_recipe(mnist.main, argv=[*flags, "--slots", "1"])
-    assert asked == [{"root": "there", "seed": 5, "batch_size": 3, "epochs": 2, "steps": None}]
+    run("mnist", *flags, "--slots", "1", module=mnist)
+    assert asked == [{"root": "there", "seed": 5, "batching": Batching(3, epochs=2)}]
 
 
 def test_stragglers_do_less_or_are_dropped(mnist: ModuleType) -> None:
-    run_recipe(mnist.main, argv=["--stragglers", "0.5", "--name", "some", *QUICK])
-    run_recipe(mnist.main, argv=["--stragglers", "0.9", "--drop-stragglers", "--name", "none", *QUICK])
-    run_recipe(mnist.main, argv=["--name", "all", *QUICK])
+    for name, flags in (("some", "0.5"), ("none", "0.9 --drop-stragglers"), ("all", "0")):
+        run("mnist", "--method", "fedavg", "--stragglers", *flags.split(), "--name", name, *QUICK, module=mnist)
     found = {}
     for name in ("some", "none", "all"):
         state, meta = load_checkpoint(Path(f"logs/mnist/mnist_power_law/fedavg/{name}/checkpoints/last.ckpt"))
@@ -142,7 +143,7 @@ def test_stragglers_are_checked_before_anything_is_read(capsys: pytest.CaptureFi
 
 def test_femnist_runs_on_nists_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     letters(tmp_path / "data")
-    run_recipe(load("femnist").main, argv=["--classes-per-user", "3", "--seed", "1", *QUICK], lr=0.003)
+    run("femnist", "--method", "fedavg", "--classes-per-user", "3", "--seed", "1", *QUICK)
     table = capsys.readouterr().out.splitlines()[1].split()
     assert table[:2] == ["FEMNIST", "200"]
     rows = logged("femnist/femnist_3/fedavg/version_0")
@@ -159,7 +160,7 @@ def test_femnist_runs_on_its_stand_in(tmp_path: Path, capsys: pytest.CaptureFixt
             pixels = np.full((105, 105), 255, dtype=np.uint8)
             pixels[20 * character :, 8 * writer] = 0
             Image.fromarray(pixels).save(folder / f"{character:04}_{writer:02}.png")
-    run_recipe(load("femnist").main, argv=["--data", "omniglot", *QUICK])
+    run("femnist", "--method", "fedavg", "--data", "omniglot", *QUICK)
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["Omniglot", "12", "36"]
     state, _ = load_checkpoint(Path("logs/femnist/omniglot_writers/fedavg/version_0/checkpoints/last.ckpt"))
     assert len(state.server.x) == 3 * 785

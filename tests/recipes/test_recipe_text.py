@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from recipe_runner import load
+from recipe_runner import load, run
 
-from fedlightning import FederatedTrainer
-from fedlightning.cli.recipe import run_recipe
+from fedlightning import Batching, FederatedTask
+from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.contrib.fedprox_program import RoundSeeded
 from fedlightning.datasets.shakespeare import Shakespeare
 from fedlightning.methods import method_names
 from fedlightning.participation.stragglers import Stragglers
+from fedlightning.server.checkpoint import load_checkpoint
 
 QUICK = ["--clients-per-round", "3", "--local-steps", "2", "--rounds", "2", "--evaluate-every", "1", "--slots", "1"]
 
@@ -80,15 +81,15 @@ def last(rows: list[dict[str, str]], name: str) -> float:
 def test_shakespeare_runs_and_prints_its_statistics(
     shakespeare: ModuleType, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_recipe(shakespeare.main, argv=[*QUICK, *SHAKESPEARE, "--method", method, "--split", "random"], lr=0.8)
+    run("shakespeare", *QUICK, *SHAKESPEARE, "--method", method, "--split", "random", module=shakespeare)
     assert "Shakespeare        4" in capsys.readouterr().out
     rows = logged("shakespeare/shakespeare_1_random")
-    assert last(rows, "val/loss") < float(rows[0]["val/loss"]) < 4.7
+    assert last(rows, "test/loss") < float(rows[0]["test/loss"]) < 4.7
     assert last(rows, "train_all/loss") < 4.5
 
 
 def test_sent140_runs_and_prints_its_statistics(sent140: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    run_recipe(sent140.main, argv=[*QUICK, *SENT140, "--method", "fedprox"], lr=0.3)
+    run("sent140", *QUICK, *SENT140, "--method", "fedprox", module=sent140)
     assert "Sent140        5       40                  8.0    0.0" in capsys.readouterr().out
     rows = logged("sent140/sent140_1_4")
     assert float(rows[0]["train_all/loss"]) == pytest.approx(0.693, abs=0.1)
@@ -98,73 +99,64 @@ def test_sent140_runs_and_prints_its_statistics(sent140: ModuleType, capsys: pyt
 @pytest.mark.parametrize("recipe", ["shakespeare", "sent140"])
 def test_training_data_need_not_be_evaluated(recipe: str, request: pytest.FixtureRequest) -> None:
     own = {"shakespeare": SHAKESPEARE, "sent140": SENT140}[recipe]
-    run_recipe(request.getfixturevalue(recipe).main, argv=[*QUICK, *own, "--evaluate-train", "false"], lr=0.3)
+    run(recipe, *QUICK, *own, "--evaluate-train", "false", module=request.getfixturevalue(recipe), lr=0.3)
     names = set(logged(f"{recipe}/*")[0])
-    assert "val/loss" in names
+    assert "test/loss" in names
     assert "train_all/loss" not in names
 
 
 @pytest.mark.parametrize("recipe", ["shakespeare", "sent140"])
-def test_stragglers_are_the_papers(
-    recipe: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stragglers_are_the_papers(recipe: str, request: pytest.FixtureRequest) -> None:
     own = {"shakespeare": SHAKESPEARE, "sent140": SENT140}[recipe]
-    module = request.getfixturevalue(recipe)
-    made: list[FederatedTrainer] = []
-
-    def trainer(**arguments: object) -> FederatedTrainer:
-        made.append(FederatedTrainer(**arguments))
-        return made[-1]
-
-    monkeypatch.setattr(module, "FederatedTrainer", trainer)
-    for flags in ([], ["--stragglers", "0.5"], ["--stragglers", "0.9", "--drop-stragglers"]):
-        run_recipe(module.main, argv=[*QUICK, *own, "--local-steps", "5", *flags], lr=0.3)
-    assert [one.stragglers for one in made] == [None, Stragglers(0.5), Stragglers(0.9, partial=False)]
-    assert all(one.sampler == RoundSeeded() for one in made)
-    assert len({tuple(one.state.server.x.tolist()) for one in made}) == 3
+    module, found = request.getfixturevalue(recipe), {}
+    for name, flags in (("a", []), ("b", ["--stragglers", "0.5"]), ("c", ["--stragglers", "0.9", "--drop-stragglers"])):
+        run(recipe, *QUICK, *own, "--local-steps", "5", *flags, "--name", name, module=module, lr=0.3)
+        (path,) = Path("logs").rglob(f"{name}/checkpoints/last.ckpt")
+        state, meta = load_checkpoint(path)
+        found[name] = meta["identity"]["stragglers"], tuple(state.server.x.tolist())
+        assert meta["identity"]["sampler"] == repr(RoundSeeded())
+    rules = [None, repr(Stragglers(0.5)), repr(Stragglers(0.9, partial=False))]
+    assert [str(rule) for rule, _ in found.values()] == [str(rule) for rule in rules]
+    assert len({x for _, x in found.values()}) == 3
 
 
 @pytest.mark.parametrize(("recipe", "lr", "rounds"), [("shakespeare", 0.8, 40), ("sent140", 0.3, 800)])
 def test_the_papers_numbers_are_the_defaults(
     recipe: str, lr: float, rounds: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is run as a program, up to the trainer, with no flag for what the paper fixes."""
+    """The file is run as a program, up to its first round, with no flag for what the paper fixes."""
     module = request.getfixturevalue(recipe)
     own = {"shakespeare": SHAKESPEARE, "sent140": SENT140}[recipe]
 
     class Stop(Exception):
         pass
 
-    def trainer(**arguments: object) -> None:
-        seen.update(arguments)
+    def stop(self: Run, *_: object, **__: object) -> None:
+        runs.append(self)
         raise Stop
 
-    seen: dict[str, object] = {}
-    monkeypatch.setattr(module, "FederatedTrainer", trainer)
+    runs: list[Run] = []
+    monkeypatch.setattr(Run, "fit", stop)
     program = Path(module.__file__).read_text().split('__name__ == "__main__":')[1].strip()
     monkeypatch.setattr("sys.argv", [recipe, *own])
     with pytest.raises(Stop):
         exec(program, module.__dict__)
-    (path,) = Path("logs").rglob("config.yaml")
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(runs[0].config)
     assert (config["lr"], config["rounds"], config["clients_per_round"], config["batch_size"]) == (lr, rounds, 10, 10)
-    assert (config["local_epochs"], config["local_steps"], config["stragglers"]) == (None, None, 0.0)
-    assert seen["max_rounds"] == rounds
-    assert seen["clients_per_round"] == 10
+    assert (config["local_epochs"], config["local_steps"], config["stragglers"]) == (20, None, 0.0)
+    assert (runs[0].flags.rounds, runs[0].batching) == (rounds, Batching(10, epochs=20))
 
 
 def test_the_start_depends_on_the_seed(shakespeare: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[torch.Tensor] = []
 
-    class Trainer(FederatedTrainer):
-        def fit(self, method, task, data, **more):  # type: ignore[no-untyped-def]
-            starts.append(task.model.linear.weight.detach().clone())
-            assert data.epochs == 20
-            assert data.steps is None
+    def fit(self: Run, task: FederatedTask, data: Shakespeare, **_: object) -> None:
+        starts.append(task.model.linear.weight.detach().clone())  # type: ignore[union-attr]
+        assert data.batching == Batching(10, epochs=20)
 
-    monkeypatch.setattr(shakespeare, "FederatedTrainer", Trainer)
+    monkeypatch.setattr(Run, "fit", fit)
     for seed in ("0", "0", "1"):
-        run_recipe(shakespeare.main, argv=[*SHAKESPEARE, "--seed", seed], lr=0.8)
+        run("shakespeare", *SHAKESPEARE, "--seed", seed, module=shakespeare)
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
 

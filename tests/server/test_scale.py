@@ -2,7 +2,7 @@
 
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fedlightning import (
     FedMethod,
     ModelCheckpoint,
     Partition,
+    RoundProgress,
     RoundState,
     Scaffold,
     SlotStrategy,
@@ -269,8 +270,10 @@ def same(one: RoundState, other: RoundState) -> None:
 
 
 def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
-    own_folder: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    on_host, begun = scaffold(5, callbacks=[RoundProgress()]), scaffold(1)
+    assert "at most 3.891 KiB in the host's memory\n" in capsys.readouterr().out
     opened: list[Path] = []
     usual = tempfile.TemporaryFile
 
@@ -278,13 +281,11 @@ def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
         opened.append(dir)
         return usual(dir=dir, **options)
 
-    on_host, begun = scaffold(5), scaffold(1)
-    assert not said()  # nothing is announced without callbacks
     monkeypatch.setattr("tempfile.TemporaryFile", spy)
     memory = ClientMemory(dict(begun.memory.rows()), Path("logs"), 12, host_bytes=700, chunk=400)
-    same(on_host, scaffold(5, callbacks=[Callback()], state=replace(begun, memory=memory)))
+    same(on_host, scaffold(5, callbacks=[RoundProgress()], state=replace(begun, memory=memory)))
     assert opened == [Path("logs")]
-    assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in "".join(said())
+    assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in capsys.readouterr().out
     assert list((own_folder / "logs").iterdir()) == []
 
 
@@ -436,7 +437,7 @@ def test_pixels_are_standardised_to_the_bits_of_each_channel_by_itself() -> None
 def test_evaluation_sums_over_the_clients_that_have_examples() -> None:
     owners = torch.tensor([5, 5, 2, 900_000, 2, 5, 17])
     clients = Partition.of_owners(owners, MILLION)
-    split = Split("val", Examples(torch.zeros(7), torch.zeros(7)), clients)
+    split = Split("test", Examples(torch.zeros(7), torch.zeros(7)), clients)
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
     sums = ClientSums(split)
     assert split.ends.tolist() == [2, 5, 6, 7]

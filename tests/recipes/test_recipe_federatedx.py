@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import yaml
 from emnist_files import letters
-from recipe_runner import load
+from recipe_runner import load, run
 
-from fedlightning.cli.recipe import run_recipe
+from fedlightning import datasets
+from fedlightning.cli.flags import of_function
 from fedlightning.datasets import FakeImages
 from fedlightning.method import field_names
 from fedlightning.methods import method_named, method_names
@@ -30,11 +29,10 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def small(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The recipe, whose made-up images are few."""
-    recipe = load(name)
-    monkeypatch.setattr(recipe, "FakeImages", partial(FakeImages, num_train=186, num_test=62))
-    return recipe
+@pytest.fixture(autouse=True)
+def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up images are few."""
+    monkeypatch.setattr(datasets, "FakeImages", partial(FakeImages, num_train=186, num_test=62))
 
 
 def end(folder: str) -> tuple[torch.Tensor, set[str]]:
@@ -59,16 +57,13 @@ def end(folder: str) -> tuple[torch.Tensor, set[str]]:
         ("emnist_autoencoder", ["--model", "autoencoder"], 1_105_568),
     ],
 )
-def test_a_round_on_made_up_images(
-    recipe: str, flags: list[str], parameters: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = small(recipe, monkeypatch)
-    run_recipe(module.main, argv=["--partition", "IIDC4", "--data", "fake", *flags, *QUICK], lr=0.1)
+def test_a_round_on_made_up_images(recipe: str, flags: list[str], parameters: int) -> None:
+    run(recipe, "--partition", "IIDC4", "--data", "fake", *flags, *QUICK)
     x, names = end(f"{recipe}/fake-IIDC4/fedavg")
     assert x.shape == (parameters,)
-    assert "val/loss" in names
-    assert ("val/accuracy" in names) is (recipe != "emnist_autoencoder")
-    assert ("val/mae" in names) is (recipe == "emnist_autoencoder")
+    assert "test/loss" in names
+    assert ("test/accuracy" in names) is (recipe != "emnist_autoencoder")
+    assert ("test/mae" in names) is (recipe == "emnist_autoencoder")
 
 
 @pytest.mark.parametrize(
@@ -95,18 +90,18 @@ def test_the_groups_are_those_of_federatedx(
         raise Stop
 
     asked: list[tuple[str, int | None, bool | None]] = []
-    module = small(recipe, monkeypatch)
+    module = load(recipe)
     monkeypatch.setattr(module, "build_model", build)
     flags = ["--model", model, "--data", "fake", "--positions", "false", *(["--groups", given] if given else [])]
     with pytest.raises(Stop):
-        run_recipe(module.main, argv=flags)
+        run(recipe, *flags, module=module)
     assert asked == [(model, groups, False)]
 
 
 @pytest.mark.parametrize(("recipe", "parameters"), [("emnist", 428_542), ("emnist_autoencoder", 37_569)])
 def test_emnist_runs_on_its_files(recipe: str, parameters: int, tmp_path: Path) -> None:
     letters(tmp_path / "data")
-    run_recipe(load(recipe).main, argv=["--partition", "S2C5", *QUICK], lr=0.1)
+    run(recipe, "--partition", "S2C5", *QUICK)
     assert end(f"{recipe}/S2C5/fedavg")[0].shape == (parameters,)
 
 
@@ -118,7 +113,7 @@ def test_missing_data_are_named_and_leave_no_run(
     name = next(name for name in ("FashionMNIST", "EMNIST", "CIFAR10") if hasattr(module, name))
     monkeypatch.setattr(module, name, partial(getattr(module, name), download=False))
     with pytest.raises(SystemExit) as caught:
-        run_recipe(module.main, argv=["--data-dir", "nowhere"])
+        run(recipe, "--data-dir", "nowhere", module=module)
     assert caught.value.code == 2
     assert "nowhere" in capsys.readouterr().err
     assert not list(Path("logs").rglob("*.*"))
@@ -135,19 +130,19 @@ def test_stackoverflow_runs_on_a_few_sentences(
         (folder / f"{part}.jsonl").write_text("".join(f"{json.dumps(user)}\n" for user in users))
     recipe = load("stackoverflow")
     monkeypatch.setattr(recipe, "WordRNN", partial(recipe.WordRNN, embedding=4, hidden=5))
-    run_recipe(recipe.main, argv=["--model", model, "--length", "5", *QUICK], lr=0.3)
+    run("stackoverflow", "--model", model, "--length", "5", *QUICK, module=recipe)
     assert capsys.readouterr().out.splitlines()[0] == "3 users with 5 sentences, 6 words"
     x, names = end("stackoverflow/stackoverflow/fedavg")
     gates = 4 * 5 * 10 if model == "lstm" else 3 * 5 * 10 + 5
     assert x.shape == (10 * 4 + gates + 6 * 4 + 5 * 10,)
-    assert {"val/loss", "val/accuracy"} <= names
+    assert {"test/loss", "test/accuracy"} <= names
     config = yaml.safe_load(next(Path("logs").rglob("config.yaml")).read_text())
     assert (config["batch_size"], config["max_sentences"], config["vocabulary"]) == (16, 128, 10_000)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_method_shares_a_flag_with_a_recipe(recipe: str) -> None:
-    flags = set(inspect.signature(load(recipe).main).parameters)
+    flags = {flag.name for flag in of_function(load(recipe).main)}
     assert {"partition", "model", "data"} <= flags or recipe == "stackoverflow"
     for method in method_names():
         assert not flags & set(field_names(method_named(method))), method
@@ -156,9 +151,9 @@ def test_no_method_shares_a_flag_with_a_recipe(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_flag_is_described(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        run_recipe(load(recipe).main, argv=["--help"])
+        run(recipe, "--help")
     assert caught.value.code == 0
-    main, text = load(recipe).main, capsys.readouterr().out
-    for flag in set(inspect.signature(main).parameters) - {"method", "run"}:
-        assert f"--{flag.replace('_', '-')} " in text
-        assert f"        {flag}: " in str(main.__doc__)
+    text = capsys.readouterr().out
+    for flag in of_function(load(recipe).main):
+        assert f"{flag.dashed} " in text
+        assert flag.help, flag.name
