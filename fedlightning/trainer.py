@@ -15,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning._arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
 from fedlightning._checked import COUNT, checked
-from fedlightning._identity import check_state, identify
+from fedlightning._identity import identify
 from fedlightning._run_log import RunLog, open_folder
 from fedlightning._signals import stop_on_signal
+from fedlightning._start import checkpoint_named, first_state
 from fedlightning.callbacks import ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.callbacks.base import Callback
 from fedlightning.callbacks.callback_list import CallbackList, in_order
@@ -29,7 +30,7 @@ from fedlightning.execution.auto import Workload
 from fedlightning.execution.step import GRADIENT, LOCAL
 from fedlightning.execution.strategy import SlotStrategy
 from fedlightning.hooks.server import ServerHooks
-from fedlightning.layout import Layout, flatten_buffers, identify_model, persistent_buffers
+from fedlightning.layout import Layout
 from fedlightning.loggers import Rows, check_writable, log_hyperparameters
 from fedlightning.method import FedMethod, Round, hyperparameters
 from fedlightning.participation import (
@@ -43,14 +44,11 @@ from fedlightning.participation import (
 from fedlightning.participation.participation import clients_in
 from fedlightning.server.checkpoint import check_identity, load_checkpoint, save_checkpoint
 from fedlightning.server.client_memory import ClientMemory
-from fedlightning.server.round_state import RoundState, check_model
+from fedlightning.server.round_state import RoundState
 from fedlightning.server.server import Server
 from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.state import State
 from fedlightning.task import FederatedTask
-
-_SECONDS_TO_EVALUATE = 10
-"""What an evaluation gets once the run is to end by a signal."""
 
 
 class FederatedTrainer:
@@ -79,7 +77,8 @@ class FederatedTrainer:
         round: finished rounds.
         start_round: finished rounds when this fit began.
         state: the `RoundState` of the last finished round.
-        num_clients, clients_per_round: N and m, resolved in `fit`.
+        num_clients, clients_per_round: N and m, resolved in `fit`; `wished_clients` is what was asked for.
+        participation, server, evaluation: who trains, what becomes of it, and how it is scored, once `fit` began.
         should_stop, stop_reason: set by a callback to end the run after the round.
 
     Raises:
@@ -100,7 +99,7 @@ class FederatedTrainer:
         seed: int = 0,
         stragglers: Stragglers | None = None,
         batching_policy: BatchingPolicy | None = None,
-        seconds_to_evaluate: float = _SECONDS_TO_EVALUATE,
+        seconds_to_evaluate: float = 10.0,
         **others: Never,
     ) -> None:
         refuse_unknown("FederatedTrainer", others, FederatedTrainer, LIGHTNING)
@@ -180,18 +179,19 @@ class FederatedTrainer:
     def check(self, method: FedMethod, task: FederatedTask, data: FederatedDataModule) -> None:
         """Refuse everything that `fit` would refuse before the first round. Nothing is trained, logged or written.
 
-        Graphs are built, where `fit` would build them, and are then found on disk.
+        Graphs are built where `fit` would build them, and `fit` then finds them on disk. Two examples of each split are
+        evaluated. Callbacks check what they watch, but none is called that a run has begun.
 
         Raises:
             ConfigurationError, MethodError: as `fit`.
         """
         check_fit(method, task, data, None, None)
-        alone = copy(self)
-        alone._logger = False
-        alone.callbacks = []
+        alone = copy(self)  # the last fit of this trainer stays as it is
         with ExitStack() as opened:
-            alone._set_up(method, task, data, None, None, opened)
+            alone._set_up(method, task, data, None, None, opened, writes=False)
             alone._prepare()
+            alone.evaluation.rehearse(alone.state)
+            alone._check_callbacks()
 
     def identify(self, method: FedMethod, task: FederatedTask, data: FederatedDataModule) -> dict[str, Any]:
         """Everything that decides a run's numbers but its length, as plain JSON, with hashes in place of tensors.
@@ -227,14 +227,14 @@ class FederatedTrainer:
             ConfigurationError: there is no validation split, or the checkpoint is another model's.
         """
         with evaluating_alone(self.strategy, task, data, "val") as evaluator:
-            return evaluator.score(*model_of(task, self._named(ckpt_path)))
+            return evaluator.score(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
 
     def test(
         self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None
     ) -> dict[str, float]:
         """Score a model on the test set, as `validate` does on the validation split: `test/…` and `test_clients/…`."""
         with evaluating_alone(self.strategy, task, data, "test") as evaluator:
-            return evaluator.score(*model_of(task, self._named(ckpt_path)))
+            return evaluator.score(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
 
     def predict(self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None) -> Any:
         """The model's outputs for the test set, in its order: a tensor [n, …] or a tree of tensors, on the CPU.
@@ -245,7 +245,7 @@ class FederatedTrainer:
             ckpt_path: see `validate`.
         """
         with evaluating_alone(self.strategy, task, data, "test") as evaluator:
-            return evaluator.predict(*model_of(task, self._named(ckpt_path)))
+            return evaluator.predict(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -325,8 +325,19 @@ class FederatedTrainer:
         state: RoundState | None,
         ckpt_path: str | Path | None,
         opened: ExitStack,
+        writes: bool = True,
     ) -> None:
-        """Check everything and make what the run needs; `opened` closes it again, whatever happens."""
+        """Check everything and make what the run needs; `opened` closes it again, whatever happens.
+
+        Args:
+            method: see `fit`.
+            task: see `fit`.
+            data: see `fit`.
+            state: see `fit`.
+            ckpt_path: see `fit`.
+            opened: closes what was made.
+            writes: whether the run has a folder and loggers.
+        """
         # 1. The data, and whether task and method fit them.
         data.prepare_data()
         data.setup("fit")
@@ -352,8 +363,9 @@ class FederatedTrainer:
         # 3. Where the run is written.
         self._forget_the_last_fit()
         self._identity = self.identify(method, task, data)
-        folders = [folder for callback in self.callbacks for folder in callback.folders]
-        self._folder, self._rows = open_folder(self._logger, type(method).__name__.lower(), folders, opened)
+        if writes:
+            folders = [folder for callback in self.callbacks for folder in callback.folders]
+            self._folder, self._rows = open_folder(self._logger, type(method).__name__.lower(), folders, opened)
         if self.strategy.memory_dir:
             check_writable(self.strategy.memory_dir, "`memory_dir` of SlotStrategy")
         # 4. Where it goes on, and where clients are trained.
@@ -364,7 +376,7 @@ class FederatedTrainer:
         self.server = Server(hooks, self._layout, self.num_clients, self.strategy.root_device, self._identity)
         evaluator = GlobalEvaluator(self.strategy, task, data, self.evaluate_on)
         self.evaluation = Evaluation(evaluator, self.evaluate_every, self.max_rounds, self._evaluating)
-        self.state = self._first_state(saved, state)
+        self.state = first_state(self.server, task, method, saved, state, self._memory(), self._identity)
         self._finished = self.state, self._finished[1]
         self.round = self.start_round = self.state.round
 
@@ -521,7 +533,7 @@ class FederatedTrainer:
 
     def _read_checkpoint(self, ckpt_path: str | Path | None) -> tuple[RoundState | None, dict[str, Any] | None]:
         """The state in a checkpoint, if the run goes on from one, and how it was executed; callbacks take up theirs."""
-        if (path := self._named(ckpt_path)) is None:
+        if (path := checkpoint_named(ckpt_path, self.log_dir, self.callbacks)) is None:
             return None, None
         state, meta = load_checkpoint(path, self._memory(), self.num_clients)
         check_identity(path, meta["identity"], self._identity)
@@ -529,36 +541,10 @@ class FederatedTrainer:
         self._finished = self._finished[0], meta["row"]
         return state, meta["execution"]
 
-    def _named(self, ckpt_path: str | Path | None) -> Path | None:
-        """The checkpoint of this name, or at this path; None for none."""
-        if ckpt_path not in ("last", "best"):
-            return None if ckpt_path is None else Path(ckpt_path)
-        best = [path for each in self.callbacks if (path := getattr(each, "best_model_path", ""))]
-        path = Path(best[0]) if ckpt_path == "best" and best else self.log_dir / "checkpoints" / f"{ckpt_path}.ckpt"
-        if not path.is_file():
-            raise ConfigurationError(
-                f'`ckpt_path="{ckpt_path}"` must be that of a run\'s own folder, but there is no file {path}; name the folder by '
-                '`logger=run_loggers("logs", "name")` of fedlightning.loggers, or give the checkpoint\'s path.'
-            )
-        return path
-
     def _memory(self) -> ClientMemory:
         """What the clients remember: nothing yet."""
         folder = self.strategy.memory_dir
         return ClientMemory(None, folder or self.log_dir, self.num_clients, 0 if folder else self.strategy.memory_bytes)
-
-    def _first_state(self, saved: RoundState | None, given: RoundState | None) -> RoundState:
-        """The state that the run begins at: a checkpoint's, the one that `fit` was given, or a new one."""
-        state, x = saved or given, self._layout.read(self._task)
-        if state is None:
-            return self.server.begin(
-                x, flatten_buffers(persistent_buffers(self._task).values(), x.device), self._memory()
-            )
-        check_model(state, identify_model(self._task), f"`{type(self._task).__name__}`")
-        if saved is None:
-            begun = self.server.begin(x, state.buffers, ClientMemory())
-            check_state(state, self._identity, begun.server, self.method.configure_client(x), self.num_clients)
-        return self.server.take_up(state)
 
     def _prepare(self) -> None:
         """Let the strategy make what the first round needs, before anything is trained."""
@@ -574,7 +560,7 @@ class FederatedTrainer:
         """Let callbacks refuse, e.g. a metric that nothing logs, as far as that is known before the first round."""
         known = ["train/loss", "communication/up_bytes", "communication/down_bytes"]
         known += ["round/stragglers"] if self.stragglers else []
-        known += self.evaluation.names if self.round > 0 else []  # else what evaluations log is known by now
+        known += [] if self._log.own else self.evaluation.names  # after an evaluation, what it logged is in `metrics`
         for callback in self.callbacks:
             callback.check(self, known)
 
@@ -597,6 +583,6 @@ def _check_gradient_pass(method: FedMethod, data: FederatedDataModule) -> None:
     """Check that a method that wants the gradient over all of a client's data may look at all of them."""
     if data.batching.drop_last and method.gradient_pass() != "none":
         raise ConfigurationError(
-            f"`drop_last` of {type(data).__name__}'s batching must be False for {type(method).__name__}, whose clients compute a "
-            "gradient over all their data, but is True; leave it out, or use a `size` that divides the clients' sizes."
+            f"`batching.drop_last` of {type(data).__name__} must be False for {type(method).__name__}, whose clients compute a "
+            "gradient over all their data, but is True; leave it out, or use a `size` of Batching that divides the clients'."
         )

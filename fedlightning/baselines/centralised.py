@@ -78,6 +78,7 @@ def _quiet() -> Iterator[None]:
     """Without what does not concern a run's user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # `_Rounds` evaluates
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # under newer releases of torch
         yield
 

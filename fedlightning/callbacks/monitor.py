@@ -100,7 +100,7 @@ class Monitored(Callback):
         split, _, metric = monitor.partition("/")
         stand_in = f"{_STAND_INS.get(split, split)}/{metric}"
         self.watched = monitor
-        if trainer.data.val is None and _is_among(stand_in, names) and not _is_among(monitor, names):
+        if not _is_among(monitor, names) and _is_among(stand_in, names) and trainer.data.val is None:
             self.watched = stand_in
             if not any(isinstance(each, Monitored) and each._stands_in for each in trainer.callbacks):
                 warnings.warn(

@@ -27,6 +27,11 @@ TYPED = ("preset", "config", "background")
 """The flags that no file may set."""
 
 
+def program_name(path: Path) -> str:
+    """The name of a file without its ending; that of the folder for a folder's `__main__.py`."""
+    return path.parent.name if path.stem == "__main__" else path.stem
+
+
 @dataclass(frozen=True)
 class Program:
     """What a recipe's source says of its command line.
@@ -48,7 +53,7 @@ class Program:
     @property
     def name(self) -> str:
         """As it is called in messages and in the runs' folder."""
-        return self.path.stem
+        return program_name(self.path)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fedlightning.cli.command import Command, Program
+from fedlightning.cli.command import Command, Program, program_name
 from fedlightning.cli.flags import (
     REQUIRED,
     Flag,
@@ -52,7 +52,7 @@ def refuse_mistakes() -> None:
             _check(program, sys.argv[1:])
     except (Unclear, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, ConfigurationError):
-            print(f"{path.stem}: error: {error}", file=sys.stderr)  # noqa: T201
+            print(f"{program_name(path)}: error: {error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
 
 

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from fedlightning.cli.background import Detach, start_in_background
-from fedlightning.cli.command import TYPED, Command, Program
+from fedlightning.cli.command import TYPED, Command, Program, program_name
 from fedlightning.cli.flags import (
     Flag,
     Gathered,
@@ -85,7 +85,7 @@ def run_program(main: Callable[..., Any], *, goes_on: bool = False) -> None:
         main: the program; its keyword-only parameters are the flags.
         goes_on: whether the same command goes on where it was stopped.
     """
-    name = Path(main.__code__.co_filename).stem
+    name = program_name(Path(main.__code__.co_filename))
     with _ended(name, lambda: "stopped; the same command goes on." if goes_on else "stopped."):
         call_program(main, sys.argv[1:])
 
@@ -98,7 +98,7 @@ def call_program(main: Callable[..., Any], words: Sequence[str]) -> Any:
         SystemExit: it asks for help.
     """
     if wants_help(words):
-        summary, name = described(main.__doc__)[0], Path(main.__code__.co_filename).stem
+        summary, name = described(main.__doc__)[0], program_name(Path(main.__code__.co_filename))
         print(show_help(name, summary, of_function(main)), end="")  # noqa: T201
         raise SystemExit(0)
     return main(**values_of(main, words))

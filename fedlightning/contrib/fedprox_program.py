@@ -110,7 +110,7 @@ def _check(participation: Participation, name: str) -> None:
         )
     if data.batching.drop_last:
         raise ConfigurationError(
-            f"`drop_last` of {type(data).__name__}'s batching must be False for {name}, since the program trains on every "
+            f"`batching.drop_last` of {type(data).__name__} must be False for {name}, since the program trains on every "
             "example; leave it out."
         )
 
@@ -146,7 +146,7 @@ class ReplayedStragglers(Stragglers):
         active = self.num_active(count)
         if self.partial and active < count and (epochs or 1) < 2:
             raise ConfigurationError(
-                f"`epochs` of {type(participation.data).__name__}'s batching must be at least 2 for {name}, since the program "
+                f"`batching.epochs` of {type(participation.data).__name__} must be at least 2 for {name}, since the program "
                 f"draws a straggler's from 1…E − 1, but is {epochs}; use `Stragglers`."
             )
         if not self.partial and active < 1:

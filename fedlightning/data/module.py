@@ -296,9 +296,9 @@ class FederatedDataModule(LightningDataModule):
         sampler = BatchSampler(RandomSampler(pooled), size, self.batching.drop_last and len(pooled) > size)
         return DataLoader(pooled, sampler=sampler, batch_size=None)
 
-    def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The validation split, in large batches; nothing where there is none."""
-        return [] if self.val is None else [self.evaluation_dataloader("val")]
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The validation split, in large batches; where there is none, nothing, and Lightning validates nothing."""
+        return [] if self.val is None else self.evaluation_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test set, in large batches."""

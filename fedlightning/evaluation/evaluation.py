@@ -51,6 +51,15 @@ class Evaluation:
         """
         return self._evaluator.score(state.model, state.buffers, self._goes_on)
 
+    def rehearse(self, state: RoundState) -> None:
+        """Evaluate two examples of each split, where the run evaluates at all, and throw the metrics away.
+
+        Raises:
+            ConfigurationError: the model, the scores or the metrics do not fit the examples.
+        """
+        if self._every:
+            self._evaluator.rehearse(state.model, state.buffers)
+
     def is_missing(self, t: int, row: Iterable[str]) -> bool:
         """Whether the model after t rounds was not evaluated, as after a run that ended between evaluations.
 
@@ -64,7 +73,7 @@ class Evaluation:
     @property
     def names(self) -> list[str]:
         """The names of all that evaluations log, `*` for any part of one."""
-        return [*self._evaluator.logs, "server/*"]
+        return [*self._evaluator.logs, "server/*"] if self._every else []
 
 
 @contextmanager

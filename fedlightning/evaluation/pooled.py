@@ -161,6 +161,19 @@ class GlobalEvaluator:
             done += len(split.clients.indices)
         return result
 
+    def rehearse(self, x: Tensor, buffers: Tensor) -> None:
+        """Score two examples of each split on a CPU, for what is refused then.
+
+        Raises:
+            ConfigurationError: the model, the scores or the metrics do not fit the examples.
+        """
+        replica = self._strategy.replica(torch.device("cpu"))
+        for split in self._splits:
+            chunk = 0, min(2, len(split.clients.indices))
+            scores, outputs, targets = evaluate_chunk(replica, self._data, split, chunk, x.cpu(), buffers.cpu())
+            ClientSums(split).add(chunk, scores)
+            self._update(self._task.metrics.clone(), outputs, targets)
+
     def predict(self, x: Tensor, buffers: Tensor) -> Any:
         """The outputs for the first split, in the order of its examples: a tensor [n, …] or a tree of tensors, on the host."""
         split, strategy = self._splits[0], self._strategy

@@ -20,7 +20,6 @@ from fedlightning.hooks.generators import no_draws
 from fedlightning.hooks.server import ServerHooks
 from fedlightning.layout import Layout
 from fedlightning.method import HOOKS, ClientContext, FedMethod, Round, visible
-from fedlightning.server.aggregation import OrderedMean
 from fedlightning.state import State
 
 _INNER = {
@@ -85,9 +84,9 @@ class Audit:
         new = self._watch("configure_client", hooks.configure_client, server.x)
         self._watch("evaluation_point", hooks.evaluation_point, server)
         upload, state = self._client(server, new)
-        mean = OrderedMean(self._x.device, self._layout.dtype)
-        mean.add(upload.apply(lambda tensor: tensor.unsqueeze(0)), torch.ones(1))
-        after = self._watch("on_aggregate", hooks.aggregate, server, mean.result(), round)
+        # The mean of one upload: `OrderedMean` gives integers and bools as numbers of the model's dtype.
+        mean = upload.apply(lambda entry: entry.clone() if entry.is_floating_point() else entry.to(self._layout.dtype))
+        after = self._watch("on_aggregate", hooks.aggregate, server, mean, round)
         self._return(state, upload, after.x - server.x)
         if metrics is not None:
             self._watch("on_evaluation", hooks.evaluated, after, metrics, round)

@@ -36,7 +36,7 @@ class Server:
         self, hooks: ServerHooks, layout: Layout, num_clients: int, device: torch.device, identity: Mapping[str, Any]
     ) -> None:
         self._hooks, self._method, self._layout = hooks, hooks.method, layout
-        self._num_clients, self._device, self._identity = num_clients, device, identity
+        self.num_clients, self._device, self._identity = num_clients, device, identity
 
     # -- before the first round ---------------------------------------------------------------------------------------
     def begin(self, x: Tensor, buffers: Tensor, memory: ClientMemory) -> RoundState:
@@ -101,7 +101,7 @@ class Server:
         """
         method, round = self._method, inputs.round
         mean, buffers = (OrderedMean(self._device, self._layout.dtype) for _ in range(2))
-        bill = CommunicationBill(method, self._num_clients)
+        bill = CommunicationBill(method, self.num_clients)
         loss = examples = 0.0
         rows, uploads = dict[int, State](), dict[int, State]()
         for cohort in results:

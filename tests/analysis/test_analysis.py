@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -98,7 +99,9 @@ def on_quadratics(rounds: int, *callbacks: Callback, method: FedMethod | None = 
 
 def images() -> tuple[FakeImages, Classification]:
     torch.manual_seed(0)
-    data = FakeImages("A1d00C6", shape=(3, 16, 16), classes=3, num_train=120, num_test=20, batch_size=8, augment=True)
+    data = FakeImages(
+        "A1d00C6", shape=(3, 16, 16), classes=3, num_train=120, num_test=20, batching=Batching(8), augment=True
+    )
     return data, Classification(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), MLP(768, 3)), 3)
 
 
@@ -513,7 +516,7 @@ def test_the_principal_plane() -> None:
 def test_the_partition_s_numbers() -> None:
     targets = torch.tensor([7, 7, 7, 7, 9, 9, 7, 9, 9, 9])  # classes need not begin at 0
     clients = Partition.of([torch.arange(4), torch.tensor([4, 6]), torch.tensor([5, 7, 8, 9])])
-    data = TensorData(Examples(torch.randn(10, 4), targets), clients, batch_size=2)
+    data = TensorData(Examples(torch.randn(10, 4), targets), clients, batching=Batching(2))
     trainer = trainer_of(1, PartitionReport())
     trainer.fit(FedAvg(), Classification(MLP(4, 10), 10), data)
     found = {name.removeprefix("partition/"): value for name, value in trainer.metrics.items() if "partition/" in name}

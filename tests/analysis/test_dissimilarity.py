@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import fedlightning.analysis.dissimilarity as module
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -132,7 +133,7 @@ def test_the_paper_s_program() -> None:
     with torch.no_grad():
         model.linear.weight.copy_(torch.from_numpy(kernel.T.copy()))
     trainer = trainer_of(1, Dissimilarity(), trace := Trace(), evaluate_every=0, clients_per_round=1)
-    trainer.fit(FedAvg(lr=0.01), Classification(model), Synthetic(1, 1, seed=1, steps=1))
+    trainer.fit(FedAvg(lr=0.01), Classification(model), Synthetic(1, 1, seed=1, batching=Batching(10, steps=1)))
     assert trace.found[0][1] == pytest.approx(112.8914527850192, rel=1e-6)
 
 
@@ -148,7 +149,7 @@ def test_the_paper_s_program() -> None:
 def test_reference_values_at_the_start(kind: tuple[Any, ...], expected: list[float]) -> None:
     """Those of an independent float64 program, which rounds to five digits, for the seeds 0, 1 and 2."""
     for seed, variance in enumerate(expected):
-        data = Synthetic(*kind, seed=seed, steps=1)
+        data = Synthetic(*kind, seed=seed, batching=Batching(10, steps=1))
         task = Classification(LogisticRegression.glorot(60, 10, seed=seed))
         trainer_of(1, Dissimilarity(), trace := Trace(), evaluate_every=0, clients_per_round=1).fit(
             FedAvg(), task, data
@@ -170,7 +171,9 @@ class Net(nn.Module):
 
 def images() -> tuple[FakeImages, FederatedTask]:
     torch.manual_seed(0)
-    data = FakeImages("A1d00C5", shape=(3, 8, 8), classes=3, num_train=150, num_test=20, batch_size=8, augment=True)
+    data = FakeImages(
+        "A1d00C5", shape=(3, 8, 8), classes=3, num_train=150, num_test=20, batching=Batching(8), augment=True
+    )
     return data, Classification(Net(), 3)
 
 
@@ -258,7 +261,7 @@ def test_the_run_is_the_same_with_and_without() -> None:
 def test_the_same_bits_for_any_number_of_slots() -> None:
     found = []
     for slots in (1, 3):
-        data = Synthetic(1, 1, seed=1, steps=1)
+        data = Synthetic(1, 1, seed=1, batching=Batching(10, steps=1))
         task = Classification(LogisticRegression.glorot(60, 10, seed=1))
         trainer = trainer_of(1, Dissimilarity(), trace := Trace(), slots=slots, evaluate_every=0)
         trainer.fit(FedAvg(lr=0.01), task, data)
@@ -318,7 +321,7 @@ def test_forward_passes_are_large_but_not_larger() -> None:
             return super().forward(inputs)
 
     train = Examples(torch.randn(45, 4), torch.arange(45) % 3)
-    data = TensorData(train, Partition.of(list(torch.arange(45).split([5, 10, 30]))), batch_size=2)
+    data = TensorData(train, Partition.of(list(torch.arange(45).split([5, 10, 30]))), batching=Batching(2))
     data.setup()
     task = Classification(Counting(4, 3))
     layout = Layout.of(task)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_runner import RECIPES, load
+from recipe_runner import RECIPES, load, path_of, programs
 
 from fedlightning import ConfigurationError, FederatedTrainer
 from fedlightning.cli.command import GENERAL, Command
@@ -24,11 +24,10 @@ VALUES = (
     "", "-1", "0", "-0", "1.5", "-0.5", "nan", "inf", "1e400", "99999999999999999999", "wrong", "null", "true", "[1, 2]",
     "{a: 1}", "\udcff", "a\nb", "ü" * 300, "../x",
 )  # fmt: skip
-PROGRAMS = [path.stem for path in sorted(RECIPES.glob("*.py")) if read_program(path)]
 
 
 def flags_of(name: str, method: str = "fedavg") -> list[Flag]:
-    program = read_program(RECIPES / f"{name}.py")
+    program = read_program(path_of(name))
     assert program
     return list(program.flags) if program.method is None else Command(program, ["--method", method], Sources()).flags
 
@@ -37,7 +36,7 @@ def is_one_line_with_a_remedy(text: str) -> bool:
     return "\n" not in text and "<class" not in text and any(word in text for word in ("; ", "Did you mean", "Known: "))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", programs())
 def test_every_flag_reads_a_value_or_says_in_one_line_what_it_must_be(name: str) -> None:
     for flag in flags_of(name):
         for value in VALUES:
@@ -181,16 +180,15 @@ def test_values_that_do_not_fit_one_another_are_refused_before_the_first_round(
 
 def test_the_general_flags_are_those_of_every_recipe() -> None:
     names = [flag.name for flag in GENERAL]
-    for name in PROGRAMS:
-        program = read_program(RECIPES / f"{name}.py")
+    for name in programs():
+        program = read_program(path_of(name))
         assert program
         if program.method is not None:
             assert [flag.name for flag in flags_of(name)][: len(names)] == names
 
 
 BASES = {
-    "compare": "--methods fedavg", "client_optima": "",
-    "fedprox_paper": "--figure 2",
+    "compare": "--methods fedavg", "reproductions.client_optima": "", "reproductions.fedprox": "--figure 2",
 }  # fmt: skip
 TAKEN = {
     "clients": {"null"}, "rounds": {"null"}, "local_steps": {"null"}, "local_epochs": {"null"}, "batch_size": {"null"},

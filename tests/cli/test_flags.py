@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from recipe_runner import RECIPES, load
+from recipe_runner import RECIPES, load, path_of, programs
 
 from fedlightning.cli.configs import Methods
 from fedlightning.cli.early import Sources, read_program, refuse_mistakes
@@ -153,14 +153,10 @@ def test_a_docstring_is_read() -> None:
 
 
 # -- sources ------------------------------------------------------------------------------------------------------------
-def programs() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.py") if read_program(path))
-
-
 @pytest.mark.parametrize("name", programs())
 def test_a_recipes_source_says_what_its_function_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(RECIPES), *sys.path])  # of the folders beside the programs
-    program = read_program(RECIPES / f"{name}.py")
+    program = read_program(path_of(name))
     assert program
     main = load(name).main
     assert list(program.flags) == of_function(main, ("method", "run"))
@@ -169,7 +165,7 @@ def test_a_recipes_source_says_what_its_function_does(name: str, monkeypatch: py
 
 @pytest.mark.parametrize("name", programs())
 def test_no_program_writes_to_the_repository_by_default(name: str) -> None:
-    program = read_program(RECIPES / f"{name}.py")
+    program = read_program(path_of(name))
     assert program
     defaults = {flag.name: flag.default for flag in program.flags}
     assert str(defaults.get("out", "logs")).split("/")[0] in ("logs", "None", str(REQUIRED))
@@ -187,12 +183,12 @@ def test_the_sources_of_the_methods_say_what_their_classes_do() -> None:
 def test_a_mistake_is_told_without_torch(name: str, words: str, tmp_path: Path) -> None:
     """With a package that cannot import torch."""
     (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')")
-    command = [sys.executable, str(RECIPES / f"{name}.py"), *words.split()]
-    path = f"{tmp_path}:{RECIPES.parent}"
-    done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    program = ["-m", f"recipes.{name}"] if "." in name else [str(path_of(name))]
+    command, path = [sys.executable, *program, *words.split()], f"{tmp_path}:{RECIPES.parent}"
+    done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"{name}: error: ")
+    assert line.startswith(f"{name.split('.')[-1]}: error: ")
 
 
 SOURCES = [

@@ -149,7 +149,7 @@ class Sixes(FedAvg):
         (ReplayedStragglers(0.5), {}, {"sampler": UniformSampling()}, r"`sampler` must be RoundSeeded\(\) for ReplayedStragglers"),
         (ReplayedStragglers(0.0), {"epochs": None, "steps": 3}, {}, "must train for epochs.* has steps=3"),
         (ReplayedStragglers(0.0), {}, {"method": Sixes()}, "must train for epochs.* asks for 6 steps"),
-        (ReplayedStragglers(0.5), {"epochs": 1}, {}, "`epochs` of TensorData's batching must be at least 2 .* but is 1"),
+        (ReplayedStragglers(0.5), {"epochs": 1}, {}, "`batching.epochs` of TensorData must be at least 2 .* but is 1"),
         (ReplayedStragglers(0.97, False), {}, {}, "At least one of the chosen clients must be active"),
     ],
 )  # fmt: skip

@@ -9,9 +9,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as single
 
-from fedlightning.data import Augmentation, RandomCropRotate
+from fedlightning import Batching
+from fedlightning.data import Augmentation, RandomCropRotate, TFFCifar, Transform
 from fedlightning.data.transforms import centre_crop, standardise_each
-from fedlightning.datasets import CIFAR100, FakeImages
+from fedlightning.datasets import CIFAR100, MNIST, FakeImages
 from fedlightning.errors import ConfigurationError
 from fedlightning.randomness import stream
 
@@ -89,7 +90,7 @@ def test_the_centre_is_torchvisions(side, size):
 
 # -- in a data set ----------------------------------------------------------------------------------------------------
 def fake(**options: object) -> FakeImages:
-    data = FakeImages("IIDC2", shape=(3, 12, 12), classes=3, num_train=20, num_test=6, batch_size=10, **options)
+    data = FakeImages("IIDC2", shape=(3, 12, 12), classes=3, num_train=20, num_test=6, batching=Batching(10), **options)
     data.setup()
     return data
 
@@ -101,7 +102,7 @@ def standardised(images: Tensor) -> Tensor:
 
 
 def test_training_takes_turned_windows_and_evaluation_the_centre():
-    data = fake(crop=8)
+    data = fake(transform=TFFCifar(8, 12))
     assert data.shape == (3, 8, 8)
     schedule = data.schedule(1, 4, 7, 1)
     inputs, targets = data.batch(data.train, schedule.index[0], schedule.draws[0])
@@ -113,22 +114,44 @@ def test_training_takes_turned_windows_and_evaluation_the_centre():
 
 
 def test_without_augmentation_training_takes_the_centre_too():
-    data = fake(crop=8, augment=False)
+    data = fake(transform=TFFCifar(8, 12), augment=False)
     assert data.augmentation is None
     inputs, _ = data.batch(data.train, torch.arange(4))
     torch.testing.assert_close(inputs.double(), standardised(data.train.inputs[:4, :, 2:10, 2:10]), rtol=0, atol=1e-4)
 
 
 def test_the_images_and_who_owns_them_do_not_depend_on_the_crop():
-    data, whole = fake(crop=8), fake()
+    data, whole = fake(transform=TFFCifar(8, 12)), fake()
     assert torch.equal(data.train.inputs, whole.train.inputs)
     assert data.clients.fingerprint == whole.clients.fingerprint
     assert whole.augmentation is None
     assert whole.shape == (3, 12, 12)
 
 
+class Halves:
+    """Every second pixel, and nothing by chance."""
+
+    augmentation = None
+
+    def preprocess(self, inputs: Tensor) -> Tensor:
+        return inputs[..., ::2, ::2].float()
+
+    def shape_of(self, images: tuple[int, int, int]) -> tuple[int, int, int]:
+        return images[0], -(-images[1] // 2), -(-images[2] // 2)
+
+
+def test_a_transform_of_ones_own_takes_the_place_of_the_usual_one():
+    assert isinstance(Halves(), Transform)
+    data = fake(transform=Halves())
+    assert (data.shape, data.augmentation) == ((3, 6, 6), None)
+    inputs, _ = data.batch(data.test, torch.arange(6))
+    assert torch.equal(inputs, data.test.inputs[..., ::2, ::2].float())
+    assert CIFAR100(transform=Halves()).augmentation is None  # which is otherwise augmented
+    assert CIFAR100(transform=TFFCifar(24), augment=False).augmentation is None
+
+
 def test_cifar_takes_windows_of_24():
-    data = CIFAR100("A0d10C10", crop=24)
+    data = CIFAR100("A0d10C10", transform=TFFCifar(24))
     assert data.shape == (3, 24, 24)
     assert CIFAR100.shape == (3, 32, 32)
     change = data.augmentation
@@ -141,8 +164,17 @@ def test_cifar_takes_windows_of_24():
     [
         (lambda: RandomCropRotate(33, 32), r"`size` of RandomCropRotate must be in \[1, 32\], but is 33"),
         (lambda: RandomCropRotate(degrees=-1), r"`degrees` of RandomCropRotate must be in \[0, 180\], but is -1"),
-        (lambda: CIFAR100(crop=33), r"`crop` of CIFAR100 must be in \[1, 32\], but is 33"),
-        (lambda: CIFAR100(crop=0), "`crop` of CIFAR100 .* but is 0"),
+        (lambda: TFFCifar(33), r"`size` of TFFCifar must be in \[1, 32\], but is 33"),
+        (lambda: TFFCifar(0), "`size` of TFFCifar .* but is 0"),
+        (
+            lambda: MNIST(transform=TFFCifar(24)),
+            "Images for TFFCifar must have 32 × 32 pixels .`image_size`., but have 28 × 28",
+        ),
+        (lambda: CIFAR100(transform=24), "`transform` of CIFAR100 must be a Transform or None, but is 24"),
+        (
+            lambda: CIFAR100(transform=Halves(), augment=True),
+            "`augment` of CIFAR100 must be False or None for Halves, which has no",
+        ),
         (
             lambda: RandomCropRotate(4, 8).apply(pixels(1, 1, 9, 8), torch.zeros(1, 4, dtype=torch.int64)),
             "must have 8 × 8 pixels .* but have 9 × 8",

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedlightning import Batching
 from fedlightning.data import IID, Dirichlet, Examples, Partition, RandomCropFlip, TensorData
 from fedlightning.data.module import Schedule
 from fedlightning.datasets import CIFAR10, CIFAR100, MNIST, FakeImages, FashionMNIST
@@ -22,7 +23,9 @@ def examples(count, classes=3):
 
 
 def tensor_data(sizes, **batching):
-    data = TensorData(examples(sum(sizes)), Partition.of(list(torch.arange(sum(sizes)).split(sizes))), **batching)
+    data = TensorData(
+        examples(sum(sizes)), Partition.of(list(torch.arange(sum(sizes)).split(sizes))), batching=Batching(**batching)
+    )
     data.setup()
     return data
 
@@ -31,7 +34,7 @@ def tensor_data(sizes, **batching):
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.integers(1, 23), min_size=1, max_size=4), st.one_of(st.none(), st.integers(1, 9)), st.integers(1, 4))
 def test_each_epoch_visits_each_example_once(sizes, batch_size, epochs):
-    data = tensor_data(sizes, batch_size=batch_size, epochs=epochs)
+    data = tensor_data(sizes, size=batch_size, epochs=epochs)
     for client, size in enumerate(sizes):
         steps = data.num_steps(client)
         per_epoch = -(-size // (batch_size or size))
@@ -50,7 +53,7 @@ def test_each_epoch_visits_each_example_once(sizes, batch_size, epochs):
 )
 def test_clients_together_have_the_batches_of_each(clients, batch_size):
     sizes, steps = zip(*clients, strict=True)
-    data, chosen = tensor_data(list(sizes), batch_size=batch_size), range(len(sizes))
+    data, chosen = tensor_data(list(sizes), size=batch_size), range(len(sizes))
     (together,) = data.schedules(chosen, 3, 7, steps)
     for c, index in zip(chosen, together.index.split(steps), strict=True):
         alone = data.schedule(c, 3, 7, steps[c]).index
@@ -65,7 +68,7 @@ def test_a_schedule_of_ones_own_is_asked_for_each_client():
             return Schedule(index.flip(0), draws)
 
     clients = Partition.of(list(torch.arange(12).split(6)))
-    own, usual = (kind(examples(12), clients, batch_size=3) for kind in (Backwards, TensorData))
+    own, usual = (kind(examples(12), clients, batching=Batching(3)) for kind in (Backwards, TensorData))
     for data in (own, usual):
         data.setup()
     for c, schedule in enumerate(own.schedules((0, 1), 0, 0, (2, 2))):
@@ -73,7 +76,7 @@ def test_a_schedule_of_ones_own_is_asked_for_each_client():
 
 
 def test_steps_cut_the_last_epoch_short():
-    data = tensor_data([7], batch_size=3, steps=5)
+    data = tensor_data([7], size=3, steps=5)
     assert data.num_steps(0) == 5
     assert data.num_steps(0, steps=2) == 2
     index = data.schedule(0, 0, 0, 5).index
@@ -82,7 +85,7 @@ def test_steps_cut_the_last_epoch_short():
 
 
 def test_a_schedule_has_an_address_and_no_history():
-    data = tensor_data([12, 12], batch_size=4, epochs=2)
+    data = tensor_data([12, 12], size=4, epochs=2)
     index = data.schedule(0, 1, 0, 6).index
     assert torch.equal(index, data.schedule(0, 1, 0, 6).index)
     assert not torch.equal(index[:3], index[3:])
@@ -95,7 +98,7 @@ def test_augmentation_has_its_own_numbers():
     data = TensorData(
         Examples(torch.zeros(8, 1, 6, 6, dtype=torch.uint8), torch.arange(8)),
         IID(2).split(torch.arange(8), 0),
-        batch_size=3,
+        batching=Batching(3),
         augmentation=RandomCropFlip(2),
     )
     data.setup()
@@ -111,16 +114,17 @@ def test_augmentation_has_its_own_numbers():
 @pytest.mark.parametrize(
     ("batching", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` of TensorData must be at least 1, but is 0"),
-        ({"epochs": -1}, "`epochs`"),
-        ({"steps": 0}, "`steps`"),
-        ({"epochs": 1, "steps": 1}, "Either `epochs` or `steps`"),
-        ({"evaluate_on": ("validation",)}, "`evaluate_on`"),
+        ({"size": 0}, "`size` of Batching must be at least 1, but is 0"),
+        ({"size": 2.5}, "`size` of Batching must be a whole number .* or None, but is 2.5"),
+        ({"epochs": -1}, r"`epochs` of Batching must be in \[1, 1000000\], but is -1"),
+        ({"steps": 0}, r"`steps` of Batching must be in \[1, 1000000\], but is 0"),
+        ({"steps": 1_000_001}, "`steps` of Batching .* but is 1000001"),
+        ({"epochs": 2, "steps": 3}, r"Either `epochs` or `steps` of Batching may be given, but both are \(2 and 3\)"),
     ],
 )
 def test_batching_is_checked(batching, message):
     with pytest.raises(ConfigurationError, match=message):
-        tensor_data([4], **batching)
+        Batching(**batching)
 
 
 # -- one's own tensors --------------------------------------------------------------------------------------------------
@@ -128,7 +132,7 @@ def test_the_test_set_defaults_to_the_training_set():
     data = tensor_data([4, 2])
     assert data.test is data.train
     assert data.test_clients is data.clients
-    assert (data.epochs, data.name) == (1, "tensorsC2")
+    assert (data.batching, data.name) == (Batching(32, epochs=1), "tensorsC2")
 
 
 def test_a_test_set_without_owners_is_shared_out_like_the_training_set():
@@ -197,11 +201,11 @@ def test_tensors_are_checked():
 
 
 def test_pooled_loaders_feed_the_centralised_baseline():
-    data = tensor_data([5, 6], batch_size=4)
+    data = tensor_data([5, 6], size=4)
     batches = list(data.train_dataloader())
     assert [len(targets) for _, targets in batches] == [4, 4, 3]
     assert sorted(torch.cat([inputs for inputs, _ in batches]).flatten().tolist()) == list(range(11))
-    inputs, targets = next(iter(data.val_dataloader()))
+    inputs, targets = next(iter(data.test_dataloader()))
     assert torch.equal(inputs, data.test.inputs)
     assert torch.equal(targets, data.test.targets)
 

@@ -366,7 +366,7 @@ def test_the_arrays_are_looked_at(indices, offsets, message):
     with pytest.raises(ConfigurationError, match=message):
         Partition(indices, offsets).check(4)
     with pytest.raises(ConfigurationError, match=message.replace("the partition", "the test partition")):
-        Partition(indices, offsets).check_test(4, None)
+        Partition(indices, offsets).check_held_out(4, None, "test")
 
 
 @pytest.mark.parametrize(
@@ -383,12 +383,12 @@ def test_the_arrays_are_looked_at(indices, offsets, message):
 )
 def test_each_test_example_belongs_to_one_client(clients, message):
     with pytest.raises(ConfigurationError, match=message):
-        Partition.of([torch.tensor(c, dtype=torch.int64) for c in clients]).check_test(4, 3)
+        Partition.of([torch.tensor(c, dtype=torch.int64) for c in clients]).check_held_out(4, 3, "test")
 
 
 def test_a_client_may_have_no_test_example_and_the_test_set_other_clients():
-    Partition.of([torch.tensor([]), torch.tensor([3, 0, 1, 2]), torch.tensor([])]).check_test(4, 3)
-    Partition.of([torch.tensor([3, 0]), torch.tensor([1, 2])]).check_test(4, None)
+    Partition.of([torch.tensor([]), torch.tensor([3, 0, 1, 2]), torch.tensor([])]).check_held_out(4, 3, "test")
+    Partition.of([torch.tensor([3, 0]), torch.tensor([1, 2])]).check_held_out(4, None, "test")
 
 
 @pytest.mark.parametrize(

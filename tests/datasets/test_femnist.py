@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image  # torchvision's own requirement
 
+from fedlightning import Batching
 from fedlightning.datasets import femnist
+from fedlightning.datasets._fedprox import split_devices
 from fedlightning.datasets.femnist import FEMNIST, OmniglotWriters, deal_classes
-from fedlightning.datasets.power_law import split_devices
 from fedlightning.errors import ConfigurationError
 
 ROOT = Path(os.environ.get("FEDLIGHTNING_DATA", "data"))
@@ -152,7 +153,7 @@ def test_a_position_of_a_class_is_the_same_image_at_every_device(nist):
     for examples, clients, parts in zip(
         (data.train, data.test), (data.clients, data.test_clients), split_devices(positions, 0), strict=True
     ):
-        for device, part in enumerate(parts):
+        for device, part in enumerate(map(parts.client, range(parts.num_clients))):
             for position, value in zip(part.tolist(), centre(examples)[clients.client(device)].tolist(), strict=True):
                 assert value // 10 == position // 100
                 assert seen.setdefault(position, value) == value
@@ -230,8 +231,8 @@ def test_absent_and_damaged_images_are_named(nist):
 
 def test_names_defaults_and_intervals():
     data = FEMNIST()
-    assert (data.classes_per_user, data.repo_bug, data.batch_size, data.epochs) == (5, False, 10, 20)
-    assert (data.name, data.evaluate_on) == ("femnist_5", ("test", "train"))
+    assert (data.classes_per_user, data.repo_bug, data.batching) == (5, False, Batching(10, epochs=20))
+    assert data.name == "femnist_5"
     assert FEMNIST(classes_per_user=3, repo_bug=True).name == "femnist_3_repo_bug"
     for number in (0, 11):
         with pytest.raises(

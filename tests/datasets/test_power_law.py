@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedlightning import Batching
 from fedlightning.data import Partition
 from fedlightning.data.statistics import Statistics, statistics_table
-from fedlightning.datasets.power_law import PowerLawMNIST, deal_power_law, split_devices
+from fedlightning.datasets._fedprox import split_devices
+from fedlightning.datasets.power_law import PowerLawMNIST, deal_power_law
 from fedlightning.errors import ConfigurationError
 
 ROOT = Path(os.environ.get("FEDLIGHTNING_DATA", "data"))
@@ -38,7 +40,7 @@ def test_the_sizes_are_the_oracles(seed):
     dealt = deal_power_law(CLASS_SIZES, seed)
     positions = [np.zeros(sum(count for _, _, count in taken)) for taken in dealt]
     train, test = split_devices(positions, seed)
-    agrees(seed, list(map(len, train)), list(map(len, test)))
+    agrees(seed, train.sizes.tolist(), test.sizes.tolist())
 
 
 def test_each_device_has_two_classes_and_each_example_one_device():
@@ -88,8 +90,8 @@ def test_devices_are_shuffled_as_pairs_are():
     for k, (whole, cut) in enumerate(((list(range(100, 113)), 11), (list(range(20)), 18))):
         pairs = list(zip(whole, whole, strict=True))
         shuffler.shuffle(pairs)
-        assert train[k].tolist() == [x for x, _ in pairs[:cut]]
-        assert test[k].tolist() == [x for x, _ in pairs[cut:]]
+        assert train.client(k).tolist() == [x for x, _ in pairs[:cut]]
+        assert test.client(k).tolist() == [x for x, _ in pairs[cut:]]
 
 
 # -- the module, on files of MNIST's form whose first three pixels are the row's number ---------------------------------
@@ -213,8 +215,7 @@ def test_real_data(seed):
 
 def test_defaults_and_the_seed():
     data = PowerLawMNIST()
-    assert (data.batch_size, data.epochs, data.evaluate_on, data.name) == (10, 20, ("test", "train"), "mnist_power_law")
-    assert (PowerLawMNIST(steps=5).epochs, PowerLawMNIST(epochs=1).epochs) == (None, 1)
+    assert (data.batching, data.name) == (Batching(10, epochs=20), "mnist_power_law")
     with pytest.raises(ConfigurationError, match="`seed` of PowerLawMNIST"):
         PowerLawMNIST(seed=-1)
 

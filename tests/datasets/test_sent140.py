@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedlightning import Classification, FedAvg, FederatedTrainer, SlotStrategy
+from fedlightning import Batching, Classification, FedAvg, FederatedTrainer, SlotStrategy
 from fedlightning.datasets import glove as glove_module
 from fedlightning.datasets import sent140
 from fedlightning.datasets.glove import Glove
@@ -275,16 +275,17 @@ def test_wrong_options_are_refused(options, name):
 
 def test_defaults():
     data = Sent140()
-    assert (data.batch_size, data.epochs, data.steps, data.evaluate_on) == (10, 20, None, ("test", "train"))
+    assert data.batching == Batching(10, epochs=20)
     assert (data.name, data.shape, data.classes) == ("sent140_0.3_30", (25,), 2)
-    assert Sent140(steps=3).epochs is None
 
 
 def test_a_round(tmp_path):
     put_tweets(tmp_path, [*many(6, "ann"), *many(7, "bob")])
-    data = load(tmp_path, 1.0, 2, batch_size=4, epochs=1)
+    data = load(tmp_path, 1.0, 2, batching=Batching(4))
     model = SentimentLSTM(data.glove.vectors, hidden=3, layers=1, dense=2)
-    trainer = FederatedTrainer(max_rounds=1, clients_per_round=2, strategy=SlotStrategy(["cpu/0"]), logger=False)
+    trainer = FederatedTrainer(
+        max_rounds=1, clients_per_round=2, strategy=SlotStrategy(["cpu/0"]), logger=False, evaluate_on=("test", "train")
+    )
     trainer.fit(FedAvg(lr=0.1), Classification(model, classes=2), data)
     assert {"test/loss", "train_all/loss", "test/accuracy"} <= set(trainer.metrics)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlightning import Classification, FedAvg, FederatedTrainer, SlotStrategy
+from fedlightning import Batching, Classification, FedAvg, FederatedTrainer, SlotStrategy
 from fedlightning.datasets import shakespeare
 from fedlightning.datasets._leaf_split import contiguous_split, count_train, random_split, take_clients
 from fedlightning.datasets.shakespeare import ALPHABET, Shakespeare, parse_roles, tokenise
@@ -283,10 +283,9 @@ def test_everything_in_memory_is_small(tmp_path):
 
 def test_defaults_and_names(tmp_path):
     data = Shakespeare(root=tmp_path)
-    assert (data.batch_size, data.epochs, data.steps, data.evaluate_on) == (10, 20, None, ("test", "train"))
+    assert data.batching == Batching(10, epochs=20)
     assert (data.name, data.shape, data.classes) == ("shakespeare_0.2", (80,), 80)
-    assert Shakespeare(1.0, "random", steps=3).name == "shakespeare_1_random"
-    assert Shakespeare(steps=3).epochs is None
+    assert Shakespeare(1.0, "random").name == "shakespeare_1_random"
 
 
 @pytest.mark.parametrize(
@@ -331,13 +330,15 @@ def test_the_text_is_prepared_once(tmp_path, monkeypatch):
 
 
 def test_a_round_and_the_pooled_loaders(tmp_path):
-    data = small(tmp_path, batch_size=4, epochs=1)
-    inputs, targets = next(iter(data.val_dataloader()))
+    data = small(tmp_path, batching=Batching(4))
+    inputs, targets = next(iter(data.test_dataloader()))
     assert (inputs.shape, targets.shape) == ((1, 6), (1,))
     inputs, targets = next(iter(data.train_dataloader()))
     assert (inputs.shape, targets.shape) == ((4, 6), (4,))
     model = CharLSTM(hidden=4, layers=1)
-    trainer = FederatedTrainer(max_rounds=1, clients_per_round=2, strategy=SlotStrategy(["cpu/0"]), logger=False)
+    trainer = FederatedTrainer(
+        max_rounds=1, clients_per_round=2, strategy=SlotStrategy(["cpu/0"]), logger=False, evaluate_on=("test", "train")
+    )
     trainer.fit(FedAvg(lr=0.1), Classification(model), data)
     assert {"test/loss", "train_all/loss", "test/accuracy"} <= set(trainer.metrics)
 

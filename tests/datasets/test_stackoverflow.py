@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fedlightning import ConfigurationError, Examples, FederatedTrainer, FedProx, Natural, SlotStrategy, TensorData
+from fedlightning import (
+    Batching,
+    ConfigurationError,
+    Examples,
+    FederatedTrainer,
+    FedProx,
+    Natural,
+    SlotStrategy,
+    TensorData,
+)
 from fedlightning.datasets import NextWord, StackOverflow
 from fedlightning.datasets.stackoverflow import encode
 from fedlightning.layout import Layout
@@ -307,7 +316,7 @@ def fit(task: NextWord, cohort_size: int) -> Tensor:
     tokens = words(17, 6)
     tokens[:, 4:] *= (torch.arange(17) % 3 > 0)[:, None]  # some are padded
     data = TensorData(
-        Examples(tokens[:, :-1], tokens[:, 1:]), Natural(owners).split(owners, seed=0), batch_size=3, epochs=2
+        Examples(tokens[:, :-1], tokens[:, 1:]), Natural(owners).split(owners, seed=0), batching=Batching(3, epochs=2)
     )
     trainer = FederatedTrainer(
         2, 1.0, SlotStrategy(1, cohort_size=cohort_size), callbacks=(), logger=False, evaluate_every=0

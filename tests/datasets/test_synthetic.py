@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedlightning import Batching
 from fedlightning.datasets import Synthetic, generate
 from fedlightning.errors import ConfigurationError
 
@@ -120,8 +121,8 @@ def test_names_and_defaults():
     assert Synthetic(0.5, 0.5).name == "synthetic_0.5_0.5"
     assert Synthetic(iid=True).name == "synthetic_iid"
     assert Synthetic(0, 0, labels="sample").name == "synthetic_0_0_sample"
-    assert (Synthetic().batch_size, Synthetic().epochs, Synthetic().evaluate_on) == (10, 20, ("test", "train"))
-    assert (Synthetic(steps=5).epochs, Synthetic(steps=5).steps) == (None, 5)
+    assert Synthetic().batching == Batching(10, epochs=20)
+    assert Synthetic(batching=Batching(steps=5)).batching == Batching(32, steps=5)
     assert (Synthetic.classes, Synthetic.shape) == (10, (60,))
 
 

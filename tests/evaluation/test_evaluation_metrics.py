@@ -16,6 +16,7 @@ from torchmetrics.classification import (
 )
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     EarlyStopping,
@@ -49,7 +50,7 @@ METRICS: dict[str, Metric] = {
 
 
 def data() -> TensorData:
-    return TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(90).split(15)), batch_size=15)
+    return TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(90).split(15)), batching=Batching(15))
 
 
 def task(**metrics: Metric) -> Classification:
@@ -96,9 +97,11 @@ def test_a_metric_that_does_not_fit_is_refused_before_the_first_round() -> None:
 def test_the_central_baseline_logs_the_same_names(tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
 
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    trainer = Trainer(max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
-    trainer.fit(task(**METRICS), data())
+    model = task(**METRICS)
+    trainer.fit(model, data())
+    trainer.test(model, data(), verbose=False)
     federated = FederatedTrainer(1, callbacks=[], logger=False)
     federated.fit(FedAvg(), task(**METRICS), data())
     assert {name for name in trainer.callback_metrics if name.startswith("test/")} == {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -37,7 +38,7 @@ def data(sizes: list[int] | None = None, dtype: torch.dtype = torch.float64, **b
     inputs = torch.randn(sum(sizes), 6, generator=generator, dtype=dtype)
     targets = torch.randint(0, 3, (sum(sizes),), generator=generator)
     own = Partition.of(torch.arange(sum(sizes)).split(sizes))
-    return TensorData(Examples(inputs, targets), own, **{"batch_size": 4, "epochs": 1, **batching})
+    return TensorData(Examples(inputs, targets), own, batching=Batching(**{"size": 4, "epochs": 1, **batching}))
 
 
 def task(*middle: nn.Module) -> Classification:
@@ -165,7 +166,7 @@ class Flooded(Classification):
 def test_a_loss_that_looks_across_only_now_and_then_is_found_too(kind: type[Classification], batch_size: int) -> None:
     torch.manual_seed(1)
     with pytest.raises(ConfigurationError, match="a loss that looks across a batch"):
-        fit(FedAvg(), kind(MLP(6, 3, (8,)).double(), 3), data([40] * 20, batch_size=batch_size), cohort_size=4)
+        fit(FedAvg(), kind(MLP(6, 3, (8,)).double(), 3), data([40] * 20, size=batch_size), cohort_size=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -173,7 +174,7 @@ def test_a_loss_that_looks_across_only_now_and_then_is_found_too(kind: type[Clas
 def test_a_loss_of_each_example_alone_is_none_even_where_it_is_small(dtype: torch.dtype, batch_size: int) -> None:
     """One layer fits a batch of two at once."""
     torch.manual_seed(1)
-    clients = data([60] * 20, dtype, batch_size=batch_size)
+    clients = data([60] * 20, dtype, size=batch_size)
     for model in (
         nn.Linear(6, 3),
         MLP(6, 3, (64, 64)),
@@ -289,7 +290,7 @@ class Shift(nn.Module):
 def test_the_training_loss_is_a_mean_over_examples(strategy: dict[str, Any], batch_size: int | None) -> None:
     inputs = torch.tensor([0.0, 0.0, 3.0, 1.0, 1.0, 2.0], dtype=torch.float64)[:, None]
     own = Partition.of(torch.arange(6).split([3, 2, 1]))
-    clients = TensorData(Examples(inputs, 0 * inputs), own, batch_size=batch_size, epochs=2)
+    clients = TensorData(Examples(inputs, 0 * inputs), own, batching=Batching(batch_size, epochs=2))
     losses: dict[int, float] = {}
 
     class Look(Callback):
@@ -339,7 +340,7 @@ class ThreeModels(FedMethod):
 
 @pytest.mark.parametrize("method", [FedSAM(rho=0.05), ThreeModels()], ids=lambda m: type(m).__name__)
 def test_batch_norm_counts_one_batch_for_each_local_step(method: FedMethod) -> None:
-    clients = data([12, 12], batch_size=4)
+    clients = data([12, 12], size=4)
     state = fit(method, norm_task(), clients, rounds=1)
     usual = fit(FedAvg(lr=method.lr, weighting=method.weighting), norm_task(), clients, rounds=1)
     assert state.buffers[-1] == 3
@@ -360,7 +361,7 @@ def test_a_last_batch_of_one_example_is_refused_before_the_first_round() -> None
     ):
         fit(FedAvg(), norm_task(), data([8, 9, 1], drop_last=True))
     with pytest.raises(ConfigurationError, match=r"since 1 of 2 clients have one"):
-        fit(FedAvg(), norm_task(), data([8, 1], batch_size=None))
+        fit(FedAvg(), norm_task(), data([8, 1], size=None))
     fit(FedAvg(), task(), data([8, 9, 1]))  # no statistics
 
 
@@ -380,7 +381,7 @@ def test_drop_last_leaves_an_epochs_last_batch_out() -> None:
 
 
 def test_drop_last_is_refused_by_a_gradient_over_all_data() -> None:
-    with pytest.raises(ConfigurationError, match="`drop_last` of TensorData must be False for FedDane"):
+    with pytest.raises(ConfigurationError, match=r"`batching\.drop_last` of TensorData must be False for FedDane"):
         fit(FedDane(), task(), data(drop_last=True))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unequal_clients import ALL, data, named, same, task
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -106,7 +107,7 @@ def test_large_steps_are_graphs_of_one_step(how: str) -> None:
     generator = torch.Generator().manual_seed(5)
     inputs, targets = torch.randn(43, 3, 32, 32, generator=generator).double(), torch.arange(43) % 10
     owners = Partition.of(torch.arange(43).split([16, 16, 11]))
-    images = TensorData(Examples(inputs, targets), owners, batch_size=8)
+    images = TensorData(Examples(inputs, targets), owners, batching=Batching(8))
     model = Classification(LeNet(3, 10).double(), 10)
     described = Described()
     runs = [
@@ -303,7 +304,7 @@ def test_an_operation_that_only_python_knows_is_compiled_around(monkeypatch: pyt
 
 def test_traced_steps_take_augmentation_and_uint8() -> None:
     images = FakeImages(
-        "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batch_size=4, epochs=2
+        "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batching=Batching(4, epochs=2)
     )
     model = Classification(LogisticRegression(192, 3), 3)
     run = {
@@ -359,7 +360,7 @@ def test_auto_compiles_long_runs_of_small_models(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(auto, "compiler", lambda: "c++")
 
     def how(rounds: int, model: nn.Module, batch_size: int | None = 10) -> str:
-        return chosen(model, Synthetic(seed=1, batch_size=batch_size), 10, rounds).runner
+        return chosen(model, Synthetic(seed=1, batching=Batching(batch_size, epochs=20)), 10, rounds).runner
 
     assert how(200, LogisticRegression(60, 10)) == "compiled"
     assert how(10, LogisticRegression(60, 10)) == "loop"
@@ -381,7 +382,7 @@ def test_auto_compiles_no_convolutions_of_empty_places(monkeypatch: pytest.Monke
         images = TensorData(
             Examples(torch.zeros(5 * size, 1, 28, 28), torch.zeros(5 * size, dtype=torch.int64)),
             Partition.of(torch.arange(5 * size).split(size)),
-            batch_size=8,
+            batching=Batching(8),
         )
         images.setup()
         filled.append(Workload.of(FedAvg(), images, 5, 10_000).filled)
@@ -403,7 +404,7 @@ def test_running_statistics_are_refused() -> None:
     model = Classification(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).double(), 3)
     given = data()
     given.setup()
-    even = TensorData(given.train, Partition.of(torch.arange(96).split(32)), batch_size=4)
+    even = TensorData(given.train, Partition.of(torch.arange(96).split(32)), batching=Batching(4))
     with pytest.raises(ConfigurationError, match=r"`runner` must be 'loop' for a model with 'model\.1'"):
         fit(FedAvg(), model, "traced", clients=even)
     with pytest.raises(ConfigurationError, match="`runner` of SlotStrategy must be 'auto', 'loop', 'vmap', "):
@@ -511,7 +512,9 @@ def test_compiled_cohorts_are_shared_out_evenly() -> None:
 
 def test_batches_that_are_made_beforehand_are_few() -> None:
     """Where a batch is more than examples as they lie in memory, those of the cohorts a slot takes at a time take 32 MiB."""
-    images, plain = (FakeImages("IIDC4", num_train=8, num_test=4, batch_size=4, augment=how) for how in (True, False))
+    images, plain = (
+        FakeImages("IIDC4", num_train=8, num_test=4, batching=Batching(4), augment=how) for how in (True, False)
+    )
     gathered = data()
     for module in (images, plain, gathered):
         module.setup()
@@ -533,7 +536,9 @@ def test_only_small_products_become_sums(features: int, products: bool, monkeypa
 
     monkeypatch.setattr(traced, "traced_steps", noted)
     inputs, targets = torch.randn(24, features, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 3
-    clients = TensorData(Examples(inputs, targets), Partition.of(torch.arange(24).split(6)), batch_size=3, epochs=2)
+    clients = TensorData(
+        Examples(inputs, targets), Partition.of(torch.arange(24).split(6)), batching=Batching(3, epochs=2)
+    )
     model = Classification(LogisticRegression(features, 3), 3)
     runs = [
         FederatedTrainer(1, strategy=SlotStrategy(1, runner=how), callbacks=[], logger=False, evaluate_every=0).fit(

@@ -1,10 +1,13 @@
 """The loop and the cohort: they agree, they narrow, and they say what went wrong where."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ClientContext,
     ClientError,
@@ -28,12 +31,12 @@ from fedlightning.models import MLP
 SIZES = [3, 40, 7, 25, 1, 12, 9]
 
 
-def data(dtype: torch.dtype = torch.float64, **batching: object) -> TensorData:
+def data(dtype: torch.dtype = torch.float64, **batching: Any) -> TensorData:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=dtype)
     targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
     clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
-    return TensorData(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
+    return TensorData(Examples(inputs, targets), clients, batching=Batching(**{"size": 4, "epochs": 2, **batching}))
 
 
 def model(*layers: nn.Module) -> Classification:
@@ -61,7 +64,7 @@ def test_cohorts_of_unequal_clients_give_the_loops_numbers(method: FedMethod, co
             torch.testing.assert_close(cohort.memory.rows()[client][name], row[name], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("batching", [{"batch_size": None}, {"epochs": None, "steps": 5}, {"batch_size": 100}])
+@pytest.mark.parametrize("batching", [{"size": None}, {"epochs": None, "steps": 5}, {"size": 100}])
 def test_full_batches_and_fixed_steps_agree_too(batching: dict[str, object]) -> None:
     loop = fit(FedProx(), model(), clients=data(**batching))
     cohort = fit(FedProx(), model(), 4, clients=data(**batching))
@@ -73,7 +76,7 @@ def test_the_loop_is_plain_sgd() -> None:
     task, clients = model(), data()
     clients.setup()
     trainer = FederatedTrainer(1, callbacks=[], logger=False, evaluate_every=0)
-    only = TensorData(clients.train, Partition.of([clients.clients.client(1)]), batch_size=4, epochs=2)
+    only = TensorData(clients.train, Partition.of([clients.clients.client(1)]), batching=Batching(4, epochs=2))
     after = task.with_parameters(trainer.fit(FedAvg(lr=0.2), task, only).server.x)
     reference = task.with_parameters(nn.utils.parameters_to_vector(task.parameters()).detach())
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.2)
@@ -143,7 +146,9 @@ def test_running_statistics_travel_and_are_averaged() -> None:
     whole = data()
     whole.setup()
     sizes = [3, 40, 7]
-    clients = TensorData(whole.train, Partition.of(torch.arange(sum(sizes)).split(sizes)), batch_size=None, epochs=1)
+    clients = TensorData(
+        whole.train, Partition.of(torch.arange(sum(sizes)).split(sizes)), batching=Batching(None, epochs=1)
+    )
     state = fit(FedAvg(lr=1e-9), task, clients=clients, rounds=1)
     hidden = task.model[0](whole.train.inputs[: sum(sizes)]).detach()
     torch.testing.assert_close(state.buffers[:4], 0.1 * hidden.mean(0), rtol=0, atol=1e-12)
@@ -152,9 +157,9 @@ def test_running_statistics_travel_and_are_averaged() -> None:
 
 def test_running_statistics_are_refused_by_a_cohort() -> None:
     task = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
-    clients = data(batch_size=None, epochs=1)
+    clients = data(size=None, epochs=1)
     clients.setup()
-    clients = TensorData(clients.train, Partition.of(torch.arange(96).split(32)), batch_size=4)
+    clients = TensorData(clients.train, Partition.of(torch.arange(96).split(32)), batching=Batching(4))
     with pytest.raises(
         ConfigurationError,
         match=r"cohort_size` must be 1 for a model with 'model\.1' .BatchNorm1d., .*; use group norm",

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unequal_clients import ALL, data, named, same, task
 
 from fedlightning import (
+    Batching,
     Classification,
     ClientError,
     ConfigurationError,
@@ -35,6 +36,7 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.cli.recipe import call_program
+from fedlightning.data import TFFCifar
 from fedlightning.datasets import FakeImages
 from fedlightning.errors import out_of_memory
 from fedlightning.execution import bill, pool
@@ -115,9 +117,9 @@ def test_a_methods_own_mathematics_is_in_float32(cohort_size: int) -> None:
 def test_evaluation_takes_the_precision_too() -> None:
     found = {}
     for precision in ("32-true", "bf16-mixed"):
-        model, clients = task(dtype=torch.float32), data(torch.float32, evaluate_on=("train",))
+        model, clients = task(dtype=torch.float32), data(torch.float32)
         strategy = SlotStrategy(1, precision=precision)  # type: ignore[arg-type]
-        trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False)
+        trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_on=("train",))
         trainer.fit(FedAvg(lr=0.0 + 1e-30), model, clients)
         found[precision] = trainer.metrics["train_all/loss"]
     assert found["bf16-mixed"] != found["32-true"]
@@ -125,7 +127,9 @@ def test_evaluation_takes_the_precision_too() -> None:
 
 
 def test_convolutions_in_bfloat16() -> None:
-    images = FakeImages("IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batch_size=4)
+    images = FakeImages(
+        "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batching=Batching(4)
+    )
     model = Classification(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 3)), 3)
     runs = [
         fit(FedAvg(lr=0.01), model, SlotStrategy(1, precision=precision, cohort_size=size), images)  # type: ignore[arg-type]
@@ -206,7 +210,7 @@ class Captured(SlotStrategy):
     capture = staticmethod(on_tape)
 
     def _make_backend(self) -> Backend:
-        return CudaGraphBackend(self._data.batch_size or 0, self.capture)
+        return CudaGraphBackend(self._data.batching.size or 0, self.capture)
 
 
 def captured(slots: int = 1) -> Captured:
@@ -231,7 +235,9 @@ def test_batch_norm_is_captured_on_full_batches_alone() -> None:
     model = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
     whole = data()
     whole.setup()
-    clients = TensorData(whole.train, Partition.of(torch.arange(97).split([10, 31, 56])), batch_size=4, epochs=2)
+    clients = TensorData(
+        whole.train, Partition.of(torch.arange(97).split([10, 31, 56])), batching=Batching(4, epochs=2)
+    )
     loop = fit(FedAvg(), model, SlotStrategy(1, runner="loop"), clients)
     same(fit(FedAvg(), model, captured(2), clients), loop)
     assert loop.buffers.abs().sum() > 0
@@ -476,7 +482,14 @@ def test_no_step_of_the_gradient_pass_waits_either(size: int, monkeypatch: pytes
 @pytest.mark.parametrize("crop", [None, 6])
 def test_no_batch_of_images_waits_for_the_device(crop: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     images = FakeImages(
-        "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batch_size=4, crop=crop
+        "IIDC4",
+        shape=(3, 8, 8),
+        classes=3,
+        num_train=24,
+        num_test=6,
+        augment=True,
+        batching=Batching(4),
+        transform=TFFCifar(crop, 8) if crop else None,
     )
     model = Classification(LogisticRegression(3 * (crop or 8) ** 2, 3), 3)
     given = round_on(META, FedProx(mu=0.1, clip_norm=1.0), model, images)
@@ -677,7 +690,7 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     small = (
         "--rounds 1 --models lenet --slots 1,2 --cohorts 2 --participants 2 --local-steps 1 --batch-size 2 --images 200"
     )
-    call_program(load("gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
+    call_program(load("benchmarks.gpu").main, ["--device", "cpu", "--data-dir", str(tmp_path), *small.split()])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines[-3:]] == [
         ["lenet", "loop", "1", "1"], ["lenet", "loop", "2", "1"], ["lenet", "vmap", "1", "2"],
@@ -685,12 +698,12 @@ def test_the_recipe_prints_a_table_on_a_cpu_and_says_that_there_is_no_gpu(
     assert all(float(line.split()[4]) > 0 and line.endswith("%") for line in lines[-3:])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="there is no GPU here; `--device cpu --rounds 1` tries the table out"):
-        call_program(load("gpu").main, [])
+        call_program(load("benchmarks.gpu").main, [])
     for words, flag in (("--rounds 0", "--rounds"), ("--slots 1,0", "--slots"), ("--images -1", "--images")):
         with pytest.raises(ConfigurationError, match=f"`{flag}` must be at least 1, but is "):
-            call_program(load("gpu").main, ["--device", "cpu", *words.split()])
+            call_program(load("benchmarks.gpu").main, ["--device", "cpu", *words.split()])
 
 
 def test_the_recipe_counts_a_models_operations() -> None:
     """A product forward and one backward, since inputs need no gradient, of two operations for each weight."""
-    assert load("gpu").flops("logistic", 5) == 2 * 2 * 3072 * 100
+    assert load("benchmarks.gpu").flops("logistic", 5) == 2 * 2 * 3072 * 100

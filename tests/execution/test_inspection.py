@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -35,7 +36,7 @@ def data(sizes: list[int] | None = None, kind: type[TensorData] = TensorData, **
     inputs = torch.randn(sum(sizes), 6, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, 3, (sum(sizes),), generator=generator)
     own = Partition.of(torch.arange(sum(sizes)).split(sizes))
-    return kind(Examples(inputs, targets), own, **{"batch_size": 4, "epochs": 1, **batching})
+    return kind(Examples(inputs, targets), own, batching=Batching(**{"size": 4, "epochs": 1, **batching}))
 
 
 def task(*middle: nn.Module) -> Classification:
@@ -236,7 +237,7 @@ def test_batches_of_several_sizes_are_compiled_if_none_is_larger_than_batch_size
     with pytest.raises(
         ConfigurationError, match=r"at most `batch_size` = 3 where steps are graphs, but that of Widths gives 4"
     ):
-        fit(task(), data(sizes, Widths, batch_size=3), runner="traced")
+        fit(task(), data(sizes, Widths, size=3), runner="traced")
 
 
 class Gaps(TensorData):
@@ -263,7 +264,7 @@ def test_nothing_is_computed_from_an_example_that_nobody_owns() -> None:
     targets = torch.cat([torch.zeros(1, dtype=torch.int64), clients.train.targets])
     shifted = Partition(clients.clients.indices + 1, clients.clients.offsets)
     states = [
-        fit(task(), TensorData(Examples(inputs, targets), shifted, batch_size=4), **how)[0]
+        fit(task(), TensorData(Examples(inputs, targets), shifted, batching=Batching(4)), **how)[0]
         for how in ({"cohort_size": 1}, {"cohort_size": 4}, {"runner": "traced"})
     ]
     for state in states[1:]:

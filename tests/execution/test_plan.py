@@ -98,7 +98,7 @@ def test_a_cohort_stands_side_by_side(sizes: list[tuple[int, int]], more: int) -
 
 
 def test_the_pass_before_takes_each_example_once() -> None:
-    module = data(batch_size=4)
+    module = data(size=4)
     module.setup()
     plan = PhasePlan(RoundPlan(Participation(module), 0, Work((1, 0))), GRADIENT).draw((1, 0))
     for c, client in enumerate(plan.clients):

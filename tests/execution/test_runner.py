@@ -10,6 +10,7 @@ from torch import nn
 from unequal_clients import data, task
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     FedAvg,
@@ -44,7 +45,7 @@ def even_data() -> TensorData:
     """Eight clients of twelve examples."""
     unequal = data()
     unequal.setup()
-    return TensorData(unequal.train, Partition.of(torch.arange(96).split(12)), batch_size=4)
+    return TensorData(unequal.train, Partition.of(torch.arange(96).split(12)), batching=Batching(4))
 
 
 def fit(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ClientError,
     ConfigurationError,
@@ -103,7 +104,7 @@ def test_auto_takes_every_core_without_the_gil_and_one_with_it() -> None:
 def images(batch_size: int | None) -> TensorData:
     """Four clients of 60 images."""
     examples = Examples(torch.zeros(240, 3, 8, 8), torch.zeros(240, dtype=torch.int64))
-    return TensorData(examples, Partition.of(torch.arange(240).split(60)), batch_size=batch_size)
+    return TensorData(examples, Partition.of(torch.arange(240).split(60)), batching=Batching(batch_size))
 
 
 def network(*layers: nn.Module) -> Classification:

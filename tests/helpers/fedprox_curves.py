@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from fedlightning import Callback, Classification, Dissimilarity, FederatedTrainer, FedMethod, SlotStrategy
-from fedlightning.contrib.fedprox_program import FedProxReplay, RoundSeeded
+from fedlightning.contrib.fedprox_program import (
+    ReplayedBatches,
+    ReplayedStragglers,
+    RoundSeeded,
+    RoundSeededStragglers,
+)
 from fedlightning.datasets import Synthetic
 from fedlightning.methods import method_named
 from fedlightning.models import LogisticRegression
-from fedlightning.participation.stragglers import Stragglers
 
 ROUNDS = (0, 20, 50, 100, 200)
 CURVES: dict[str, dict[str, list[list[float]]]] = json.loads(Path(__file__).with_suffix(".json").read_text())
@@ -40,7 +44,7 @@ def run_curve(name: str, seed: int, rounds: int, evaluate_every: int = 10, dissi
     kind, method, mu, drop, streams = name.split("|")
     alpha, _, beta = kind.partition("_")
     data = Synthetic(float(alpha), float(beta), seed=seed) if beta else Synthetic(iid=True, seed=seed)
-    rule = {"repo": FedProxReplay, "clean": Stragglers}[streams]
+    rule, policy = {"repo": (ReplayedStragglers, ReplayedBatches()), "clean": (RoundSeededStragglers, None)}[streams]
     fields = {} if method == "fedavg" else {"mu": float(mu.removeprefix("mu"))}
     chosen: FedMethod = method_named(method)(lr=0.01, **fields)
     kept = Evaluations()
@@ -50,10 +54,12 @@ def run_curve(name: str, seed: int, rounds: int, evaluate_every: int = 10, dissi
         SlotStrategy(1),
         [*[Dissimilarity()] * dissimilarity, kept],
         logger=False,
+        evaluate_on=("test", "train"),
         evaluate_every=1 if method.startswith("adaptive") else evaluate_every,
         sampler=RoundSeeded(),
         seed=seed,
         stragglers=rule(float(drop.removeprefix("drop")), partial=method != "fedavg"),
+        batching_policy=policy,
     )
     trainer.fit(chosen, Classification(LogisticRegression.glorot(60, 10, seed=seed), 10), data)
     return kept

@@ -1,9 +1,11 @@
 """A small problem of clients of 1 to 40 examples, for tests that compare runners in float64."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from fedlightning import Classification, Examples, FedMethod, Partition, RoundState, TensorData
+from fedlightning import Batching, Classification, Examples, FedMethod, Partition, RoundState, TensorData
 from fedlightning.methods import method_named, method_names
 from fedlightning.models import MLP
 
@@ -18,13 +20,13 @@ def named(name: str) -> FedMethod:
     return method_named(name)(lr=0.05, **options)  # type: ignore[arg-type]
 
 
-def data(dtype: torch.dtype = torch.float64, kind: type[TensorData] = TensorData, **batching: object) -> TensorData:
-    """The clients, in batches of four and for two epochs unless told otherwise."""
+def data(dtype: torch.dtype = torch.float64, kind: type[TensorData] = TensorData, **batching: Any) -> TensorData:
+    """The clients, in batches of four and for two epochs unless `batching` says otherwise: fields of `Batching`."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=torch.float64).to(dtype)
     targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
     clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
-    return kind(Examples(inputs, targets), clients, **({"batch_size": 4, "epochs": 2} | batching))  # type: ignore[arg-type]
+    return kind(Examples(inputs, targets), clients, batching=Batching(**{"size": 4, "epochs": 2, **batching}))
 
 
 def task(*layers: nn.Module, dtype: torch.dtype = torch.float64) -> Classification:

@@ -29,6 +29,7 @@ from fedlightning.methods import FedAdam, Scaffold, method_named, method_names
 from fedlightning.testing import check_method
 
 P = 83
+SPLITS = ("test", "train")
 
 
 def fit(
@@ -36,16 +37,16 @@ def fit(
 ) -> tuple[FederatedTrainer, RoundState]:
     """A run on a small model of 83 weights in float64."""
     strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, runner="loop")
-    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, **options)
-    return trainer, trainer.fit(method, task(), data(evaluate_on=("test", "train")))
+    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_on=SPLITS, **options)
+    return trainer, trainer.fit(method, task(), data())
 
 
 def refusal(method: FedMethod) -> str:
     """The one line with which `fit` refuses a method before the first round, as `check_method` does."""
     strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
+    trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False, evaluate_on=SPLITS)
     with pytest.raises(MethodError) as raised:
-        trainer.fit(method, task(), data(evaluate_on=("test", "train")))
+        trainer.fit(method, task(), data())
     assert trainer.round == 0
     assert "train/loss" not in trainer.metrics
     with pytest.raises(MethodError):
@@ -533,9 +534,9 @@ def test_a_server_hook_that_writes_in_place_in_a_later_round_is_told_then(hook: 
             return server
 
     strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
+    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False, evaluate_on=SPLITS)
     with pytest.raises(MethodError, match=rf"`Later.{hook}` \(.*\) changed `\w+` in place, which is the server's"):
-        trainer.fit(Later(lr=0.05), task(), data(evaluate_on=("test", "train")))
+        trainer.fit(Later(lr=0.05), task(), data())
     assert trainer.round == 1
 
 

@@ -87,7 +87,9 @@ def problem() -> Quadratics:
 def fit(
     method: FedMethod, rounds: int = 12, callbacks: list[Callback] | None = None, every: int = 1, **kwargs: object
 ) -> RoundState:
-    trainer = FederatedTrainer(rounds, 2, SlotStrategy(1), callbacks or [], logger=False, evaluate_every=every)
+    trainer = FederatedTrainer(
+        rounds, 2, SlotStrategy(1), callbacks or [], logger=False, evaluate_every=every, evaluate_on=("train",)
+    )
     return trainer.fit(method, Quadratics.task([3.0, 1.0]), problem(), **kwargs)  # type: ignore[arg-type]
 
 
@@ -143,9 +145,10 @@ def test_it_needs_the_training_loss_of_every_round(method: FedMethod) -> None:
     for every in (0, 2):
         with pytest.raises(ConfigurationError, match=f"`evaluate_every` of .* must be 1 for {name}, .* but is {every}"):
             fit(method, every=every)
-    data = Synthetic(evaluate_on=("test",))
-    with pytest.raises(ConfigurationError, match=f"`evaluate_on` of Synthetic must hold 'train' for {name}"):
-        FederatedTrainer(1, callbacks=[], logger=False).fit(method, Classification(LogisticRegression(60, 10)), data)
+    with pytest.raises(ConfigurationError, match=f"`evaluate_on` of FederatedTrainer must hold 'train' for {name}"):
+        FederatedTrainer(1, callbacks=[], logger=False).fit(
+            method, Classification(LogisticRegression(60, 10)), Synthetic()
+        )
     fit(FedAvg(), 1, every=0)
 
 

@@ -14,6 +14,7 @@ from recipe_runner import load
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     ConfigurationError,
     FedAvg,
     FederatedTrainer,
@@ -777,7 +778,7 @@ def test_an_adaptive_term_stacks_as_a_constant_one_does() -> None:
     """As long as the loss falls, mu stays for five rounds."""
 
     def trained(method: FedMethod) -> Tensor:
-        trainer = FederatedTrainer(4, callbacks=[], logger=False, evaluate_every=1)
+        trainer = FederatedTrainer(4, callbacks=[], logger=False, evaluate_on=("train",))
         return trainer.fit(method, Quadratics.task([1.0, 1.0]), Quadratics(A, B, N)).server.x
 
     adaptive, constant = (trained(cls(mu=0.4)) for cls in (AdaptiveProxScaffold, ProxScaffold))
@@ -817,7 +818,7 @@ def uneven(batch_size: int | None, seed: int = 0) -> TensorData:
     inputs = torch.randn(sum(sizes), 4, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, 3, (sum(sizes),), generator=generator)
     clients = Partition.of(torch.arange(sum(sizes)).split(sizes))
-    return TensorData(Examples(inputs, targets), clients, batch_size=batch_size, epochs=2)
+    return TensorData(Examples(inputs, targets), clients, batching=Batching(batch_size, epochs=2))
 
 
 def classifier() -> Classification:

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedlightning import ConfigurationError, Examples, FederatedTrainer, FedProx, Natural, SlotStrategy, TensorData
+from fedlightning import (
+    Batching,
+    ConfigurationError,
+    Examples,
+    FederatedTrainer,
+    FedProx,
+    Natural,
+    SlotStrategy,
+    TensorData,
+)
+from fedlightning.data import TFFCifar
 from fedlightning.datasets import FakeImages
 from fedlightning.layout import Layout
 from fedlightning.models import ConvAutoencoder, DenseAutoencoder, build_model
@@ -84,7 +94,7 @@ def test_metrics_take_any_layout():
 
 
 def test_labels_as_targets_are_named():
-    data = FakeImages("IIDC2", shape=(1, 8, 8), classes=2, num_train=8, num_test=2, batch_size=4)
+    data = FakeImages("IIDC2", shape=(1, 8, 8), classes=2, num_train=8, num_test=2, batching=Batching(4))
     trainer = FederatedTrainer(1, 1.0, SlotStrategy(1), callbacks=(), logger=False)
     with pytest.raises(
         ConfigurationError, match=r"as many entries as the targets, but are \[\d, 1, 8, 8\].*target='image'"
@@ -110,7 +120,15 @@ def test_the_targets_are_the_inputs_as_the_model_takes_them(augment):
 
 
 def test_cropped_images_are_targets_too():
-    data = FakeImages("IIDC2", shape=(3, 12, 12), classes=2, num_train=4, num_test=4, crop=8, target="image")
+    data = FakeImages(
+        "IIDC2",
+        shape=(3, 12, 12),
+        classes=2,
+        num_train=4,
+        num_test=4,
+        transform=TFFCifar(8, 12, standardise=False),
+        target="image",
+    )
     data.setup()
     inputs, targets = data.batch(data.test, torch.arange(4))
     assert torch.equal(inputs, targets)
@@ -125,7 +143,7 @@ def test_target_is_checked():
 def fit(model: nn.Module, cohort_size: int) -> Tensor:
     owners = torch.arange(4).repeat_interleave(torch.tensor([1, 3, 8, 5]))
     inputs = images(17, 1, 8, 8)
-    data = TensorData(Examples(inputs, inputs), Natural(owners).split(owners, seed=0), batch_size=3, epochs=1)
+    data = TensorData(Examples(inputs, inputs), Natural(owners).split(owners, seed=0), batching=Batching(3, epochs=1))
     trainer = FederatedTrainer(
         2, 1.0, SlotStrategy(1, cohort_size=cohort_size), callbacks=(), logger=False, evaluate_every=0
     )
@@ -143,7 +161,9 @@ def test_a_cohort_gives_the_loops_numbers(make):
 
 
 def test_it_learns_and_its_loss_is_logged():
-    data = FakeImages("IIDC2", shape=(1, 8, 8), classes=2, num_train=64, num_test=8, steps=10, target="image")
+    data = FakeImages(
+        "IIDC2", shape=(1, 8, 8), classes=2, num_train=64, num_test=8, batching=Batching(steps=10), target="image"
+    )
     trainer = FederatedTrainer(5, 1.0, SlotStrategy(1), callbacks=(), logger=False, evaluate_every=1)
     model = build_model("autoencoder", (1, 8, 8), 2)
     before = Reconstruction(model)

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -296,7 +297,7 @@ def fit(task: Classification, vocabulary: int, slots: int = 1, cohort_size: int 
     """Three rounds over clients of 1 to 13 sequences, as an uneven cohort."""
     owners = torch.arange(5).repeat_interleave(torch.tensor([1, 4, 13, 7, 9]))
     examples = Examples(tokens(vocabulary, 34, 8), tokens(task.classes, 34))
-    data = TensorData(examples, Natural(owners).split(owners, seed=0), batch_size=4, epochs=2)
+    data = TensorData(examples, Natural(owners).split(owners, seed=0), batching=Batching(4, epochs=2))
     trainer = FederatedTrainer(
         3, 1.0, SlotStrategy(slots, cohort_size=cohort_size), callbacks=(), logger=False, evaluate_every=0
     )

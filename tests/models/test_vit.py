@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -155,7 +156,7 @@ def test_a_gradient_can_be_differentiated_under_a_transform():
 def fit(task: Classification, **strategy: object) -> Tensor:
     owners = torch.arange(4).repeat_interleave(torch.tensor([1, 3, 8, 5]))
     examples = Examples(images(17, 3, 6, 6), torch.arange(17) % 5)
-    data = TensorData(examples, Natural(owners).split(owners, seed=0), batch_size=3, epochs=1)
+    data = TensorData(examples, Natural(owners).split(owners, seed=0), batching=Batching(3, epochs=1))
     trainer = FederatedTrainer(2, 1.0, SlotStrategy(1, **strategy), callbacks=(), logger=False, evaluate_every=0)
     return trainer.fit(FedProx(lr=0.1, mu=0.1), task, data).server.x
 

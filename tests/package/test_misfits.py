@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassF1Score
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ClientError,
@@ -61,7 +62,7 @@ def fit(task: FederatedTask, data: FederatedDataModule, rounds: int = 2, **optio
 
 
 def tensors(inputs: Tensor = X, targets: Tensor = Y, **options: Any) -> TensorData:
-    return TensorData(Examples(inputs, targets), OWNERS, **{"batch_size": 4, **options})
+    return TensorData(Examples(inputs, targets), OWNERS, **{"batching": Batching(4), **options})
 
 
 def model(outputs: int = 3) -> nn.Linear:
@@ -138,33 +139,36 @@ def test_what_a_subclass_must_define_is_named() -> None:
 def test_a_test_set_without_examples_is_refused_where_it_is_evaluated() -> None:
     nothing = Examples(X[:0], Y[:0])
     task = Classification(model())
-    assert "must hold an example for `evaluate_on=('test',)`" in refused(
+    assert "must hold an example for `evaluate_on=('val', 'test')`" in refused(
         task, TensorData(Examples(X, Y), OWNERS, nothing), evaluate_every=1
     )
     fit(task, TensorData(Examples(X, Y), OWNERS, nothing))
     for parts in ((), ("train",)):
-        fit(task, TensorData(Examples(X, Y), OWNERS, nothing, evaluate_on=parts), evaluate_every=1)
+        fit(task, TensorData(Examples(X, Y), OWNERS, nothing), evaluate_every=1, evaluate_on=parts)
 
 
 @pytest.mark.parametrize("parts", ["test", ("tests",), ("test", "test"), ("test", None), 3, {"test": 1}])
 def test_what_is_evaluated_is_a_sequence_of_known_words(parts: Any) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"`evaluate_on` of TensorData (must be a sequence of strings|may hold)"
+        ConfigurationError,
+        match=r"`evaluate_on` of FederatedTrainer must (be a sequence of 'val', 'test' or 'train'|name each split once)",
     ):
-        tensors(evaluate_on=parts)
+        FederatedTrainer(evaluate_on=parts)
 
 
 def test_nothing_is_evaluated_with_the_default_callbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fit(Classification(model()), tensors(evaluate_on=()), callbacks=None, evaluate_every=1)
+    fit(Classification(model()), tensors(), callbacks=None, evaluate_every=1, evaluate_on=())
     with pytest.raises(ConfigurationError, match="`monitor` of EarlyStopping must be"):
-        fit(Classification(model()), tensors(evaluate_on=()), callbacks=[EarlyStopping("test/loss")], evaluate_every=1)
+        fit(
+            Classification(model()), tensors(), callbacks=[EarlyStopping("test/loss")], evaluate_every=1, evaluate_on=()
+        )
 
 
 @pytest.mark.parametrize("strategy", [{"runner": "loop"}, {"runner": "vmap", "cohort_size": 2}, {"runner": "traced"}])
 def test_a_batch_that_no_client_fills_is_its_whole_data_and_costs_no_more(strategy: Any) -> None:
     whole, huge = (
-        fit(Classification(model()), tensors(batch_size=size, epochs=2), strategy=SlotStrategy(1, **strategy))
+        fit(Classification(model()), tensors(batching=Batching(size, epochs=2)), strategy=SlotStrategy(1, **strategy))
         for size in (None, 10**12)
     )
     assert torch.equal(whole, huge)
@@ -331,7 +335,7 @@ def test_inputs_that_are_no_numbers_fail_in_the_round_with_one_line() -> None:
 
 # -- from all sides ----------------------------------------------------------------------------------------------------
 def evaluated(inputs: Tensor, targets: Tensor) -> TensorData:
-    return TensorData(Examples(X, Y), OWNERS, Examples(inputs, targets), batch_size=4)
+    return TensorData(Examples(X, Y), OWNERS, Examples(inputs, targets), batching=Batching(4))
 
 
 def run(data: TensorData | None = None, task: FederatedTask | None = None, **options: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Each code block of the README runs."""
+"""Each code block of the README and of the pages in `recipes` runs. What is indented is shown, and not run."""
 
 import os
 import re
@@ -18,15 +18,14 @@ from fedlightning.cli.recipe import run_recipe
 from fedlightning.methods import method_names
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.strip().splitlines()]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("README.md"))]
+BLOCKS = {page: re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL) for page in PAGES}
+LINES = [line for page in PAGES for kind, block in BLOCKS[page] if kind == "sh" for line in block.strip().splitlines()]
+COMMANDS = list(dict.fromkeys(line.partition(" #")[0].strip() for line in LINES))
 
-
-SMALLER = {
+SHORT = ("cifar10", "cifar100", "emnist", "emnist_autoencoder", "fashion_mnist", "femnist", "mnist", "stackoverflow")
+SMALLER = {recipe: ["--local-steps", "1", "--rounds", "1"] for recipe in SHORT} | {
     "synthetic": ["--local-steps", "1"],
-    "cifar100": ["--local-steps", "1", "--rounds", "1"],
-    "mnist": ["--local-steps", "1", "--rounds", "1"],
-    "femnist": ["--local-steps", "1", "--rounds", "1"],
     "shakespeare": [
         "--fraction",
         "0.01",
@@ -51,8 +50,6 @@ SMALLER = {
         "--rounds",
         "1",
     ],
-    "cifar10": ["--local-steps", "1"],
-    "emnist_autoencoder": ["--local-steps", "1"],
     "compare": ["--rounds", "1"],
     "analyses": [
         "--rounds",
@@ -67,18 +64,30 @@ SMALLER = {
         "2",
     ],
     "client_optima": ["--rounds", "4", "--floor-rounds", "3"],
-    "fedprox_paper": ["--rounds", "1", "--seed", "1"],
+    "fedprox": ["--rounds", "1", "--seed", "1"],
 }
-NEEDED = {"mnist": "MNIST", "femnist": "omniglot-small", "shakespeare": "shakespeare", "sent140": "sent140"}
+NEEDED = {
+    "mnist": "MNIST",
+    "femnist": "omniglot-small",
+    "shakespeare": "shakespeare",
+    "sent140": "sent140",
+    "stackoverflow": "stackoverflow",
+}
+PICTURES = ("figures", "reproductions/figures", "benchmarks/results")
+
+
+def name_of(page: Path) -> str:
+    return str(page.parent.relative_to(ROOT))
 
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
+    assert {kind for blocks in BLOCKS.values() for kind, _ in blocks} == {"sh", "python"}
 
 
-def test_python_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if "python" in dict(BLOCKS[page])], ids=name_of)
+def test_python_blocks(page: Path, tmp_path: Path) -> None:
     """One after another, as a reader would type them into one file; in a fresh interpreter, for `typing` needs a module."""
-    (tmp_path / "readme.py").write_text("\n".join(block for kind, block in BLOCKS if kind == "python"))
+    (tmp_path / "readme.py").write_text("\n".join(block for kind, block in BLOCKS[page] if kind == "python"))
     subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, check=True, timeout=300, capture_output=True)
 
 
@@ -93,7 +102,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands(command: str, workplace: Path) -> None:
     """With fewer steps and, where CIFAR-100 is not there, made-up images; the flags that come last win."""
     words = [sys.executable, *shlex.split(command)[1:]]
-    recipe = Path(next(word for word in words if word.endswith(".py"))).stem
+    program = words[words.index("-m") + 1] if "-m" in words else next(word for word in words if word.endswith(".py"))
+    recipe = program.removesuffix(".py").replace("/", ".").rpartition(".")[2]
     folder = Path(os.environ.get("FEDLIGHTNING_DATA", ROOT / "data"))
     if recipe in NEEDED and not (folder / NEEDED[recipe]).exists():
         pytest.skip(f"{recipe} needs {NEEDED[recipe]} in $FEDLIGHTNING_DATA")
@@ -102,7 +112,9 @@ def test_commands(command: str, workplace: Path) -> None:
         words += ["--data-dir", str(folder)]
     if recipe == "cifar100":
         words += ["--data-dir", str(folder)] if (folder / "cifar-100-python").is_dir() else ["--data", "fake"]
-    drawn = {path: path.stat().st_mtime_ns for path in (ROOT / "recipes" / "figures").iterdir()}
+    drawn = {
+        path: path.stat().st_mtime_ns for folder in PICTURES for path in (ROOT / "recipes" / folder).rglob("*.png")
+    }
     done = subprocess.run(words, cwd=workplace, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn  # the tracked pictures
@@ -130,6 +142,21 @@ def test_tensorboard_shows_the_runs(workplace: Path) -> None:
             assert line, "tensorboard ended"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/environment", timeout=30) as answer:
             assert answer.status == 200
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "fedlightning").rglob("README.md"))], ids=name_of)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_every_recipe_and_folder_is_listed() -> None:
+    text = (ROOT / "recipes" / "README.md").read_text()
+    assert sorted(re.findall(r"^python recipes/(\w+)\.py", text, re.MULTILINE)) == [
+        path.stem for path in sorted((ROOT / "recipes").glob("*.py")) if read_program(path)
+    ]
+    folders = [path.name for path in (ROOT / "recipes").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert sorted(re.findall(r"^\| \[(\w+)\]\(\1", text, re.MULTILINE)) == sorted(folders)
 
 
 ROWS = re.findall(r"^\| `(--method [^`]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)

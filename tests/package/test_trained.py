@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -38,7 +39,7 @@ def normed(frozen: int = 0) -> nn.Sequential:
 
 
 def fit(task: FederatedTask, method: FedMethod | None = None, folder: Path | None = None) -> FederatedTrainer:
-    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batch_size=10)
+    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batching=Batching(10))
     callbacks = [ModelCheckpoint(folder)] if folder else []
     trainer = FederatedTrainer(8, 2, SlotStrategy(1), callbacks=callbacks, logger=False)
     trainer.fit(method or FedAvg(lr=0.2), task, data)
@@ -122,10 +123,10 @@ def test_what_makes_no_task_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_checkpoint_of_lightning_is_loaded_as_lightning_does(tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
 
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    trainer = Trainer(max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
     task = Classification(nn.Linear(4, 3))
-    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batch_size=10)
+    data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batching=Batching(10))
     trainer.fit(task, data)
     trainer.save_checkpoint(tmp_path / "centralised.ckpt")
     loaded = Classification.load_from_checkpoint(tmp_path / "centralised.ckpt", model=nn.Linear(4, 3))

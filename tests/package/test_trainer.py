@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -39,7 +40,9 @@ def clients(num: int = 10) -> TensorData:
         torch.randn(10 * num, 6, generator=generator),
         torch.randint(0, 3, (10 * num,), generator=generator),
     )
-    return TensorData(Examples(inputs, targets), Partition.of(torch.arange(10 * num).split(10)), batch_size=5, epochs=1)
+    return TensorData(
+        Examples(inputs, targets), Partition.of(torch.arange(10 * num).split(10)), batching=Batching(5, epochs=1)
+    )
 
 
 def task(classes: int = 3) -> Classification:
@@ -81,9 +84,8 @@ def test_an_evaluation_says_how_far_it_is_over_all_that_is_evaluated() -> None:
         def on_evaluation_progress(self, trainer: FederatedTrainer, done: int, total: int) -> None:
             self.seen.append((done, total))
 
-    data = clients(120)
-    data.evaluate_on = ("test", "train")
-    FederatedTrainer(1, 4, SlotStrategy(1), [Far()], logger=False, evaluate_every=1).fit(FedAvg(), task(), data)
+    trainer = FederatedTrainer(1, 4, SlotStrategy(1), [Far()], logger=False, evaluate_on=("test", "train"))
+    trainer.fit(FedAvg(), task(), clients(120))
     assert {total for _, total in Far.seen} == {2400}
     done = [done for done, _ in Far.seen]
     assert done == sorted(set(done)) * 2
@@ -291,12 +293,14 @@ def test_regression_refuses_targets_that_would_broadcast() -> None:
 def test_the_same_task_and_data_train_centrally_under_lightning(tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
 
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    trainer = Trainer(max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
     model = task()
     before = nn.utils.parameters_to_vector(model.parameters()).clone()
-    trainer.fit(model, clients())
+    data = clients()
+    trainer.fit(model, data)
     assert not torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
+    trainer.test(model, data, verbose=False)
     assert {"test/loss", "test/accuracy"} <= set(trainer.callback_metrics)
 
 

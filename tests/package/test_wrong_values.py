@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import fedlightning
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     Examples,
@@ -56,7 +57,7 @@ from fedlightning import (
     stream,
     testing,
 )
-from fedlightning.contrib.fedprox_program import FedProxReplay
+from fedlightning.contrib.fedprox_program import ReplayedStragglers, RoundSeeded, RoundSeededStragglers
 from fedlightning.data import IID
 from fedlightning.datasets import FakeImages, LeafData
 from fedlightning.loggers import run_loggers
@@ -209,7 +210,7 @@ def fit(**given: Any) -> None:
 
 
 def fit_method(method: FedMethod) -> None:
-    fit(method=method, data=tensors(evaluate_on=("test", "train")))
+    fit(method=method, evaluate_on=("test", "train"))
 
 
 def fit_slots(strategy: SlotStrategy) -> None:
@@ -218,7 +219,9 @@ def fit_slots(strategy: SlotStrategy) -> None:
 
 
 def tensors(**options: Any) -> TensorData:
-    return TensorData(Examples(X, Y), Partition.of_sizes(torch.tensor([6, 6, 6, 6])), **{"batch_size": 4, **options})
+    return TensorData(
+        Examples(X, Y), Partition.of_sizes(torch.tensor([6, 6, 6, 6])), **{"batching": Batching(4), **options}
+    )
 
 
 def fit_images(images: Any) -> None:
@@ -227,7 +230,7 @@ def fit_images(images: Any) -> None:
 
 
 def fit_split(partitioner: Any) -> None:
-    fit(data=TensorData(Examples(X, Y), partitioner.split(Y, 0), batch_size=4))
+    fit(data=TensorData(Examples(X, Y), partitioner.split(Y, 0), batching=Batching(4)))
 
 
 def forward(example: Tensor) -> Callable[[nn.Module], Any]:
@@ -305,7 +308,7 @@ def of_data() -> Iterator[Case]:
         lambda: {"inputs": X, "targets": Y},
         lambda made: fit(data=TensorData(made, Partition.of_sizes(sizes))),
     )
-    options = {"batch_size": 4, "epochs": 1, "evaluate_on": ("test",)}
+    options = {"batching": Batching(4)}
     yield Case(
         TensorData,
         lambda: {
@@ -332,7 +335,7 @@ def of_data() -> Iterator[Case]:
     ):
         yield Case(known, lambda: {"root": "nowhere"}, lambda made: made.setup())
     yield Case(datasets.PowerLawMNIST, lambda: {"root": "nowhere", "download": False}, lambda made: made.setup())
-    yield Case(datasets.Synthetic, lambda: {"alpha": 0.5, "epochs": 1}, lambda made: made.setup())
+    yield Case(datasets.Synthetic, lambda: {"alpha": 0.5}, lambda made: made.setup())
     yield Case(datasets.generate, lambda: {"alpha": 0.5, "beta": 0.5, "iid": False})
     yield Case(
         data.statistics_table,
@@ -347,7 +350,7 @@ def of_data() -> Iterator[Case]:
 
 
 def own_partition(partition: Partition) -> None:
-    fit(data=TensorData(Examples(X, Y), partition, batch_size=4))
+    fit(data=TensorData(Examples(X, Y), partition, batching=Batching(4)))
 
 
 def fit_crops(augmentation: Any) -> None:
@@ -361,7 +364,7 @@ def of_rounds() -> Iterator[Case]:
     for sampler in (
         UniformSampling(),
         participation.SizeWeighted((6, 6, 6, 6)),
-        participation.RoundSeeded(),
+        RoundSeeded(),
         participation.FixedSchedule(((0, 1),)),
     ):
         name = type(sampler).__name__
@@ -373,10 +376,11 @@ def of_rounds() -> Iterator[Case]:
     )
     yield Case(participation.FixedSchedule, lambda: {"rounds": ((0, 1),)}, lambda made: fit(sampler=made))
     yield Case(participation.Stragglers, lambda: {"fraction": 0.5}, lambda made: fit(stragglers=made))
+    yield Case(RoundSeededStragglers, lambda: {"fraction": 0.5}, lambda made: fit(stragglers=made))
     yield Case(
-        FedProxReplay,
+        ReplayedStragglers,
         lambda: {"fraction": 0.5},
-        lambda made: fit(stragglers=made, sampler=participation.RoundSeeded(), data=tensors(epochs=3)),
+        lambda made: fit(stragglers=made, sampler=RoundSeeded(), data=tensors(batching=Batching(4, epochs=3))),
     )
     yield Case(SlotStrategy, lambda: {"slots": 1, "cohort_size": 2, "runner": "vmap"}, fit_slots)
     yield Case(
@@ -400,11 +404,12 @@ def of_callbacks() -> Iterator[Case]:
         "ModelCheckpoint": {"dirpath": "checkpoints", "monitor": "train/loss"},
     }
     for module in (callbacks, analysis):
-        for name in sorted(set(module.__all__) - {"CohortResult"}):
+        for name in sorted(set(module.__all__) - {"CohortResult", "dissimilarity_at"}):
             call = getattr(module, name)
             if inspect.signature(call).parameters:
                 yield Case(call, lambda name=name: right.get(name, {}), lambda made: fit(callbacks=[made]))
     yield Case(run_loggers, lambda: {"root": "logs", "name": "a_run"}, lambda made: fit(logger=made))
+    yield Case(analysis.dissimilarity_at, lambda: {"task": Classification(nn.Linear(4, 3)), "data": tensors()})
 
 
 def of_comparisons() -> Iterator[Case]:
@@ -421,6 +426,7 @@ def of_comparisons() -> Iterator[Case]:
     yield Case(compare.name_methods, lambda: {"methods": [FedAvg()]}, owner="comparison")
     yield Case(compare.read_run, lambda: {"folder": Path("nowhere"), "name": "a", "seed": 0})
     yield Case(compare.Table, lambda: {"outcomes": ()})
+    yield Case(compare.run_together, lambda: {"comparisons": []})
     eye = torch.eye(2)
     quadratics = {"curvatures": [eye, eye], "optima": [torch.zeros(2), torch.ones(2)], "num_examples": [3, 3]}
     yield Case(
@@ -541,7 +547,17 @@ def test_every_wrong_value_is_taken_rightly_or_refused_in_one_line(
 
 
 UNTRIED = {
-    "made by a run": {"ClientContext", "CohortResult", "Outcome", "Round", "RoundState", "Schedule", "State"},
+    "made by a run": {
+        "ClientContext",
+        "CohortResult",
+        "Outcome",
+        "Progress",
+        "Round",
+        "RoundState",
+        "Schedule",
+        "State",
+        "Tuned",
+    },
     "errors": {"ClientError", "ConfigurationError", "FedLightningError", "MethodError"},
     "to be subclassed": {"Augmentation", "Callback", "ClientSampler", "FedMethod", "Partitioner"},
     "as large as vit_small is small": {"vit_base"},

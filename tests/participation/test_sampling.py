@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlightning import Classification, Examples, FedAvg, FederatedTrainer, TensorData
+from fedlightning import Batching, Classification, Examples, FedAvg, FederatedTrainer, TensorData
 from fedlightning.contrib.fedprox_program import RoundSeeded, RoundSeededStragglers
 from fedlightning.data import Partition
 from fedlightning.errors import ConfigurationError
@@ -157,7 +157,11 @@ def test_size_weighted_is_addressed_and_takes_its_sizes_from_the_data():
 def test_the_trainer_binds_the_sampler_to_its_data():
     """Of a client with nearly all examples and three with one each, the first takes part in every round."""
     owned = Partition.of(list(torch.arange(10**6 + 3).split([1, 1, 10**6, 1])))
-    data = TensorData(Examples(torch.zeros(10**6 + 3, 1), torch.zeros(10**6 + 3, dtype=torch.int64)), owned, steps=1)
+    data = TensorData(
+        Examples(torch.zeros(10**6 + 3, 1), torch.zeros(10**6 + 3, dtype=torch.int64)),
+        owned,
+        batching=Batching(steps=1),
+    )
     sampler, seen = SizeWeighted(), []
 
     class Draws(FedAvg):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fedprox_curves import check_curve
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from fedlightning import (
@@ -242,13 +243,22 @@ def test_a_run_goes_on_with_the_same_stragglers_alone(tmp_path: Path) -> None:
             fit(FedAvg(), other, ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_they_are_among_the_logged_hyperparameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: dict[str, object] = {}
-    monkeypatch.setattr("fedlightning.trainer.log_hyperparameters", lambda loggers, values: logged.update(values))
-    fit(FedAvg(), Stragglers(0.5), 1)
-    assert logged["stragglers"] == "Stragglers(fraction=0.5, partial=True)"
-    fit(FedAvg(), None, 1)
-    assert logged["stragglers"] is None
+class Noted(DummyLogger):
+    """Keeps the hyperparameters of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: dict[str, object] = {}
+
+    def log_hyperparams(self, params: dict[str, object]) -> None:  # type: ignore[override]
+        self.noted.update(params)
+
+
+def test_they_are_among_the_logged_hyperparameters() -> None:
+    for stragglers, expected in ((Stragglers(0.5), "Stragglers(fraction=0.5, partial=True)"), (None, None)):
+        logger = Noted()
+        fit(FedAvg(), stragglers, 1, logger=logger)
+        assert logger.noted["stragglers"] == expected
 
 
 @pytest.mark.parametrize("fraction", [1, 1.2, -0.1, math.nan, "0.5"])

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     EarlyStopping,
@@ -61,7 +62,7 @@ def train(folder: Path) -> None:
     inputs = torch.randn(240, 6, generator=generator)
     targets = (inputs @ torch.randn(6, 3, generator=generator)).argmax(1)
     clients = Partition.of(torch.arange(240).split(20))
-    data = TensorData(Examples(inputs, targets), clients, batch_size=10)
+    data = TensorData(Examples(inputs, targets), clients, batching=Batching(10))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     callbacks = [

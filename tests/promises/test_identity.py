@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Classification,
     ConfigurationError,
     Examples,
@@ -47,7 +48,7 @@ def clients(parts: int = 5, *, shift: int = 0) -> Partition:
 
 
 def data(train: Examples | None = None, owners: Partition | None = None, **more: Any) -> TensorData:
-    return TensorData(train or examples(), owners or clients(), **({"batch_size": 300} | more))
+    return TensorData(train or examples(), owners or clients(), **({"batching": Batching(300)} | more))
 
 
 def task(frozen: int = 0, table: float = 1.0) -> Classification:
@@ -82,7 +83,7 @@ def fit(
         ("partition", lambda: {"source": data(owners=clients(shift=1))}),
         ("test_data", lambda: {"source": data(test=examples(change=2999))}),
         ("test_data", lambda: {"source": data(test=examples(), test_clients=clients(shift=1))}),
-        ("batches", lambda: {"source": data(drop_last=True)}),
+        ("batches", lambda: {"source": data(batching=Batching(300, drop_last=True))}),
     ],
 )
 def test_a_checkpoint_goes_on_only_on_the_same_base_and_data(

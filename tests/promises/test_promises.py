@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     FedAvg,
@@ -33,7 +34,7 @@ def task() -> Classification:
 
 def data() -> FakeImages:
     return FakeImages(
-        "A0d30C12", shape=(3, 16, 16), classes=5, num_train=400, num_test=100, batch_size=16, augment=True
+        "A0d30C12", shape=(3, 16, 16), classes=5, num_train=400, num_test=100, batching=Batching(16), augment=True
     )
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -39,7 +40,9 @@ def data(**more: Any) -> TensorData:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(60, 4, generator=generator)
     targets = (inputs @ torch.randn(4, 3, generator=generator)).argmax(1)
-    return TensorData(Examples(inputs, targets), Partition.of(torch.arange(60).split(12)), **({"batch_size": 6} | more))
+    return TensorData(
+        Examples(inputs, targets), Partition.of(torch.arange(60).split(12)), **({"batching": Batching(6)} | more)
+    )
 
 
 def task() -> Classification:
@@ -470,15 +473,16 @@ class Slow(Classification):
 def test_a_signal_in_a_long_evaluation_ends_it_soon(
     tell: int, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlightning.trainer._SECONDS_TO_EVALUATE", 0.01)
     monkeypatch.setattr(Slow, "tell", tell)
     monkeypatch.setattr(Slow, "evaluations", 0)
     inputs = torch.zeros(10_000, 4)
     source = TensorData(
         Examples(inputs, torch.zeros(10_000, dtype=torch.int64)), Partition.of(torch.arange(10_000).split(2000)),
-        batch_size=2000,
+        batching=Batching(2000),
     )  # fmt: skip
-    trainer = FederatedTrainer(5, 2, SlotStrategy(1), [ModelCheckpoint(tmp_path)], logger=False)
+    trainer = FederatedTrainer(
+        5, 2, SlotStrategy(1), [ModelCheckpoint(tmp_path)], logger=False, seconds_to_evaluate=0.01
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(Scaffold(), Slow(nn.Linear(4, 3)), source)
     assert Slow.evaluations < tell + 6
@@ -489,7 +493,8 @@ def test_metrics_of_a_first_fit_do_not_survive_into_the_second() -> None:
     trainer = FederatedTrainer(2, 2, callbacks=[], logger=False)
     trainer.fit(Scaffold(), task(), data())
     assert "test/accuracy" in trainer.metrics
-    trainer.fit(Scaffold(), task(), data(evaluate_on=("train",)))
+    trainer.evaluate_on = ("train",)
+    trainer.fit(Scaffold(), task(), data())
     assert {name.partition("/")[0] for name in trainer.metrics} == {
         "train",
         "communication",
@@ -528,13 +533,11 @@ def test_a_metric_that_nothing_logs_is_refused_before_the_first_round(
     monitor: str, settings: dict[str, Any], kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = dict(settings)
     callbacks = [kind(monitor), Declared(), *([] if "through" in monitor else [Throughput()])]
-    source = data(evaluate_on=settings.pop("evaluate_on", ("test",)))
     trainer = FederatedTrainer(4, 2, callbacks=callbacks, logger=False, **settings)
     pattern = rf"`monitor` of \w+ must be a metric that this run logs, but is '{monitor}'"
     with pytest.raises(ConfigurationError, match=pattern) as found:
-        trainer.fit(Scaffold(), task(), source)
+        trainer.fit(Scaffold(), task(), data())
     assert "\n" not in str(found.value)
     assert trainer.round == 0
     assert not list(tmp_path.rglob("*.ckpt"))

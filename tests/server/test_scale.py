@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedlightning import (
+    Batching,
     Callback,
     Classification,
     ConfigurationError,
@@ -55,7 +56,7 @@ def shared(num: int, size: int = 3) -> TensorData:
     clients = Partition.of_sizes(torch.full((num,), size), torch.arange(num * size) % 300)
     test_clients = Partition.of_owners(torch.arange(100) * 7919 % num, num)
     data = TensorData(
-        Examples(inputs, targets), clients, Examples(inputs[:100], targets[:100]), test_clients, batch_size=2
+        Examples(inputs, targets), clients, Examples(inputs[:100], targets[:100]), test_clients, batching=Batching(2)
     )
     data.shared_examples = True
     return data
@@ -254,9 +255,13 @@ def test_a_directory_needs_the_number_of_clients(tmp_path: Path) -> None:
 
 # -- in a run -----------------------------------------------------------------------------------------------------------
 def scaffold(
-    rounds: int, folder: Path | None = None, callbacks: list[Callback] | None = None, **kwargs: object
+    rounds: int,
+    folder: Path | None = None,
+    callbacks: list[Callback] | None = None,
+    memory_bytes: int = 2**33,
+    **kwargs: object,
 ) -> RoundState:
-    strategy = SlotStrategy(1, memory_dir=folder)
+    strategy = SlotStrategy(1, memory_dir=folder, memory_bytes=memory_bytes)
     trainer = FederatedTrainer(rounds, 4, strategy, callbacks or [], logger=False, evaluate_every=0)
     return trainer.fit(Scaffold(), task(), shared(12), **kwargs)  # type: ignore[arg-type]
 
@@ -274,7 +279,6 @@ def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
     monkeypatch.chdir(tmp_path)
     on_host = scaffold(5)
     assert "at most 3.891 KiB in the host's memory" not in caplog.text  # nothing is announced without callbacks
-    monkeypatch.setattr("fedlightning.trainer.HOST_BYTES", 700)
     monkeypatch.setattr(columns, "_CHUNK", 400)
     opened: list[Path] = []
     original = columns._File.__init__
@@ -285,7 +289,7 @@ def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
 
     monkeypatch.setattr(columns._File, "__init__", spy)
     with caplog.at_level("INFO"):
-        same(on_host, scaffold(5, callbacks=[Callback()]))
+        same(on_host, scaffold(5, callbacks=[Callback()], memory_bytes=700))
     assert opened == [Path("logs")]
     assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in caplog.text
     assert list((tmp_path / "logs").iterdir()) == []
@@ -396,8 +400,7 @@ def test_a_schedule_is_a_permutation_for_each_epoch() -> None:
     data = TensorData(
         Examples(torch.zeros(30, 1), torch.zeros(30)),
         Partition.of_sizes(torch.tensor([13, 17])),
-        batch_size=5,
-        epochs=4,
+        batching=Batching(5, epochs=4),
     )
     data.setup()
     found = data.schedule(1, 6, 3, 16).index
