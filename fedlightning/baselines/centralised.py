@@ -31,8 +31,6 @@ from fedlightning.randomness import torch_stream
 from fedlightning.task import FederatedTask, computed
 from fedlightning.trainer import FederatedTrainer
 
-_SECONDS_OF_SILENCE = 15.0
-
 
 def fit_centralised(
     like: FederatedTrainer,
@@ -41,6 +39,7 @@ def fit_centralised(
     data: FederatedDataModule,
     loggers: Sequence[Logger],
     folder: Path,
+    silence: float = 15.0,
 ) -> None:
     """Train as many steps as all clients of a federated run together, on batches of the pooled data.
 
@@ -51,6 +50,7 @@ def fit_centralised(
         data: whose pooled examples; the size of its batches is that of a step's.
         loggers: where metrics go.
         folder: of the run; `checkpoints/last.ckpt` in it is Lightning's checkpoint of the trained task.
+        silence: seconds after which a line says how far it is.
 
     Raises:
         ConfigurationError: the model is not of float32 where the precision asks for that.
@@ -60,11 +60,11 @@ def fit_centralised(
     data.prepare_data()
     data.setup("fit")
     data.evaluated_at_once = min(data.evaluated_at_once, _evaluated_at_once(task, data))
-    a_round = _steps_of_a_round(like, method, data)
+    a_round = steps_of_a_round(like, method, data)
     rounds, gpus = like.max_rounds, range(torch.cuda.device_count())
     epochs = rounds * a_round / len(data.train_dataloader())
     rank_zero_info(f"centralised: {rounds * a_round} steps, {a_round} a round, {epochs:.4g} epochs")
-    curve = _Rounds(like, method, data, a_round, loggers)
+    curve = _Rounds(like, method, data, a_round, loggers, silence)
     trainer = _trainer(curve, like, method.clip_norm, folder)
     with _quiet(), torch.random.fork_rng(gpus), Numerics(precision, on_gpu=len(gpus) > 0):
         torch.manual_seed(torch_stream(like.seed, "centralised").initial_seed())
@@ -116,7 +116,7 @@ def _trainer(curve: _Rounds, like: FederatedTrainer, clip_norm: float | None, fo
     )
 
 
-def _steps_of_a_round(like: FederatedTrainer, method: FedMethod, data: FederatedDataModule) -> int:
+def steps_of_a_round(like: FederatedTrainer, method: FedMethod, data: FederatedDataModule) -> int:
     """The m K̄ local steps of all participants of a round together."""
     wished, number = method.local_steps(0), data.clients.num_clients
     mean = statistics.fmean(data.num_steps(client, wished) for client in range(number))
@@ -146,7 +146,9 @@ class _Rounds(Callback):
         data: FederatedDataModule,
         a_round: int,
         loggers: Sequence[Logger],
+        silence: float,
     ) -> None:
+        self.silence = silence
         self.method, self.data, self.a_round, self.loggers = method, data, a_round, loggers
         self.rounds, self.evaluate_every = like.max_rounds, like.evaluate_every or like.max_rounds
         self.evaluate_on = [name for name in like.evaluate_on if data.split_named(name) is not None]
@@ -169,7 +171,7 @@ class _Rounds(Callback):
     ) -> None:
         """Log the mean loss of a round at its end, and evaluate."""
         self.losses.append(outputs["loss"].detach())
-        if perf_counter() - self._spoken >= _SECONDS_OF_SILENCE:
+        if perf_counter() - self._spoken >= self.silence:
             self._say(f"step {trainer.global_step:,} of {trainer.max_steps:,}")
         if trainer.global_step % self.a_round == 0:
             self._log(trainer, {"train/loss": float(torch.stack(self.losses).mean())})

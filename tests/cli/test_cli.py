@@ -17,10 +17,11 @@ import pytest
 import torch
 import yaml
 from recipe_runner import RECIPES, load, run
+from small_runs import SIZES, quiet_trainer, small_task, unequal_clients
 
 from fedlightning import Batching, Callback, Classification, ConfigurationError, FedAvg, FederatedTrainer
 from fedlightning._signals import stop_on_signal
-from fedlightning.baselines import centralised
+from fedlightning.baselines.centralised import fit_centralised, steps_of_a_round
 from fedlightning.cli.recipe import Run, run_recipe
 from fedlightning.datasets import Synthetic
 from fedlightning.methods import method_names
@@ -668,26 +669,28 @@ def test_the_centralised_baseline_is_a_run_beside_the_others() -> None:
     assert rows(folder("centralised", "version_1"))[5]["test/loss"] == found[5]["test/loss"]
 
 
-def test_the_baseline_takes_as_many_steps_as_all_clients_on_average(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of one epoch, of clients whose sizes follow a power law; and it says how far it is."""
-    monkeypatch.setattr(centralised, "_SECONDS_OF_SILENCE", 0.0)
-    with caplog.at_level("INFO", "lightning.pytorch"):
-        synthetic("--centralised", "--rounds", "2", "--local-epochs", "1", "--clients-per-round", "2")
+def test_the_baseline_takes_as_many_steps_as_all_clients_on_average(said: Callable[[], list[str]]) -> None:
+    """Those of one epoch, of clients whose sizes follow a power law."""
+    synthetic("--centralised", "--rounds", "2", "--local-epochs", "1", "--clients-per-round", "2")
     data = Synthetic(1, 1, batching=Batching(10, epochs=1))
     data.setup("fit")
     steps = round(2 * sum(-(-data.clients.size(client) // 10) for client in range(30)) / 30)
     state = torch.load(folder("centralised") / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 2 * steps
-    assert f"step {steps + 1:,} of {2 * steps:,}" in caplog.text
-    assert f"centralised: {2 * steps} steps, {steps} a round" in caplog.text
+    assert f"centralised: {2 * steps} steps, {steps} a round" in "".join(said())
+
+
+def test_the_baseline_says_how_far_it_is(capsys: pytest.CaptureFixture[str], said: Callable[[], list[str]]) -> None:
+    like, task = quiet_trainer(2, evaluate_every=2), small_task(dtype=torch.float32)
+    fit_centralised(like, FedAvg(), task, unequal_clients(torch.float32), [], Path.cwd(), silence=0.0)
+    steps = 2 * round(sum(2 * -(-size // 4) for size in SIZES))
+    assert f"step {steps // 2 + 1:,} of {steps:,}" in "".join(said()) + capsys.readouterr().out
 
 
 def test_the_number_of_steps_in_the_readme_is_that_of_the_recipe() -> None:
     data = Synthetic(1, 1, batching=Batching(10, epochs=20))
     data.setup("fit")
-    found = centralised._steps_of_a_round(FederatedTrainer(2, 10), FedAvg(), data)
+    found = steps_of_a_round(FederatedTrainer(2, 10), FedAvg(), data)
     assert f"which are {found:,} with the 20 epochs of `synthetic.py`" in (RECIPES.parent / "README.md").read_text()
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from recipe_runner import load, path_of, programs
 
-from fedlightning import ConfigurationError, FederatedTrainer, datasets
+from fedlightning import ConfigurationError, SlotStrategy, datasets
 from fedlightning.cli.command import RUN, Command
 from fedlightning.cli.early import Sources, read_program
 from fedlightning.cli.flags import Flag, members
 from fedlightning.cli.recipe import call_program, run_recipe
-from fedlightning.cli.run import Run
 from fedlightning.datasets import FakeImages
 
 VALUES = (
@@ -67,7 +66,7 @@ def _no_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     def late(*_: Any) -> None:
         raise TimeoutError("a value that takes so long is a wrong one")
 
-    monkeypatch.setattr(Run, "_begin", begin)
+    monkeypatch.setattr(SlotStrategy, "prepare", begin)  # the last before the first round
     monkeypatch.setattr("fedlightning.cli.run.fit_centralised", begin)
     monkeypatch.chdir(tmp_path)
     before = signal.signal(signal.SIGALRM, late)
@@ -213,7 +212,7 @@ def test_what_a_flag_of_a_program_cannot_be_is_refused_before_its_first_run(
     def begin(*_: Any) -> None:
         raise Reached
 
-    monkeypatch.setattr(FederatedTrainer, "_run", begin)
+    monkeypatch.setattr(SlotStrategy, "prepare", begin)  # the last before the first round
     main, taken = load(name).main, set()
     for number, value in enumerate(VALUES):
         (tmp_path / str(number)).mkdir()

@@ -150,11 +150,11 @@ def test_the_papers_numbers_are_the_defaults(
 def test_the_start_depends_on_the_seed(shakespeare: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[torch.Tensor] = []
 
-    def fit(self: Run, task: FederatedTask, data: Shakespeare, **_: object) -> None:
+    def noted(self: Run, task: FederatedTask, data: Shakespeare, **_: object) -> None:
         starts.append(task.model.linear.weight.detach().clone())  # type: ignore[union-attr]
         assert data.batching == Batching(10, epochs=20)
 
-    monkeypatch.setattr(Run, "fit", fit)
+    monkeypatch.setattr(Run, "fit", noted)
     for seed in ("0", "0", "1"):
         run("shakespeare", *SHAKESPEARE, "--seed", seed, module=shakespeare)
     assert torch.equal(starts[0], starts[1])

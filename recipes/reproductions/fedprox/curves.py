@@ -104,7 +104,7 @@ class Column:
         resumed = checkpoint.is_file() and (folder / "metrics.csv").is_file()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "curve.json").write_text(json.dumps(self._describe(curve), indent=1), encoding="utf-8")
-        trainer, began = self._trainer(folder, curve), time.perf_counter()
+        trainer, began = self.trainer(folder, curve), time.perf_counter()
         try:
             trainer.fit(curve.configured(), task, data, ckpt_path=checkpoint if resumed else None)
         except ClientError as error:
@@ -113,7 +113,7 @@ class Column:
         goes_on = f"on from round {trainer.start_round} " if resumed else ""
         return f"{goes_on}to round {trainer.round} in {time.perf_counter() - began:.0f} s"
 
-    def _trainer(self, folder: Path, curve: Curve) -> FederatedTrainer:
+    def trainer(self, folder: Path, curve: Curve) -> FederatedTrainer:
         return FederatedTrainer(
             max_rounds=self.rounds,
             clients_per_round=CLIENTS,

@@ -134,7 +134,7 @@ def test_adaptive_mu_starts_at_its_worst() -> None:
 )
 def test_how_a_curve_is_run(fields: Any, stragglers: Stragglers | None, sampler: Any, weighting: str) -> None:
     column, curve = paper.Column("sent140", paper.Options(seed=3)), paper.Curve("sent140", **fields)
-    trainer, method = column._trainer(column.folder(curve), curve), curve.configured()
+    trainer, method = column.trainer(column.folder(curve), curve), curve.configured()
     assert (trainer.max_rounds, trainer.wished_clients, trainer.seed) == (800, 10, 3)
     assert (trainer.stragglers, trainer.sampler) == (stragglers, sampler)
     assert trainer.evaluate_on == ("test", "train")
