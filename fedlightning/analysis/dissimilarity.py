@@ -99,6 +99,7 @@ class Dissimilarity(Callback):
         return found | {"dissimilarity/seconds": perf_counter() - began}
 
 
+@checked(batch_size=COUNT)
 def dissimilarity_at(
     task: FederatedTask,
     data: FederatedDataModule,

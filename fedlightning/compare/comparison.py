@@ -15,8 +15,9 @@ from fedlightning._arguments import refuse_unknown
 from fedlightning._checked import COUNT, checked
 from fedlightning.compare.diary import Progress
 from fedlightning.compare.names import Methods, name_methods, slug
+from fedlightning.compare.processes import Processes
 from fedlightning.compare.runs import Callbacks, Data, Run, RunMaker, Task, Trainer
-from fedlightning.compare.schedule import run_together
+from fedlightning.compare.schedule import OnTable, in_turn, side_by_side
 from fedlightning.compare.table import Mode, Outcome, Table, Tuned
 from fedlightning.compare.tuning import Candidate, Tune, best_first, candidates_of, read_grids
 from fedlightning.errors import ConfigurationError, shown
@@ -123,7 +124,7 @@ class Comparison:
         self.maker = RunMaker(task, data, trainer, callbacks, checkpoint_every, self.table)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(f"`seeds` must hold at least one seed, and none twice, but is {self.seeds}.")
-        self._grids = read_grids(self.methods, tune or {})
+        self._grids = read_grids(self.methods, {} if tune is None else tune)
         self._candidates = {
             name: candidates_of(name, method, self._grids[name]) for name, method in self.methods.items()
         }
@@ -240,6 +241,27 @@ class Comparison:
         rounds = f"{self._tune_rounds} rounds" if self._tune_rounds else "whole runs"
         tuning = f"Tuned on seed {self.seeds[0]} in {rounds} by {self._tune_metric}." if self._tuned else ""
         return replace(self.table, outcomes=tuple(outcomes), tuned=points, tuning=tuning)
+
+
+@checked(jobs=COUNT)
+def run_together(comparisons: Sequence[Comparison], jobs: int = 1, on_table: OnTable | None = None) -> list[Table]:
+    """Check several comparisons, run what is missing of them, and return their tables.
+
+    A run that several of them have in one folder is made once.
+
+    Args:
+        comparisons: in the order in which they are worked off.
+        jobs: see `Comparison`; what each of them says of itself does not count here.
+        on_table: called with a comparison's position and its table, in this order, as soon as it is there.
+
+    Raises:
+        ConfigurationError, ClientError, MethodError, KeyboardInterrupt: see `Comparison.run`.
+    """
+    processes = Processes(comparisons, jobs) if jobs > 1 else None  # first, since this loads nothing
+    for comparison in comparisons:
+        comparison.check()
+    told = on_table or (lambda place, table: None)
+    return in_turn(comparisons, told) if processes is None else side_by_side(comparisons, processes, told)
 
 
 def _diverged(runs: Sequence[Outcome]) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedlightning._checked import COUNT, checked
 from fedlightning._signals import stop_on_signal
 from fedlightning.compare.diary import Progress
 from fedlightning.compare.processes import Processes
@@ -19,36 +18,44 @@ if TYPE_CHECKING:
 OnTable = Callable[[int, Table], None]
 
 
-@checked("comparisons", "on_table", jobs=COUNT)
-def run_together(comparisons: Sequence[Comparison], jobs: int = 1, on_table: OnTable | None = None) -> list[Table]:
-    """Check several comparisons, run what is missing of them, and return their tables.
-
-    A run that several of them have in one folder is made once.
-
-    Args:
-        comparisons: in the order in which they are worked off.
-        jobs: see `Comparison`; what each of them says of itself does not count here.
-        on_table: called with a comparison's position and its table, in this order, as soon as it is there.
-
-    Raises:
-        ConfigurationError, ClientError, MethodError, KeyboardInterrupt: see `Comparison.run`.
-    """
-    processes = Processes(comparisons, jobs) if jobs > 1 else None  # first, since this loads nothing
-    for comparison in comparisons:
-        comparison.check()
-    courses, told = [_Course(comparison) for comparison in comparisons], on_table or _nobody
-    if processes is None:
-        for place, course in enumerate(courses):
-            while (index := course.next()) is not None:
-                course.make(index)
-            told(place, course.table)
-    else:
-        _side_by_side(courses, processes, told)
+def in_turn(comparisons: Sequence[Comparison], told: OnTable) -> list[Table]:
+    """Make what is missing of comparisons in this process, one run after another, and return their tables."""
+    courses = [_Course(comparison) for comparison in comparisons]
+    for place, course in enumerate(courses):
+        while (index := course.next()) is not None:
+            course.make(index)
+        told(place, course.table)
     return [course.table for course in courses]
 
 
-def _nobody(place: int, table: Table) -> None:
-    """Is not interested."""
+def side_by_side(comparisons: Sequence[Comparison], processes: Processes, told: OnTable) -> list[Table]:
+    """Make what is missing of comparisons in processes, and return their tables; a run that they share is made once."""
+    courses, tables = [_Course(comparison) for comparison in comparisons], list[Table]()
+    with processes, stop_on_signal(processes.stop):
+        while processes.busy or not processes.stopping:
+            for place, course in enumerate(courses):
+                _begin_runs(place, course, processes)
+            while len(tables) < len(courses) and courses[len(tables)].ended:
+                tables.append(courses[len(tables)].table)
+                told(len(tables) - 1, tables[-1])
+            if len(tables) == len(courses):
+                break
+            for (place, index), news in processes.wait():
+                if isinstance(news, Progress):
+                    courses[place].report(news)
+                else:
+                    courses[place].done(index, news)
+    return tables
+
+
+def _begin_runs(place: int, course: _Course, processes: Processes) -> None:
+    """Begin as many runs as there are processes without one; what is finished is read here."""
+    while processes.has_room and (index := course.next(processes.busy)) is not None:
+        run = course.runs[index]
+        if run.is_finished:
+            course.make(index)
+        else:
+            processes.begin((place, index), run)
 
 
 class _Course:
@@ -96,31 +103,3 @@ class _Course:
                 self._begin_stage(self._stages.send([self._done[index] for index in range(len(self.runs))]))
             except StopIteration as end:
                 self.table, self.ended = end.value, True
-
-
-def _side_by_side(courses: Sequence[_Course], processes: Processes, told: OnTable) -> None:
-    tables = 0
-    with processes, stop_on_signal(processes.stop):
-        while processes.busy or not processes.stopping:
-            for place, course in enumerate(courses):
-                _begin_runs(place, course, processes)
-            while tables < len(courses) and courses[tables].ended:
-                told(tables, courses[tables].table)
-                tables += 1
-            if tables == len(courses):
-                return
-            for (place, index), news in processes.wait():
-                if isinstance(news, Progress):
-                    courses[place].report(news)
-                else:
-                    courses[place].done(index, news)
-
-
-def _begin_runs(place: int, course: _Course, processes: Processes) -> None:
-    """Begin as many runs as there are processes without one; what is finished is read here."""
-    while processes.has_room and (index := course.next(processes.busy)) is not None:
-        run = course.runs[index]
-        if run.is_finished:
-            course.make(index)
-        else:
-            processes.begin((place, index), run)

@@ -44,6 +44,10 @@ def read_grids(methods: Mapping[str, FedMethod], tune: Tune) -> dict[str, Grid]:
     Raises:
         ConfigurationError: there is no such method or field, or a list is no list of different values.
     """
+    if not isinstance(tune, Mapping):
+        raise ConfigurationError(
+            f"`tune` of a comparison must be a dictionary of lists by field, such as {{'lr': (0.01, 0.1)}}, but is {shown(tune)}."
+        )
     general = {key: few for key, few in tune.items() if not isinstance(few, Mapping)}
     own = {key: few for key, few in tune.items() if isinstance(few, Mapping)}
     known = {name: field_names(method) for name, method in methods.items()}
@@ -64,7 +68,7 @@ def _check_known(given: Mapping[str, Any], known: Sequence[str] | set[str], what
     for key in given:
         if key not in known:
             raise ConfigurationError(
-                f"`tune` must name {what} in this comparison, but names {shown(key)}. {nearest(str(key), known)}"
+                f"`tune` of a comparison must name {what} that it has, but names {shown(key)}. {nearest(str(key), known)}"
             )
 
 
@@ -72,7 +76,7 @@ def _values(key: str, few: Any) -> tuple[Any, ...]:
     is_list = isinstance(few, Sequence) and not isinstance(few, str | bytes)
     if not is_list or not few or len(set(map(repr, few))) < len(few):
         raise ConfigurationError(
-            f"`tune` must hold a list of different values for {key!r}, such as (0.01, 0.1), but holds {shown(few)}."
+            f"`tune` of a comparison must hold different values for {key!r}, such as (0.01, 0.1), but holds {shown(few)}."
         )
     return tuple(few)
 

@@ -193,8 +193,7 @@ def test_every_recipe_has_the_flags_of_a_run_after_its_own() -> None:
 
 
 BASES = {
-    "compare": "--methods fedavg",
-    "reproductions.client_optima": "", "reproductions.fedprox": "--figure 2",
+    "compare": "--methods fedavg", "reproductions.client_optima": "", "reproductions.fedprox": "--figure 2",
 }  # fmt: skip
 TAKEN = {
     "clients": {"null"}, "rounds": {"null"}, "local_steps": {"null"}, "local_epochs": {"null"}, "batch_size": {"null"},

@@ -186,12 +186,12 @@ def test_which_grid_is_whose(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tune", "words"),
     [
-        ({"lrr": (0.1,)}, r"`tune` must name a field of a method in this comparison, but names 'lrr'. Did you mean 'lr'"),
-        ({"fedprox": {"mu": (1,)}}, r"must name a method in this comparison, but names 'fedprox'"),
-        ({"fedavg": {"mu": (1,)}}, r"must name a field of fedavg in this comparison, but names 'mu'"),
-        ({"lr": 0.1}, r"must hold a list of different values for 'lr', such as \(0.01, 0.1\), but holds 0.1"),
-        ({"lr": "0.1"}, "must hold a list of different values"), ({"lr": ()}, "must hold a list of different values"),
-        ({"lr": (0.1, 0.1)}, "must hold a list of different values"),
+        ({"lrr": (0.1,)}, r"`tune` of a comparison must name a field of a method that it has, but names 'lrr'. Did you mean 'lr'"),
+        ({"fedprox": {"mu": (1,)}}, r"must name a method that it has, but names 'fedprox'"),
+        ({"fedavg": {"mu": (1,)}}, r"must name a field of fedavg that it has, but names 'mu'"),
+        ({"lr": 0.1}, r"must hold different values for 'lr', such as \(0.01, 0.1\), but holds 0.1"),
+        ({"lr": "0.1"}, "must hold different values"), ({"lr": ()}, "must hold different values"),
+        ({"lr": (0.1, 0.1)}, "must hold different values"),
         ({"lr": (0.1, -1.0)}, r"`lr` of FedAvg must be in \(0, inf\), but is -1.0"),
         ({"lr": ("a", "b")}, "`lr` of FedAvg must be"),
     ],

@@ -20,7 +20,7 @@ LAYERS = {
     9: ["trainer"],
     10: ["baselines", "testing"],
     11: ["cli"],
-    12: ["compare"],
+    12: ["compare"],  # its methods and lists are typed on a command line
     13: ["__init__"],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

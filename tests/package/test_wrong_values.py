@@ -436,11 +436,12 @@ def of_callbacks() -> Iterator[Case]:
         "ModelCheckpoint": {"dirpath": "checkpoints", "monitor": "train/loss"},
     }
     for module in (callbacks, analysis):
-        for name in sorted(set(module.__all__) - {"CohortResult"}):
+        for name in sorted(set(module.__all__) - {"CohortResult", "dissimilarity_at"}):
             call = getattr(module, name)
             if inspect.signature(call).parameters:
                 yield Case(call, lambda name=name: right.get(name, {}), lambda made: fit(callbacks=[made]))
     yield Case(run_loggers, lambda: {"root": "logs", "name": "a_run"}, lambda made: fit(logger=made))
+    yield Case(analysis.dissimilarity_at, lambda: {"task": Classification(nn.Linear(4, 3)), "data": tensors()})
 
 
 def of_comparisons() -> Iterator[Case]:
@@ -457,6 +458,7 @@ def of_comparisons() -> Iterator[Case]:
     yield Case(compare.name_methods, lambda: {"methods": [FedAvg()]}, owner="comparison")
     yield Case(compare.read_run, lambda: {"folder": Path("nowhere"), "name": "a", "seed": 0})
     yield Case(compare.Table, lambda: {"outcomes": ()})
+    yield Case(compare.run_together, lambda: {"comparisons": []})
     eye = torch.eye(2)
     quadratics = {"curvatures": [eye, eye], "optima": [torch.zeros(2), torch.ones(2)], "num_examples": [3, 3]}
     yield Case(
@@ -577,7 +579,17 @@ def test_every_wrong_value_is_taken_rightly_or_refused_in_one_line(
 
 
 UNTRIED = {
-    "made by a run": {"ClientContext", "CohortResult", "Outcome", "Round", "RoundState", "Schedule", "State"},
+    "made by a run": {
+        "ClientContext",
+        "CohortResult",
+        "Outcome",
+        "Progress",
+        "Round",
+        "RoundState",
+        "Schedule",
+        "State",
+        "Tuned",
+    },
     "errors": {"ClientError", "ConfigurationError", "FedLightningError", "MethodError"},
     "to be subclassed": {"Augmentation", "Callback", "ClientSampler", "FedMethod", "Partitioner", "Transform"},
     "as large as vit_small is small": {"vit_base"},
