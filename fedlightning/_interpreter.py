@@ -8,22 +8,23 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-_SWITCHED_ON_BY: list[str] = []
+SWITCHED_ON_BY: list[str] = []
+"""Modules whose import switched the GIL on."""
 
 
 @contextmanager
-def watch_imports() -> Iterator[None]:
-    """Note which of the imports inside switches the GIL on; the start line of a run names it, with the remedy."""
+def watch_imports(culprits: list[str] = SWITCHED_ON_BY) -> Iterator[None]:
+    """Note which of the imports inside switch the GIL on; the start line of a run names the first, with the remedy."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for warning in caught:
         found = re.search(r"GIL\) has been enabled to load module '([^']+)'", str(warning.message))
         if found:
-            _SWITCHED_ON_BY.append(found.group(1))
+            culprits.append(found.group(1))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
@@ -33,14 +34,14 @@ def gil_enabled() -> bool:
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
-def description() -> str:
+def description(culprits: Sequence[str] = SWITCHED_ON_BY) -> str:
     """E.g. "CPython 3.14.0 free-threaded, GIL off", with the remedy where the GIL is on though it was not wanted."""
     name = f"{platform.python_implementation()} {platform.python_version()}"
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         return f"{name}, GIL on{_in_vain()}"
     if not gil_enabled():
         return f"{name} free-threaded, GIL off"
-    culprit = f"importing {_SWITCHED_ON_BY[0]!r}" if _SWITCHED_ON_BY else "an import before fedlightning's"
+    culprit = f"importing {culprits[0]!r}" if culprits else "an import before fedlightning's"
     return f"{name} free-threaded, but GIL on: {culprit} switched it on; start it as `python -Xgil=0 …` to keep it off"
 
 

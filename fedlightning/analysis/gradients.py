@@ -126,7 +126,7 @@ def gradient_sums(
     x = x.to(replica.device)
     replica.load(x, buffers.to(replica.device))
     sums = GradientSums(len(x), replica.device)
-    with _evaluating(replica.task):
+    with evaluating(replica.task):
         for client in clients:
             owned = data.clients.client(client).to(replica.device)
             gradient, _ = _full_gradient(replica, data, examples, owned, x, batch_size)
@@ -164,7 +164,7 @@ def client_objective(
         gradient, loss = _full_gradient(replica, data, examples, owned, w.to(replica.layout.dtype), batch_size)
         return float(loss), gradient
 
-    with torch.no_grad(), _evaluating(replica.task):
+    with torch.no_grad(), evaluating(replica.task):
         yield objective
 
 
@@ -234,7 +234,7 @@ def _full_gradient(
 
 
 @contextmanager
-def _evaluating(task: nn.Module) -> Iterator[None]:
+def evaluating(task: nn.Module) -> Iterator[None]:
     """Evaluation mode, except for recurrent layers: cuDNN has no backward pass there, and they hold no dropout."""
     task.eval()
     for module in task.modules():

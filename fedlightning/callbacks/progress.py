@@ -133,10 +133,10 @@ class RoundProgress(Callback):
             self._display.show(trainer, self._text(trainer), self._evaluated)
         self._evaluated = False
 
-    def _text(self, trainer: FederatedTrainer) -> _Text:
+    def _text(self, trainer: FederatedTrainer) -> RoundText:
         """Latest metrics, clients per second and time left, as far as they are known."""
         values = trainer.metrics
-        text = _Text([f"{name} {values[name]:.4g}" for name in self.metrics if name in values])
+        text = RoundText([f"{name} {values[name]:.4g}" for name in self.metrics if name in values])
         if self._pace.is_known:
             rate = self._pace.clients_per_second
             text.rate = f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.2g} clients/s"
@@ -145,7 +145,7 @@ class RoundProgress(Callback):
 
 
 @dataclass
-class _Text:
+class RoundText:
     """What is shown beside the round.
 
     Attributes:
@@ -243,12 +243,12 @@ class _Bar:
         if trainer.round == trainer.start_round:  # later the metrics are there
             self._bar.update(self._task, text=how_far)
 
-    def show(self, trainer: FederatedTrainer, text: _Text, evaluated: bool = False) -> None:
+    def show(self, trainer: FederatedTrainer, text: RoundText, evaluated: bool = False) -> None:
         label = _label(trainer)
         line = text.within(self.console.width - len(label) - self._width - 2)
         self._bar.update(self._task, completed=trainer.round, description=label, text=line)
 
-    def close(self, trainer: FederatedTrainer, text: _Text) -> None:
+    def close(self, trainer: FederatedTrainer, text: RoundText) -> None:
         self.show(trainer, text)
         self._bar.stop()
 
@@ -269,17 +269,17 @@ class _Lines:
             _print(self.console, f"{_label(trainer)}  {how_far}")
             self._spoken = perf_counter()
 
-    def show(self, trainer: FederatedTrainer, text: _Text, evaluated: bool = False) -> None:
+    def show(self, trainer: FederatedTrainer, text: RoundText, evaluated: bool = False) -> None:
         ends = trainer.round == trainer.start_round or trainer.round >= trainer.max_rounds or trainer.should_stop
         wait = _SECONDS_BETWEEN_EVALUATIONS if evaluated else _SECONDS_BETWEEN_LINES
         if ends or perf_counter() - self._time >= wait:
             self._write(trainer, text)
 
-    def close(self, trainer: FederatedTrainer, text: _Text) -> None:
+    def close(self, trainer: FederatedTrainer, text: RoundText) -> None:
         if self._round != trainer.round and trainer.round > trainer.start_round:
             self._write(trainer, text)
 
-    def _write(self, trainer: FederatedTrainer, text: _Text) -> None:
+    def _write(self, trainer: FederatedTrainer, text: RoundText) -> None:
         _print(self.console, f"{_label(trainer)}  {text.line()}".rstrip())
         self._round, self._time = trainer.round, perf_counter()
 

@@ -33,11 +33,11 @@ def by_shares(classes: list[Ints], alpha: float, num_clients: int, min_size: int
         if np.bincount(owners, minlength=num_clients).min() >= min_size:
             break
     else:
-        _fill(owners, num_clients, min_size, order)
+        fill_up(owners, num_clients, min_size, order)
     return owners
 
 
-def _fill(owners: Ints, num_clients: int, min_size: int, rng: np.random.Generator) -> None:
+def fill_up(owners: Ints, num_clients: int, min_size: int, rng: np.random.Generator) -> None:
     """Move random examples, in place, from the largest clients to those below `min_size`."""
     sizes = np.bincount(owners, minlength=num_clients)
     wanted = np.maximum(min_size - sizes, 0)
@@ -64,7 +64,7 @@ def by_mixtures(classes: list[Ints], alpha: float, num_clients: int, seed: int) 
     rng, order = stream(seed, "partition"), stream(seed, "partition-order")
     counts = np.empty((num_clients, len(classes)), dtype=np.int64)
     for client, size in enumerate(sizes):
-        counts[client] = _draw(rng, rng.dirichlet(concentration), int(size), stock)
+        counts[client] = draw(rng, rng.dirichlet(concentration), int(size), stock)
         stock -= counts[client]
     owners = np.empty(sum(map(len, classes)), dtype=np.int64)
     for members, count in zip(classes, counts.T, strict=True):
@@ -72,7 +72,7 @@ def by_mixtures(classes: list[Ints], alpha: float, num_clients: int, seed: int) 
     return owners
 
 
-def _draw(rng: np.random.Generator, mixture: np.ndarray[Any, Any], size: int, stock: Ints) -> Ints:
+def draw(rng: np.random.Generator, mixture: np.ndarray[Any, Any], size: int, stock: Ints) -> Ints:
     """`size` examples by class: independent draws from the mixture, those from a class that has run out drawn again."""
     taken = np.zeros_like(stock)
     while (missing := size - taken.sum()) > 0:

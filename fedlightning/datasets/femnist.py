@@ -18,7 +18,6 @@ from fedlightning.errors import ConfigurationError
 from fedlightning.randomness import stream
 
 DEVICES, CLASSES, OUTPUTS, SIDE = 200, 10, 26, 28
-_MOST = 4000  # images of a class that are used
 _FOLDERS = tuple(f"{ord(letter):x}" for letter in "abcdefghij")  # NIST names a class by its ASCII code
 
 
@@ -119,11 +118,14 @@ class FEMNIST(_Handwriting):
         seed: of the partition: which images are taken, who gets them, and each device's split; not of the training.
         batching: size and number of the batches that a device trains on in a round; batches of 10 and 20 epochs as in the paper.
 
+    Attributes:
+        most: images of a class that are used.
+
     Raises:
         ConfigurationError: a number is outside its interval; in `setup`, a folder is absent or an image is damaged.
     """
 
-    classes = OUTPUTS
+    classes, most = OUTPUTS, 4000
 
     @checked(classes_per_user=f"[1, {CLASSES}]")
     def __init__(
@@ -141,9 +143,9 @@ class FEMNIST(_Handwriting):
 
     def load(self) -> Splits:
         """Read the images, or what was kept of them, deal them to the devices and split each device's."""
-        files = [_drawn(self._files(folder), self.seed, label) for label, folder in enumerate(_FOLDERS)]
+        files = [self._drawn(self._files(folder), label) for label, folder in enumerate(_FOLDERS)]
         chosen = [path for members in files for path in members]
-        key = {"version": 1, "files": stamp(chosen), "seed": self.seed, "most": _MOST}
+        key = {"version": 1, "files": stamp(chosen), "seed": self.seed, "most": self.most}
         pixels = prepared(
             self.root, "femnist", key, lambda bars: {"inputs": read_images(chosen, bars, "reading NIST's letters")}
         )["inputs"]
@@ -165,10 +167,9 @@ class FEMNIST(_Handwriting):
             )
         return found
 
-
-def _drawn(files: list[Path], seed: int, label: int) -> list[Path]:
-    order = stream(seed, "femnist-files", label).permutation(len(files))
-    return [files[position] for position in order[:_MOST]]
+    def _drawn(self, files: list[Path], label: int) -> list[Path]:
+        order = stream(self.seed, "femnist-files", label).permutation(len(files))
+        return [files[position] for position in order[: self.most]]
 
 
 class OmniglotWriters(_Handwriting):

@@ -30,7 +30,7 @@ def examples_at_once(evaluate: Callable[[int], object]) -> int:
     """
     try:
         with torch.random.fork_rng(devices=[]):
-            two, three = (_memory(evaluate, count) for count in (2, 3))  # one alone takes other operations
+            two, three = (memory(evaluate, count) for count in (2, 3))  # one alone takes other operations
     except Exception:  # noqa: BLE001 - a real error comes again in the evaluation, with all that led to it
         return MOST
     each = max(map(int.__sub__, three, two)) if len(two) == len(three) else max(three)
@@ -40,7 +40,7 @@ def examples_at_once(evaluate: Callable[[int], object]) -> int:
     return size
 
 
-def _memory(evaluate: Callable[[int], object], count: int) -> list[int]:
+def memory(evaluate: Callable[[int], object], count: int) -> list[int]:
     """The bytes in use after each operation."""
     live = _Live()
     with live:

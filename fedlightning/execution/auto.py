@@ -217,7 +217,7 @@ def resolve(
 
     # 3. Which runner, and how many clients at once; then once more, if a loss looks across the batches that it makes.
     flops = cache(partial(step_flops, task, data))  # a copy of the model, where somebody asks
-    chooser = _Chooser(wishes, task, layout, work, rules, slots, flops, before)
+    chooser = Chooser(wishes, task, layout, work, rules, slots, flops, before)
     execution = chooser.choose(found.obstacle)
     if found.obstacle is None and execution.runner not in ("loop", "custom") and trial.looks_across():
         execution = chooser.choose(ACROSS)
@@ -243,8 +243,19 @@ def audit(method: FedMethod, x: Tensor, layout: Layout, data: FederatedDataModul
     Audit(method, x, layout, round, data.num_steps(0, method.local_steps(0)), data.clients.size(0)).run()
 
 
-class _Chooser:
-    """Chooses the runner and the cohort's size under the obstacles that are known."""
+class Chooser:
+    """Chooses the runner and the cohort's size under the obstacles that are known.
+
+    Args:
+        wishes: what the user asked for.
+        task: the model.
+        layout: where its parameters lie in w.
+        work: about how much there is to do.
+        rules: the thresholds.
+        slots: where clients are trained.
+        flops: counts the operations of a step.
+        before: what a checkpoint says of the run that goes on, or None.
+    """
 
     def __init__(
         self,

@@ -76,12 +76,13 @@ def channels_last(tensor: Tensor) -> Tensor:
     """
     if tensor.dim() != 4 or not tensor.is_floating_point():
         return tensor
-    if tensor.device.type == "cpu" or (tensor.device.type == "cuda" and _uses_tensor_cores(tensor.dtype)):
+    if tensor.device.type == "cpu" or (tensor.device.type == "cuda" and uses_tensor_cores(tensor.dtype)):
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor
 
 
-def _uses_tensor_cores(dtype: torch.dtype) -> bool:
+def uses_tensor_cores(dtype: torch.dtype) -> bool:
+    """Whether a GPU convolves images of this dtype on its tensor cores, as torch is set."""
     if dtype != torch.float32:
         return dtype in (torch.bfloat16, torch.float16)
     return torch.is_autocast_enabled("cuda") or _cudnn.conv.fp32_precision == "tf32"
@@ -96,10 +97,11 @@ class Numerics(AbstractContextManager["Numerics"]):
     Args:
         precision: one of `Precision`.
         on_gpu: whether any slot is on a GPU.
+        cudnn: whose switches they are.
     """
 
-    def __init__(self, precision: str, on_gpu: bool) -> None:
-        self._tf32, self._on_gpu = precision == "tf32" and on_gpu, on_gpu
+    def __init__(self, precision: str, on_gpu: bool, cudnn: Any = _cudnn) -> None:
+        self._tf32, self._on_gpu, self._cudnn = precision == "tf32" and on_gpu, on_gpu, cudnn
         self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> Numerics:
@@ -112,13 +114,13 @@ class Numerics(AbstractContextManager["Numerics"]):
 
     def _switch(self) -> None:
         if self._on_gpu:
-            self._set(_cudnn, "deterministic", True)
-            self._set(_cudnn, "benchmark", False)
+            self._set(self._cudnn, "deterministic", True)
+            self._set(self._cudnn, "benchmark", False)
         if self._tf32:
             before = torch.get_float32_matmul_precision()
             self._undo.append(lambda: torch.set_float32_matmul_precision(before))
             torch.set_float32_matmul_precision("high")
-            for part in (_cudnn.conv, _cudnn.rnn):
+            for part in (self._cudnn.conv, self._cudnn.rnn):
                 self._set(part, "fp32_precision", "tf32")
 
     def __exit__(self, *_: object) -> None:

@@ -24,9 +24,6 @@ Job = Callable[[Worker], Result]
 _IDLE = -1
 """The position of work that nobody waits for."""
 
-_PATIENCE = 1.0
-"""Seconds after which whoever waits for a result looks whether there is still someone to give it."""
-
 _SPARE = 8
 """Threads that torch starts for itself, about, e.g. for backward passes; without room for them it ends the process."""
 
@@ -62,15 +59,18 @@ class WorkerPool(Generic[Result]):
     Args:
         workers: the slots.
         forget: is given a slot that retires, in its thread, to drop what was kept for it.
+        patience: seconds after which whoever waits for a result looks whether there is still someone to give it.
 
     Raises:
         ConfigurationError: this machine cannot start their threads; none is left behind.
     """
 
-    def __init__(self, workers: Sequence[Worker], forget: Callable[[str], None] = lambda slot: None) -> None:
+    def __init__(
+        self, workers: Sequence[Worker], forget: Callable[[str], None] = lambda slot: None, patience: float = 1.0
+    ) -> None:
         self._todo: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         keep_freed_memory()
-        self._count, self._forget = len(workers), forget
+        self._count, self._forget, self._patience = len(workers), forget, patience
         self._lock = threading.Lock()
         self._workers = list(workers)
         self.retired: list[str] = []
@@ -133,7 +133,7 @@ class WorkerPool(Generic[Result]):
         """The next result of a call, or the error that there is in its place."""
         while True:
             try:
-                index, result, error = call.done.get(timeout=_PATIENCE)
+                index, result, error = call.done.get(timeout=self._patience)
             except queue.Empty:
                 index, result, error = _IDLE, None, self._lost()
             if error is not None:

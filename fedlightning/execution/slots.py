@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from fedlightning.data.module import Examples, FederatedDataModule
-from fedlightning.errors import ConfigurationError
+from fedlightning.errors import ConfigurationError, first_line, out_of_memory
 from fedlightning.execution.model import Replica
 
 CAPTURE = threading.Lock()
@@ -123,6 +124,31 @@ class Worker:
             with CAPTURE:  # what is cached cannot be given back while a graph is captured
                 self._stream.synchronize()
                 torch.cuda.empty_cache()
+
+
+def make_workers(slots: Sequence[Slot], make: Callable[[Slot], Worker]) -> list[Worker]:
+    """The workers of slots.
+
+    Args:
+        slots: which they are.
+        make: makes one, with its own copy of the model.
+
+    Raises:
+        ConfigurationError: there is no memory for one, or CUDA fails.
+    """
+    workers = list[Worker]()
+    for slot in slots:
+        try:
+            workers.append(make(slot))
+        except (RuntimeError, MemoryError) as error:
+            if slot.kind == "cpu" and not out_of_memory(error):
+                raise
+            other = "" if slot.kind == "cpu" else " on this GPU, or those of a CPU, `slots='cpu/0'`"
+            raise ConfigurationError(
+                f"Slot {slot} must have a copy of the model, and a stream if it is on a GPU, but {len(workers)} slots have "
+                f"theirs when it fails: {first_line(error)}; use fewer `slots`{other}."
+            ) from error
+    return workers
 
 
 _THREADS, _THREADS_PER_CORE = 256, 16

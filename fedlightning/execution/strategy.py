@@ -31,7 +31,7 @@ from fedlightning.execution.runners.cuda_graph import CudaGraphBackend
 from fedlightning.execution.runners.loop import LoopBackend
 from fedlightning.execution.runners.traced import TracedBackend
 from fedlightning.execution.runners.vmap import VmapBackend
-from fedlightning.execution.slots import Slot, Worker, check_threads
+from fedlightning.execution.slots import Slot, Worker, check_threads, make_workers
 from fedlightning.execution.step import GRADIENT, LOCAL, LocalStep, Phase
 from fedlightning.layout import Layout
 from fedlightning.method import FedMethod
@@ -41,7 +41,7 @@ from fedlightning.server.wire import CohortResult, RoundInputs
 from fedlightning.task import FederatedTask
 
 MakeRunner = Callable[[LocalStep, Worker], Runner]
-"""A runner's class, or any function that makes a runner of a local step and a slot."""
+"""A runner's class, or any function that makes a runner of a local step and a slot; a `Backend` is one, too."""
 
 
 class SlotStrategy:
@@ -58,7 +58,8 @@ class SlotStrategy:
             at once; "traced" runs several steps of a client as one graph, which needs no compiler; "compiled" compiles that
             graph ahead of time, for a CPU; "cuda_graph" captures a step on a GPU (experimental: it has never run on a card).
             "auto" decides before the first round by `AutoRules`, and a line says why. A class or function of your own,
-            `(step, slot) -> Runner`, is taken, too. The table in `fedlightning/execution/README.md` says which is taken when.
+            `(step, slot) -> Runner`, is taken, too, and so is a `Backend`, which has a cohort size of its own. The table in
+            `fedlightning/execution/README.md` says which is taken when.
         cohort_size: clients that are trained at once under "vmap", or handed to a slot together under "traced", "compiled" and
             a runner of your own. An int chooses "vmap" where `runner` is "auto", and 1 the loop.
         precision: "32-true" computes in the model's own numbers, as torch is set: of itself torch lets convolutions on a
@@ -72,6 +73,7 @@ class SlotStrategy:
         rules: the thresholds of "auto"; None for those that were measured.
 
     Attributes:
+        runner, precision, memory_dir: as they were given.
         execution: what was decided, once a run begins.
 
     Raises:
@@ -95,6 +97,7 @@ class SlotStrategy:
         wish = _read_slots(slots)
         check_threads(max(wish if isinstance(wish, int) else len(wish or ()), 1), threads_per_slot)
         check_precision(precision)
+        self.runner = runner
         self._make_runner, name = _read_runner(runner)
         self._wishes = Wishes(wish, name, None if cohort_size == "auto" else int(cohort_size))
         self.precision, self._threads, self._rules = precision, threads_per_slot, rules or AutoRules()
@@ -160,7 +163,7 @@ class SlotStrategy:
     def _open(self, task: FederatedTask, layout: Layout, data: FederatedDataModule, moves: bool) -> None:
         """Start the slots' threads, each with its own copy of the model, and set the process's switches."""
         self._task, self._layout, self._data = task, layout, data
-        self._workers = {str(slot): self._worker(slot, moves) for slot in self.slots}
+        self._workers = {str(worker.slot): worker for worker in self._make_workers(moves)}
         self._runners: dict[tuple[str, str], Runner] = {}
         self._ahead: Ahead | None = None
         self._in_vain, self._backend = 0.0, self._make_backend()
@@ -171,26 +174,6 @@ class SlotStrategy:
             self._pool: WorkerPool[Any] = WorkerPool(list(self._workers.values()), self._forget)
             opened.callback(self._pool.close)
             self._opened = opened.pop_all()
-
-    def _worker(self, slot: Slot, moves: bool) -> Worker:
-        """A slot's worker, with its own copy of the model.
-
-        Raises:
-            ConfigurationError: there is no memory for it, or CUDA fails.
-        """
-        try:
-            replica = Replica(self._task, self._layout, slot.device, self.precision, moves)
-            return Worker(slot, replica, self._data, self.examples[slot.device], self._threads)
-        except (RuntimeError, MemoryError) as error:
-            if slot.kind == "cpu" and not out_of_memory(error):
-                raise
-            remedy = "use fewer `slots`" + (
-                "" if slot.kind == "cpu" else " on this GPU, or those of a CPU, `slots='cpu/0'`"
-            )
-            raise ConfigurationError(
-                f"Slot {slot} must have a copy of the model, and a stream if it is on a GPU, but {self.slots.index(slot)} slots "
-                f"have theirs when it fails: {first_line(error)}; {remedy}."
-            ) from error
 
     def prepare(self, plan: RoundPlan, inputs: Mapping[Phase, RoundInputs]) -> None:
         """Make the graphs, or try what may fail, on the first round's clients; nothing of it is kept.
@@ -238,9 +221,20 @@ class SlotStrategy:
         """Stop the slots, whose cohorts are cancelled if they still run, and put the process's switches back."""
         self._opened.close()
 
+    def _make_workers(self, moves: bool) -> list[Worker]:
+        """The slots, each with a copy of the model whose buffers move in training, or do not."""
+
+        def make(slot: Slot) -> Worker:
+            replica = Replica(self._task, self._layout, slot.device, self.precision, moves)
+            return Worker(slot, replica, self._data, self.examples[slot.device], self._threads)
+
+        return make_workers(self.slots, make)
+
     def _make_backend(self) -> Backend:
         """What makes the slots' runners."""
         chosen, data = self.execution, self._data
+        if isinstance(self._make_runner, Backend):
+            return self._make_runner
         if self._make_runner:
             return Custom(self._make_runner, chosen.cohort_size)
         if chosen.runner == "vmap":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 4 * 2**20
+CHUNK = 4 * 2**20
 """Bytes of an entry's rows that are allocated together."""
 
 
@@ -29,7 +29,7 @@ class Column:
         self._name, self._place = name, place
         self._shape, self._dtype = like.shape, like.dtype
         self._row_bytes = like.numel() * like.element_size()
-        self._together = max(1, min(_CHUNK // max(1, self._row_bytes), place.num_clients or 256))
+        self._together = max(1, min(place.chunk // max(1, self._row_bytes), place.num_clients or 256))
         self._chunks: list[Tensor] = []
         self._file: _File | None = None
 
@@ -69,15 +69,16 @@ class Place:
         directory: where files go; None keeps all rows in the host's memory.
         num_clients: N, rows that a file has room for.
         host_bytes: rows up to so many bytes lie in the host's memory nonetheless; files then have no name.
+        chunk: see `CHUNK`.
     """
 
-    def __init__(self, directory: Path | None, num_clients: int, host_bytes: int) -> None:
-        self.directory, self.num_clients, self.host_bytes = directory, num_clients, host_bytes
+    def __init__(self, directory: Path | None, num_clients: int, host_bytes: int, chunk: int = CHUNK) -> None:
+        self.directory, self.num_clients, self.host_bytes, self.chunk = directory, num_clients, host_bytes, chunk
         self._used = 0
 
     def anew(self) -> Place:
         """The same rule for another table."""
-        return Place(self.directory, self.num_clients, self.host_bytes)
+        return Place(self.directory, self.num_clients, self.host_bytes, self.chunk)
 
     def folder(self, size: int) -> Path | None:
         """Where so many bytes more lie: a folder, or None for the host's memory."""

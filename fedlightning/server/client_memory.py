@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.errors import ConfigurationError
-from fedlightning.server._columns import Column, Place
+from fedlightning.server._columns import CHUNK, Column, Place
 from fedlightning.state import State
 
 HOST_BYTES = 8 * 2**30
@@ -36,6 +36,7 @@ class ClientMemory:
         num_clients: N, needed with a directory.
         host_bytes: rows up to so many bytes lie in the host's memory nonetheless, and the file of those beyond has no
             name, so that it goes with the run.
+        chunk: bytes of an entry's rows that are allocated together.
 
     Raises:
         ConfigurationError: there is a directory, but no number of clients.
@@ -47,12 +48,13 @@ class ClientMemory:
         directory: Path | None = None,
         num_clients: int = 0,
         host_bytes: int = 0,
+        chunk: int = CHUNK,
     ) -> None:
         if directory is not None and num_clients < 1:
             raise ConfigurationError(
                 f"`num_clients` of ClientMemory must be at least 1 with a directory, but is {num_clients}."
             )
-        self._look_at(_Store(Place(directory, num_clients, host_bytes)))
+        self._look_at(_Store(Place(directory, num_clients, host_bytes, chunk)))
         for client, state in (rows or {}).items():
             self._store.write(client, state)
 

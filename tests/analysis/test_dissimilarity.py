@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import fedlightning.analysis.dissimilarity as module
 from fedlightning import (
     Batching,
     Callback,
@@ -30,7 +29,7 @@ from fedlightning import (
     TensorData,
 )
 from fedlightning.analysis import Dissimilarity
-from fedlightning.analysis.gradients import GradientSums, _evaluating, deal, gradient_sums
+from fedlightning.analysis.gradients import GradientSums, deal, evaluating, gradient_sums
 from fedlightning.datasets import FakeImages, Synthetic
 from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
 from fedlightning.layout import Layout
@@ -292,11 +291,10 @@ def test_a_resumed_run_measures_the_same(tmp_path: Path) -> None:
 
 
 # -- the cost -----------------------------------------------------------------------------------------------------------
-def test_the_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(module, "rank_zero_info", lines.append)
+def test_the_cost_is_told(said: Callable[[], list[str]]) -> None:
     trainer_of(1, Dissimilarity(every=3)).fit(FedAvg(), Quadratics.task([0.0] * 3), problem()[0])
-    assert lines == ["dissimilarity: the gradients of 4 of 4 clients, over 39 examples, after every 3 rounds"]
+    cost = "dissimilarity: the gradients of 4 of 4 clients, over 39 examples, after every 3 rounds"
+    assert [line for line in said() if line.startswith("dissimilarity")] == [cost]
 
 
 @settings(deadline=None)
@@ -335,6 +333,6 @@ def test_forward_passes_are_large_but_not_larger() -> None:
 def test_recurrent_layers_stay_in_training_mode() -> None:
     """cuDNN has no backward pass in evaluation mode. Everything is as before afterwards."""
     net = nn.Sequential(nn.LSTM(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
-    with _evaluating(net):
+    with evaluating(net):
         assert [layer.training for layer in net] == [True, False, False]
     assert all(layer.training for layer in net.modules())

@@ -19,10 +19,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.progress import Progress
 
 from fedlightning.callbacks import EarlyStopping, ModelCheckpoint, RoundProgress, Throughput
 from fedlightning.callbacks.base import Callback
-from fedlightning.callbacks.progress import _Text
+from fedlightning.callbacks.progress import RoundText
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Round
 
@@ -531,7 +532,7 @@ def test_a_long_evaluation_and_a_long_round_say_how_far_they_are(
     ],
 )
 def test_what_there_is_room_for_is_whole(width: int, shown: str) -> None:
-    text = _Text(["train/loss 1.234", "test/loss 2.345", "test/accuracy 0.4313"], "83 clients/s", "ETA 10:37:29")
+    text = RoundText(["train/loss 1.234", "test/loss 2.345", "test/accuracy 0.4313"], "83 clients/s", "ETA 10:37:29")
     bar = 8 if width < 100 else 16
     assert text.within(width - len("round 1999/5000") - bar - 2) == shown
 
@@ -565,14 +566,16 @@ def test_bar_in_a_terminal(tmp_path: Path, ends: tuple[Any, ...], width: int) ->
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor was hidden, and shown again
 
 
-def test_bar_advances_by_clients(tmp_path: Path) -> None:
+def test_bar_advances_by_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advanced: list[float] = []
+    monkeypatch.setattr(Progress, "advance", lambda bar, task, by: advanced.append(by))
     console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True)
     progress = RoundProgress(console=console, story=False)
     trainer = StandIn(tmp_path, [progress], max_rounds=4).start()
     progress.on_round_start(trainer, Round(0, 10, 8, 0.1))
     for _ in range(3):
         trainer.call("on_cohort_end", SimpleNamespace(clients=(0, 1)))
-    assert progress._display._bar.tasks[0].completed == 0.75
+    assert advanced == [0.25] * 3
     trainer.call("on_exception", KeyboardInterrupt())
 
 

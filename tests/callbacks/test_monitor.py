@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import fit
 from torch import nn
 
 from fedlightning import (
@@ -33,13 +34,19 @@ def data(val: bool = False) -> TensorData:
     return TensorData(*parts, val=Examples(inputs[:20] + 1, targets[:20]) if val else None)
 
 
-def fit(*callbacks: Callback, source: TensorData | None = None, rounds: int = 3, **options: Any) -> list[str]:
-    """The warnings of a run."""
-    trainer = FederatedTrainer(rounds, callbacks=callbacks, **{"logger": False, **options.pop("trainer", {})})
+def run(*callbacks: Callback, source: TensorData | None = None, rounds: int = 3, **options: Any) -> FederatedTrainer:
+    """A run of a linear model that is evaluated after each round."""
     torch.manual_seed(0)
+    task = Classification(nn.Linear(4, 3), 3)
+    options = {"evaluate_every": 1, "callbacks": callbacks, **options}
+    return fit(FedAvg(lr=0.1), task, source or data(), rounds, **options)
+
+
+def warned(*callbacks: Callback, **options: Any) -> list[str]:
+    """The warnings of a run that nothing is there to be monitored."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        trainer.fit(FedAvg(lr=0.1), Classification(nn.Linear(4, 3), 3), source or data(), **options)
+        run(*callbacks, **options)
     return [str(warning.message) for warning in said if "validation split" in str(warning.message)]
 
 
@@ -64,7 +71,7 @@ class Says(Logs):
 
 def test_the_test_set_stands_in_with_one_warning_for_all_that_watch(tmp_path: Path) -> None:
     kept, stopping = checkpoint(tmp_path), EarlyStopping("val/loss", patience=9)
-    said = fit(kept, stopping, checkpoint(tmp_path / "worst", "val_clients/accuracy_worst_decile"))
+    said = warned(kept, stopping, checkpoint(tmp_path / "worst", "val_clients/accuracy_worst_decile"))
     assert len(said) == 1
     assert "`validation=0.1`" in said[0]
     watched = [(EarlyStopping, "val/loss", "test/loss"), (ModelCheckpoint, "val/accuracy", "test/accuracy")]
@@ -79,31 +86,31 @@ def test_the_test_set_stands_in_with_one_warning_for_all_that_watch(tmp_path: Pa
 
 def test_it_decides_as_the_test_sets_own_name_does(tmp_path: Path) -> None:
     watching, named = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b", "test/accuracy")
-    (said,) = fit(watching)
+    (said,) = warned(watching)
     assert said.startswith(ASIDE)
-    assert fit(named) == []
+    assert warned(named) == []
     assert [Path(path).name for path in watching.best_k_models] == [Path(path).name for path in named.best_k_models]
 
 
 def test_a_metric_that_there_is_does_not_warn(tmp_path: Path) -> None:
     kept = checkpoint(tmp_path)
-    assert fit(kept, EarlyStopping("val/loss"), source=data(val=True)) == []
+    assert warned(kept, EarlyStopping("val/loss"), source=data(val=True)) == []
     assert kept.watched == "val/accuracy"
     assert list(tmp_path.glob("round=1-val_accuracy=*"))
-    assert fit(EarlyStopping("test/accuracy", "max"), EarlyStopping("train/loss")) == []
+    assert warned(EarlyStopping("test/accuracy", "max"), EarlyStopping("train/loss")) == []
 
 
 def test_what_a_callback_logs_is_not_replaced(tmp_path: Path) -> None:
     for name, callback in (("declared", Says("val/accuracy", at=2)), ("undeclared", Logs("val/accuracy"))):
         kept = checkpoint(tmp_path / name)
-        assert fit(callback, kept) == []
+        assert warned(callback, kept) == []
         assert kept.watched == "val/accuracy"
         assert kept.best_model_score == 3.0
 
 
 def test_the_second_fit_warns_again_and_a_resumed_one_does_before_its_first_round(tmp_path: Path) -> None:
     kept, stopping = checkpoint(tmp_path), EarlyStopping("val/accuracy", "max", patience=1)
-    assert len(fit(kept, rounds=2)) == len(fit(kept, stopping, rounds=2)) == 1
+    assert len(warned(kept, rounds=2)) == len(warned(kept, stopping, rounds=2)) == 1
 
     class Stops(Callback):
         logs = ()
@@ -111,23 +118,19 @@ def test_the_second_fit_warns_again_and_a_resumed_one_does_before_its_first_roun
         def on_round_start(self, trainer: FederatedTrainer, round: object) -> None:
             raise KeyboardInterrupt
 
-    trainer = FederatedTrainer(4, callbacks=[Stops(), checkpoint(tmp_path)], logger=False)
-    task = Classification(nn.Linear(4, 3), 3)
     with pytest.warns(UserWarning, match=ASIDE) as said, pytest.raises(KeyboardInterrupt):
-        trainer.fit(FedAvg(lr=0.1), task, data(), ckpt_path=tmp_path / "last.ckpt")
+        run(Stops(), checkpoint(tmp_path), rounds=4, ckpt_path=tmp_path / "last.ckpt")
     assert len(said) == 1
 
 
 def test_why_a_run_ended_names_what_was_watched(tmp_path: Path) -> None:
     stopping = EarlyStopping("val/loss", patience=1, min_delta=10.0)
-    trainer = FederatedTrainer(9, callbacks=[stopping, checkpoint(tmp_path, "train/loss")], logger=False)
-    torch.manual_seed(0)
     with pytest.warns(UserWarning, match="There is no validation split"):
-        trainer.fit(FedAvg(lr=0.1), Classification(nn.Linear(4, 3), 3), data())
+        trainer = run(stopping, checkpoint(tmp_path, "train/loss"), rounds=9)
     assert trainer.stop_reason.startswith("test/loss has not improved on")
-    again = FederatedTrainer(9, callbacks=[EarlyStopping("val/loss", patience=1, min_delta=10.0)], logger=False)
+    same = EarlyStopping("val/loss", patience=1, min_delta=10.0)
     with pytest.warns(UserWarning, match="There is no validation split"):
-        again.fit(FedAvg(lr=0.1), Classification(nn.Linear(4, 3), 3), data(), ckpt_path=tmp_path / "last.ckpt")
+        again = run(same, rounds=9, ckpt_path=tmp_path / "last.ckpt")
     assert again.stop_reason == trainer.stop_reason
 
 
@@ -142,4 +145,4 @@ def test_why_a_run_ended_names_what_was_watched(tmp_path: Path) -> None:
 )
 def test_nothing_stands_in_for_what_the_test_set_lacks(monitor: str, options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"`monitor` of ModelCheckpoint must be .* but is '{monitor}'"):
-        fit(checkpoint(tmp_path, monitor), trainer=options)
+        warned(checkpoint(tmp_path, monitor), **options)

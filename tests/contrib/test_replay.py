@@ -7,11 +7,13 @@ training losses, test accuracies and last weights. For the curves see `fedprox_c
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fedprox_curves import CURVES, Evaluations, check_curve
+from small_runs import fit
 
 from fedlightning import (
     Batching,
@@ -19,12 +21,10 @@ from fedlightning import (
     ConfigurationError,
     Examples,
     FedAvg,
-    FederatedTrainer,
     FedMethod,
     FedProx,
     Partition,
     RoundState,
-    SlotStrategy,
     TensorData,
 )
 from fedlightning.contrib.fedprox_program import ReplayedBatches, ReplayedStragglers, RoundSeeded
@@ -155,11 +155,9 @@ class Sixes(FedAvg):
 )  # fmt: skip
 def test_what_the_program_cannot_do_is_refused(replay, batching, settings, message) -> None:  # type: ignore[no-untyped-def]
     method = settings.pop("method", FedAvg())
-    trainer = FederatedTrainer(
-        1, 6, stragglers=replay, callbacks=[], logger=False, **{"sampler": RoundSeeded(), **settings}
-    )
+    how = {"clients_per_round": 6, "stragglers": replay, "sampler": RoundSeeded(), **settings}
     with pytest.raises(ConfigurationError, match=message):
-        trainer.fit(method, Classification(MLP(6, 3)), data(**batching))
+        fit(method, Classification(MLP(6, 3)), data(**batching), 1, **how)
 
 
 def test_batches_alone_are_replayed_with_the_programs_clients_alone() -> None:
@@ -176,20 +174,20 @@ def test_one_epoch_and_nobody_active_are_fine_where_the_program_is() -> None:
     assert len(work.steps) == len(work.clients) == 6
 
 
-def fit(rounds: int = 5, seed: int = 0, slots: int = 1, state: RoundState | None = None) -> RoundState:
-    trainer = FederatedTrainer(
-        rounds, 6, SlotStrategy(slots), [], logger=False, evaluate_every=0, sampler=RoundSeeded(), seed=seed,
-        stragglers=ReplayedStragglers(0.5), batching_policy=ReplayedBatches(),
-    )  # fmt: skip
+def replayed(rounds: int = 5, **options: Any) -> RoundState:
+    """A run on six of the clients a round, half of them stragglers."""
     torch.manual_seed(0)
-    return trainer.fit(FedProx(mu=0.1), Classification(MLP(6, 3, (8,))), data(), state=state)
+    model = Classification(MLP(6, 3, (8,)))
+    how = {"clients_per_round": 6, "sampler": RoundSeeded(), "stragglers": ReplayedStragglers(0.5), **options}
+    how["batching_policy"] = ReplayedBatches()
+    return fit(FedProx(mu=0.1), model, data(), rounds, **how).state
 
 
 def test_slots_resumption_and_the_seed_change_no_bit() -> None:
-    reference = fit().server.x
-    assert torch.equal(reference, fit(slots=3).server.x)
-    assert torch.equal(reference, fit(state=fit(2)).server.x)
-    assert torch.equal(reference, fit(seed=7).server.x)
+    reference = replayed().server.x
+    assert torch.equal(reference, replayed(slots=3).server.x)
+    assert torch.equal(reference, replayed(state=replayed(2)).server.x)
+    assert torch.equal(reference, replayed(seed=7).server.x)
 
 
 # -- the program's own numbers ----------------------------------------------------------------------------------------------
@@ -198,11 +196,15 @@ def replay(name: str, method: FedMethod, stragglers: ReplayedStragglers, rounds:
     with torch.no_grad():
         model.linear.weight.copy_(torch.from_numpy(PROGRAM["kernel"].T))
         model.linear.bias.copy_(torch.from_numpy(PROGRAM["bias"]))
-    trainer = FederatedTrainer(
-        rounds, 10, SlotStrategy(1), [kept], logger=False, sampler=RoundSeeded(), stragglers=stragglers,
-        batching_policy=ReplayedBatches(), evaluate_on=("test", "train"),
-    )  # fmt: skip
-    x = trainer.fit(method, Classification(model, 10), Synthetic(1.0, 1.0, seed=1)).server.x.numpy()
+    how = {"clients_per_round": 10, "sampler": RoundSeeded(), "stragglers": stragglers}
+    how |= {
+        "batching_policy": ReplayedBatches(),
+        "evaluate_every": 1,
+        "evaluate_on": ("test", "train"),
+        "callbacks": [kept],
+    }
+    task, data = Classification(model, 10), Synthetic(1.0, 1.0, seed=1)
+    x = fit(method, task, data, rounds, **how).state.server.x.numpy()
     losses, accuracies = PROGRAM[f"{name}_loss"], PROGRAM[f"{name}_accuracy"]
     found = list(kept.at.values())
     assert len(found) == rounds + 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlightning.data import IID, Dirichlet, Natural, Partition, QuantitySkew, Shards, parse_partition
-from fedlightning.data._dealing import _draw, _fill
+from fedlightning.data._dealing import draw, fill_up
 from fedlightning.errors import ConfigurationError
 from fedlightning.randomness import stream
 
@@ -124,7 +124,7 @@ def test_rounding_favours_no_client_when_there_are_more_clients_than_examples_of
 def test_examples_are_moved_from_the_largest_clients(before, after):
     owners = np.arange(4).repeat(before)
     moved = owners.copy()
-    _fill(moved, 4, 3, stream(0, "test"))
+    fill_up(moved, 4, 3, stream(0, "test"))
     assert np.bincount(moved).tolist() == after
     assert (moved != owners).sum() == sum(max(3 - size, 0) for size in before)
 
@@ -154,14 +154,14 @@ def expected_draw(mixture, stock, size):
 
 def test_drawing_by_batches_is_drawing_one_by_one():
     mixture, stock, rng = np.array([0.5, 0.3, 0.2]), np.array([1, 2, 3]), stream(0, "test")
-    draws = np.array([_draw(rng, mixture, 3, stock) for _ in range(20_000)])
+    draws = np.array([draw(rng, mixture, 3, stock) for _ in range(20_000)])
     assert (draws.sum(1) == 3).all()
     assert (draws <= stock).all()
     assert draws.mean(0) == pytest.approx(expected_draw(mixture.tolist(), stock.tolist(), 3), abs=0.015)
 
 
 def test_a_mixture_without_stock_falls_back_on_what_is_left():
-    assert _draw(stream(0, "test"), np.array([1.0, 0.0, 0.0]), 6, np.array([2, 3, 1])).tolist() == [2, 3, 1]
+    assert draw(stream(0, "test"), np.array([1.0, 0.0, 0.0]), 6, np.array([2, 3, 1])).tolist() == [2, 3, 1]
 
 
 def test_client_wise_sizes_are_equal_and_large_alpha_gives_the_prior():

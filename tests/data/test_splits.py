@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import fit
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -200,10 +201,9 @@ def with_val(**more: Any) -> TensorData:
     return TensorData(examples(50), kept, examples(20, seed=2), val=val, val_clients=owners, **more)
 
 
-def fit(data: FederatedDataModule, **options: Any) -> FederatedTrainer:
-    trainer = FederatedTrainer(2, **{"callbacks": [], "logger": False, **options})
-    trainer.fit(FedAvg(lr=0.1), Classification(Linear(), 3), data)
-    return trainer
+def evaluated(data: FederatedDataModule, rounds: int = 2, **options: Any) -> FederatedTrainer:
+    """A run of a linear model that is evaluated after each round."""
+    return fit(FedAvg(lr=0.1), Classification(Linear(), 3), data, rounds, **{"evaluate_every": 1, **options})
 
 
 def splits_of(trainer: FederatedTrainer) -> set[str]:
@@ -221,18 +221,18 @@ def splits_of(trainer: FederatedTrainer) -> set[str]:
     ],
 )
 def test_the_trainer_says_what_is_evaluated(evaluate_on: dict[str, Any], logged: set[str]) -> None:
-    assert splits_of(fit(with_val(), **evaluate_on)) == logged
+    assert splits_of(evaluated(with_val(), **evaluate_on)) == logged
 
 
 def test_a_split_that_there_is_not_is_nothing() -> None:
     without = TensorData(examples(50), clients())
-    assert splits_of(fit(without)) == {"test", "test_clients"}
-    assert splits_of(fit(without, evaluate_on=("val",))) == set()
+    assert splits_of(evaluated(without)) == {"test", "test_clients"}
+    assert splits_of(evaluated(without, evaluate_on=("val",))) == set()
 
 
 def test_each_split_is_scored_by_its_own_examples() -> None:
     data = with_val()
-    trainer = fit(data, evaluate_on=("val", "test", "train"))
+    trainer = evaluated(data, evaluate_on=("val", "test", "train"))
     trained = Classification(Linear(), 3).with_state(trainer.state)
     assert data.val is not None
     assert data.val_clients is not None
@@ -254,7 +254,7 @@ def test_each_split_is_scored_by_its_own_examples() -> None:
 def test_what_is_set_aside_is_not_trained_on() -> None:
     data = with_val()
     data.setup()
-    seen = fit(data).state.server.x
+    seen = evaluated(data).state.server.x
     assert data.val is not None
     spoiled = with_val()
     spoiled.setup()
@@ -262,7 +262,7 @@ def test_what_is_set_aside_is_not_trained_on() -> None:
     held_out[spoiled.clients.indices] = False
     spoiled.train.inputs[held_out] = 1e6
     assert bool(held_out.any())
-    assert torch.equal(fit(spoiled).state.server.x, seen)
+    assert torch.equal(evaluated(spoiled).state.server.x, seen)
 
 
 def test_a_split_without_an_example_is_refused_where_it_is_evaluated() -> None:
@@ -270,22 +270,22 @@ def test_a_split_without_an_example_is_refused_where_it_is_evaluated() -> None:
     with pytest.raises(
         ConfigurationError, match=r"The val split of TensorData must hold an example .* leave 'val' out"
     ):
-        fit(empty)
-    fit(empty, evaluate_on=("test",))
+        evaluated(empty)
+    evaluated(empty, evaluate_on=("test",))
 
 
 def test_a_run_goes_on_only_on_the_same_validation_split(tmp_path: Path) -> None:
     """Callbacks decide by it, so it decides the run's numbers as the test set does."""
-    fit(with_val(), callbacks=[ModelCheckpoint(tmp_path)])
+    evaluated(with_val(), callbacks=[ModelCheckpoint(tmp_path)])
     path = tmp_path / "last.ckpt"
     task = Classification(Linear(), 3)
-    FederatedTrainer(3, callbacks=[], logger=False).fit(FedAvg(lr=0.1), task, with_val(), ckpt_path=path)
+    fit(FedAvg(lr=0.1), task, with_val(), 3, ckpt_path=path)
     changed = with_val()
     changed.setup()
     assert changed.val is not None
     changed.val.inputs[0] += 1
     with pytest.raises(ConfigurationError, match="validation_data"):
-        FederatedTrainer(3, callbacks=[], logger=False).fit(FedAvg(lr=0.1), task, changed, ckpt_path=path)
+        fit(FedAvg(lr=0.1), task, changed, 3, ckpt_path=path)
 
 
 def test_the_partition_has_a_seed_of_its_own() -> None:

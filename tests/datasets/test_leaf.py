@@ -70,7 +70,7 @@ def test_folders_of_training_and_test_files_are_read(tmp_path):
     assert data.name == "leaf_train"
 
 
-def test_a_user_without_test_samples_has_none_and_one_without_training_samples_is_left_out(tmp_path):
+def test_a_user_without_training_samples_is_left_out_and_one_without_test_samples_is_not(tmp_path):
     train = write(tmp_path / "train.json", content({"a": 1, "b": 0, "c": 2}))
     test = write(tmp_path / "test.json", content({"b": 4, "c": 3}))
     data = setup(train, test)

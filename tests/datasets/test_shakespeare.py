@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlightning import Batching, Classification, FedAvg, FederatedTrainer, SlotStrategy
-from fedlightning.datasets import shakespeare
 from fedlightning.datasets._leaf_split import contiguous_split, count_train, random_split, take_clients
 from fedlightning.datasets.shakespeare import ALPHABET, Shakespeare, parse_roles, tokenise
 from fedlightning.errors import ConfigurationError
@@ -319,12 +318,13 @@ def test_absent_and_other_files_are_reported(tmp_path):
         Shakespeare(root=tmp_path).setup()
 
 
-def test_the_text_is_prepared_once(tmp_path, monkeypatch):
+def test_the_text_is_prepared_once(tmp_path, said):
     first = small(tmp_path)
+    assert len(said()) == 1  # where it is kept
     assert len(list((tmp_path / "shakespeare/prepared").iterdir())) == 1
-    monkeypatch.setattr(shakespeare, "parse_roles", lambda text: pytest.fail("it was parsed again"))
     again = Shakespeare(1.0, length=6, file="small.txt", root=tmp_path)
     again.setup()
+    assert not said()
     assert again.users == first.users
     assert torch.equal(again.batch(again.train, torch.arange(33))[0], first.batch(first.train, torch.arange(33))[0])
 
@@ -368,13 +368,17 @@ def test_real_windows(real):
     sizes = data.clients.sizes + data.test_clients.sizes
     assert (len(sizes), int(sizes.sum())) == (1130, 4_226_206)  # counted in by_role.json
     hamlet = data.users.index("THE_TRAGEDY_OF_HAMLET__PRINCE_OF_DENMARK_HAM")
-    start = int(
-        min(e.inputs[p.client(hamlet)].min() for e, p in ((data.train, data.clients), (data.test, data.test_clients)))
+    halves = ((data.train, data.clients), (data.test, data.test_clients))
+    first, examples = min(
+        ((clients.client(hamlet)[each.inputs[clients.client(hamlet)].argmin()], each) for each, clients in halves),
+        key=lambda found: int(found[1].inputs[found[0]]),
     )
-    assert words(data._text[start : start + 36]) == "[aside] A little more than kin, and "
+    assert words(data.batch(examples, first[None])[0][0, :36]) == "[aside] A little more than kin, and "
     by_default = Shakespeare(root=real)
     by_default.setup()
     sizes = by_default.clients.sizes
     assert int(sizes.sum()) == pytest.approx(0.8 * 845_241, rel=1e-3)
     assert 190 <= len(sizes) <= 260
-    assert sum(t.nbytes for t in (*by_default.train, *by_default.test, by_default._text)) < 9e6
+    assert (
+        sum(t.nbytes for t in (*by_default.train, *by_default.test)) < 4.5e6
+    )  # beside the text, which has a byte a character

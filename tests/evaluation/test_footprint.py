@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from small_runs import fit, quiet_trainer
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -18,7 +20,6 @@ from fedlightning import (
     FederatedTask,
     FederatedTrainer,
     NextToken,
-    SlotStrategy,
     TensorData,
 )
 from fedlightning.baselines.centralised import fit_centralised
@@ -56,7 +57,7 @@ def test_what_is_let_go_of_makes_room() -> None:
             hidden = hidden + 1
         return hidden
 
-    one, two = (footprint._memory(evaluate, count) for count in (1, 2))
+    one, two = (footprint.memory(evaluate, count) for count in (1, 2))
     assert max(one) == 3 * MIB
     assert max(two) == 6 * MIB
     assert examples_at_once(evaluate) == 62
@@ -66,7 +67,7 @@ def test_views_and_results_in_place_take_nothing() -> None:
     def evaluate(count: int) -> Tensor:
         return torch.zeros(count, 1024).add_(1).view(-1).relu_()[::2]
 
-    assert max(footprint._memory(evaluate, 2)) == 8192
+    assert max(footprint.memory(evaluate, 2)) == 8192
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -80,7 +81,7 @@ def test_attention_in_one_piece_is_counted_with_its_scores(attention: bool) -> N
         with torch.no_grad():
             return layer.self_attn(tokens, tokens, tokens)[0] if attention else layer(tokens)
 
-    one, two = (max(footprint._memory(evaluate, count)) for count in (1, 2))
+    one, two = (max(footprint.memory(evaluate, count)) for count in (1, 2))
     assert 2 * MIB < two - one < 3 * MIB
 
 
@@ -134,10 +135,10 @@ class Sizes:
         return scored
 
 
-def fit(model: FederatedTask, data: TensorData, slots: int = 1) -> dict[str, float]:
-    trainer = FederatedTrainer(1, strategy=SlotStrategy(slots), callbacks=[], logger=False)
-    trainer.fit(FedAvg(), model, data)
-    return {name: value for name, value in trainer.metrics.items() if name.startswith("test")}
+def evaluated(model: FederatedTask, data: TensorData, **options: Any) -> dict[str, float]:
+    """What is measured on the test set, before a round and after it."""
+    metrics = fit(FedAvg(), model, data, 1, evaluate_every=1, **options).metrics
+    return {name: value for name, value in metrics.items() if name.startswith("test")}
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -146,11 +147,11 @@ def test_an_evaluation_takes_what_has_room_and_gives_the_same_numbers(
 ) -> None:
     """Logits of 16 words are 62.5 KiB, and their logarithms as much: 15 examples at once have room in 2 MiB."""
     seen = Sizes(monkeypatch)
-    whole = fit(task(), words(), slots)
+    whole = evaluated(task(), words(), slots=slots)
     assert seen.sizes == [2, 3, 60, 60]  # what one takes is measured once, before the first evaluation
     monkeypatch.setattr(footprint, "ROOM", 2 * MIB)
     seen.sizes.clear()
-    assert fit(task(), words(), slots) == pytest.approx(whole, abs=1e-12)
+    assert evaluated(task(), words(), slots=slots) == pytest.approx(whole, abs=1e-12)
     assert seen.sizes[:2] == [2, 3]
     assert sorted(seen.sizes[2:]) == [15] * 8
 
@@ -163,7 +164,7 @@ def test_what_the_metrics_take_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(footprint, "ROOM", 4 * MIB)
     seen = Sizes(monkeypatch)
-    fit(Greedy(Words().double(), 500), words())
+    evaluated(Greedy(Words().double(), 500), words())
     assert max(seen.sizes[2:]) == 3
 
 
@@ -184,7 +185,7 @@ def test_a_model_that_fails_in_evaluation_fails_with_its_own_error(monkeypatch: 
             return x
 
     with pytest.raises(RuntimeError, match="of the user's own"):
-        fit(task(Fails()), words())
+        evaluated(task(Fails()), words())
 
 
 def test_a_number_that_depends_on_the_batch_is_taken_at_its_worst() -> None:
@@ -200,14 +201,14 @@ def test_a_transformer_whose_single_examples_take_another_way_is_measured_by_sev
     """Of one example views are views where several are copied."""
     model, inputs = build_model("vitsmall", (3, 32, 32), 10).eval(), torch.zeros(3, 3, 32, 32)
     with torch.no_grad():
-        one, two, three = (footprint._memory(lambda count: model(inputs[:count]), count) for count in (1, 2, 3))
+        one, two, three = (footprint.memory(lambda count: model(inputs[:count]), count) for count in (1, 2, 3))
         assert len(one) < len(two) == len(three)
         assert examples_at_once(lambda count: model(inputs[:count])) == 31
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_examples_are_evaluated(count: int) -> None:
-    assert fit(task(), words(test=count))
+    assert evaluated(task(), words(test=count))
 
 
 def test_results_wait_in_a_window_however_slow_the_trainers_thread_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +223,7 @@ def test_results_wait_in_a_window_however_slow_the_trainers_thread_is(monkeypatc
 
     inputs, targets = torch.zeros(400, 1000), torch.zeros(400, dtype=torch.int64)
     data = TensorData(Examples(inputs, targets), IID(2).split(targets, 0), batching=Batching(1, steps=1))
-    fit(Slow(nn.Linear(1000, 3)), data, slots=2)
+    evaluated(Slow(nn.Linear(1000, 3)), data, slots=2)
     assert len(ahead) > 20
     assert max(ahead) <= 2 * 2 + 1
 
@@ -230,22 +231,20 @@ def test_results_wait_in_a_window_however_slow_the_trainers_thread_is(monkeypatc
 def test_an_evaluation_that_is_given_up_begins_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footprint, "ROOM", MIB // 8)
     seen = Sizes(monkeypatch)
-    strategy = SlotStrategy(1)
     ended: list[int] = []
 
     class Ends(Callback):
         def on_fit_start(self, trainer: FederatedTrainer) -> None:
             x, buffers = trainer.state.server.x, trainer.state.buffers
             with pytest.raises(EvaluationGivenUp):
-                pooled.Evaluation(strategy, task, data, ("test",)).run(x, buffers, lambda done, total: False)
-            list(strategy.map([lambda worker: None]))
+                pooled.Evaluation(trainer.strategy, task, data, ("test",)).run(x, buffers, lambda done, total: False)
+            list(trainer.strategy.map([lambda worker: None]))
             ended.append(len(seen.sizes))
 
     inputs, targets = torch.zeros(400, 1000), torch.zeros(400, dtype=torch.int64)
     data = TensorData(Examples(inputs, targets), IID(2).split(targets, 0), batching=Batching(1, steps=1))
-    trainer = FederatedTrainer(1, strategy=strategy, callbacks=[Ends()], logger=False, evaluate_every=0)
     task = Classification(nn.Linear(1000, 3))
-    trainer.fit(FedAvg(), task, data)
+    fit(FedAvg(), task, data, 1, callbacks=[Ends()])
     assert ended[0] <= 2 + 3  # two to measure, and a window
 
 
@@ -264,7 +263,7 @@ def test_one_who_is_interrupted_in_an_evaluation_waits_for_a_batch_and_no_longer
     inputs, targets = torch.zeros(400, 1000), torch.zeros(400, dtype=torch.int64)
     data = TensorData(Examples(inputs, targets), IID(2).split(targets, 0), batching=Batching(1, steps=1))
     with pytest.raises(KeyboardInterrupt):
-        fit(Stopped(nn.Linear(1000, 3)), data)
+        evaluated(Stopped(nn.Linear(1000, 3)), data)
     assert len(seen.sizes) <= 2 + 3
 
 
@@ -280,6 +279,5 @@ def test_the_centralised_baseline_evaluates_as_many_at_once(tmp_path: Path, monk
     for room, expected in ((256 * MIB, [60]), (2 * MIB, [15] * 4)):
         monkeypatch.setattr(footprint, "ROOM", room)
         sizes.clear()
-        like = FederatedTrainer(1, callbacks=[], logger=False, evaluate_every=0)
-        fit_centralised(like, FedAvg(lr=0.1), Notes(Words().double(), 500), words(), [], tmp_path)
+        fit_centralised(quiet_trainer(1), FedAvg(lr=0.1), Notes(Words().double(), 500), words(), [], tmp_path)
         assert sizes == expected * 2

@@ -1,9 +1,11 @@
 """Batches with empty places: what a loss may look at, how losses are averaged, and what batch norm counts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from small_runs import fit, quiet_trainer, unequal_clients
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,14 +16,10 @@ from fedlightning import (
     ConfigurationError,
     Examples,
     FedAvg,
-    FederatedTask,
-    FederatedTrainer,
     FedMethod,
     MethodError,
     Partition,
     Regression,
-    RoundState,
-    SlotStrategy,
     State,
     TensorData,
 )
@@ -32,27 +30,14 @@ from fedlightning.testing import Quadratics
 SIZES = [10, 13, 7, 12, 9, 11] * 4
 
 
-def data(sizes: list[int] | None = None, dtype: torch.dtype = torch.float64, **batching: Any) -> TensorData:
+def ragged_clients(sizes: Sequence[int] = SIZES, dtype: torch.dtype = torch.float64, **batching: Any) -> TensorData:
     """Clients whose last batches are seldom full."""
-    sizes, generator = sizes or SIZES, torch.Generator().manual_seed(0)
-    inputs = torch.randn(sum(sizes), 6, generator=generator, dtype=dtype)
-    targets = torch.randint(0, 3, (sum(sizes),), generator=generator)
-    own = Partition.of(torch.arange(sum(sizes)).split(sizes))
-    return TensorData(Examples(inputs, targets), own, batching=Batching(**{"size": 4, "epochs": 1, **batching}))
+    return unequal_clients(dtype, sizes=sizes, **{"epochs": 1, **batching})
 
 
 def task(*middle: nn.Module) -> Classification:
     torch.manual_seed(1)
     return Classification(nn.Sequential(MLP(6, 8, (5,)), *middle, nn.Linear(8, 3)).double(), 3)
-
-
-def trainer(rounds: int = 2, callbacks: list[Callback] | None = None, **strategy: Any) -> FederatedTrainer:
-    slots = SlotStrategy(**{"slots": 1, **strategy})
-    return FederatedTrainer(rounds, strategy=slots, callbacks=callbacks or [], logger=False, evaluate_every=0)
-
-
-def fit(method: FedMethod, model: FederatedTask, clients: TensorData | None = None, **strategy: Any) -> RoundState:
-    return trainer(**strategy).fit(method, model, clients or data())
 
 
 LOOP: dict[str, Any] = {"runner": "loop"}
@@ -94,10 +79,10 @@ def contrast() -> Contrast:
 # -- losses that look across a batch ----------------------------------------------------------------------------------
 def test_auto_trains_a_loss_that_looks_across_its_batch_one_client_at_a_time() -> None:
     for method, model in ((PerFedAvg(), task), (FedAvg(), contrast)):
-        run = trainer()
-        usual = run.fit(method, model(), data())
+        run = quiet_trainer()
+        usual = run.fit(method, model(), ragged_clients())
         assert run.strategy.execution.cohort_size == 1
-        assert torch.equal(usual.server.x, fit(method, model(), **LOOP).server.x)
+        assert torch.equal(usual.server.x, fit(method, model(), ragged_clients(), **LOOP).state.server.x)
 
 
 @pytest.mark.parametrize("lifted", LIFTED, ids=str)
@@ -110,13 +95,15 @@ def test_a_cohort_or_a_graph_of_it_is_refused_where_it_was_asked_for(
     with pytest.raises(
         ConfigurationError, match=r"must be .* a loss that looks across a batch.*; leave out what `batch.mask`"
     ):
-        fit(method, model(), **lifted)
+        fit(method, model(), ragged_clients(), **lifted)
 
 
 @pytest.mark.parametrize("lifted", LIFTED, ids=str)
 def test_one_that_leaves_empty_places_out_gives_the_loops_numbers(lifted: dict[str, Any]) -> None:
-    loop = fit(Masked(), task(), **LOOP).server.x
-    torch.testing.assert_close(fit(Masked(), task(), **lifted).server.x, loop, rtol=0, atol=1e-12)
+    loop = fit(Masked(), task(), ragged_clients(), **LOOP).state.server.x
+    torch.testing.assert_close(
+        fit(Masked(), task(), ragged_clients(), **lifted).state.server.x, loop, rtol=0, atol=1e-12
+    )
 
 
 def test_a_coupled_loss_that_no_trial_finds_may_be_declared() -> None:
@@ -130,11 +117,11 @@ def test_a_coupled_loss_that_no_trial_finds_may_be_declared() -> None:
 
     torch.manual_seed(1)
     for method, model in ((FedAvg(), Declared(MLP(6, 3, (8,)).double(), 3)), (Method(), task())):
-        run = trainer()
-        run.fit(method, model, data())
+        run = quiet_trainer()
+        run.fit(method, model, ragged_clients())
         assert run.strategy.execution.cohort_size == 1
         with pytest.raises(ConfigurationError, match="a loss that looks across a batch"):
-            fit(method, model, cohort_size=4)
+            fit(method, model, ragged_clients(), cohort_size=4)
 
 
 class Hardest(Classification):
@@ -166,7 +153,7 @@ class Flooded(Classification):
 def test_a_loss_that_looks_across_only_now_and_then_is_found_too(kind: type[Classification], batch_size: int) -> None:
     torch.manual_seed(1)
     with pytest.raises(ConfigurationError, match="a loss that looks across a batch"):
-        fit(FedAvg(), kind(MLP(6, 3, (8,)).double(), 3), data([40] * 20, size=batch_size), cohort_size=4)
+        fit(FedAvg(), kind(MLP(6, 3, (8,)).double(), 3), ragged_clients([40] * 20, size=batch_size), cohort_size=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -174,20 +161,20 @@ def test_a_loss_that_looks_across_only_now_and_then_is_found_too(kind: type[Clas
 def test_a_loss_of_each_example_alone_is_none_even_where_it_is_small(dtype: torch.dtype, batch_size: int) -> None:
     """One layer fits a batch of two at once."""
     torch.manual_seed(1)
-    clients = data([60] * 20, dtype, size=batch_size)
+    clients = ragged_clients([60] * 20, dtype, size=batch_size)
     for model in (
         nn.Linear(6, 3),
         MLP(6, 3, (64, 64)),
         nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
     ):
-        run = trainer(1, cohort_size=4)
+        run = quiet_trainer(1, cohort_size=4)
         run.fit(FedAvg(), Classification(model.to(dtype), 3), clients)
         assert run.strategy.execution.cohort_size == 4
 
 
 def test_dropout_is_no_coupling() -> None:
-    run = trainer()
-    run.fit(FedAvg(), task(nn.Dropout(0.5)), data())
+    run = quiet_trainer()
+    run.fit(FedAvg(), task(nn.Dropout(0.5)), ragged_clients())
     assert run.strategy.execution.cohort_size > 1
 
 
@@ -212,12 +199,12 @@ class Column(Classification):
 def test_a_loss_must_be_one_number_for_each_example(
     kind: type[Classification], shape: str, evaluate_every: int
 ) -> None:
-    run = trainer()
+    run = quiet_trainer()
     run.evaluate_every = evaluate_every
     with pytest.raises(
         MethodError, match=rf"The loss of {kind.__name__} must be one number for each of the 4 .* but is {shape}"
     ):
-        run.fit(FedAvg(), kind(MLP(6, 3).double(), 3), data())
+        run.fit(FedAvg(), kind(MLP(6, 3).double(), 3), ragged_clients())
     assert run.round == 0
 
 
@@ -236,9 +223,9 @@ def test_so_must_an_objective(strategy: dict[str, Any]) -> None:
             return model.loss(w, batch)[:, None] + model.loss(w, batch)
 
     for method in (Scalar(), Square()):
-        run = trainer(**strategy)
+        run = quiet_trainer(**strategy)
         with pytest.raises(MethodError, match=rf"`objective` of {type(method).__name__} must be one number for each"):
-            run.fit(method, task(), data())
+            run.fit(method, task(), ragged_clients())
         assert run.round == 0
 
 
@@ -256,9 +243,9 @@ class Detached(Classification):
     ("kind", "says"), [(Whole, "must be of floating-point numbers"), (Detached, "has no gradient")]
 )
 def test_a_loss_that_nothing_is_learned_from_is_refused(kind: type[Classification], says: str) -> None:
-    run = trainer(**LOOP)
+    run = quiet_trainer(**LOOP)
     with pytest.raises(ConfigurationError, match=rf"^The loss of {kind.__name__} [^\n]*{says}[^\n]*$"):
-        run.fit(FedAvg(), kind(MLP(6, 3).double(), 3), data())
+        run.fit(FedAvg(), kind(MLP(6, 3).double(), 3), ragged_clients())
     assert run.round == 0
 
 
@@ -272,7 +259,7 @@ def test_so_is_an_objective() -> None:
     with pytest.raises(
         MethodError, match=r"`Detaches.objective` \(.*\) must depend on w, but its losses have no gradient"
     ):
-        fit(Detaches(), task(), **LOOP)
+        fit(Detaches(), task(), ragged_clients(), **LOOP)
 
 
 # -- the mean of losses -----------------------------------------------------------------------------------------------
@@ -297,7 +284,7 @@ def test_the_training_loss_is_a_mean_over_examples(strategy: dict[str, Any], bat
         def on_cohort_end(self, trainer, cohort):  # type: ignore[no-untyped-def]
             losses.update(zip(cohort.clients, cohort.loss.tolist(), strict=True))
 
-    run = trainer(1, [Look()], **strategy)
+    run = quiet_trainer(1, callbacks=[Look()], **strategy)
     run.fit(FedAvg(), Regression(Shift()), clients)
     assert losses == pytest.approx({0: 3.0, 1: 1.0, 2: 4.0}, abs=1e-12)
     assert run.metrics["train/loss"] == pytest.approx((9 + 2 + 4) / 6, abs=1e-12)
@@ -318,7 +305,7 @@ def test_integers_that_are_uploaded_are_averaged_as_numbers(kind: str, cohort_si
             means.append(mean)
             return server.replace(x=server.x + 0.01 * (mean.votes - 0.5))
 
-    state = fit(Votes(weighting="uniform"), task(), cohort_size=cohort_size)
+    state = fit(Votes(weighting="uniform"), task(), ragged_clients(), cohort_size=cohort_size).state
     assert state.server.x.dtype == means[-1].votes.dtype == torch.float64
     counts = means[-1].votes * len(SIZES)
     torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-9)
@@ -340,9 +327,9 @@ class ThreeModels(FedMethod):
 
 @pytest.mark.parametrize("method", [FedSAM(rho=0.05), ThreeModels()], ids=lambda m: type(m).__name__)
 def test_batch_norm_counts_one_batch_for_each_local_step(method: FedMethod) -> None:
-    clients = data([12, 12], size=4)
-    state = fit(method, norm_task(), clients, rounds=1)
-    usual = fit(FedAvg(lr=method.lr, weighting=method.weighting), norm_task(), clients, rounds=1)
+    clients = ragged_clients([12, 12], size=4)
+    state = fit(method, norm_task(), clients, 1).state
+    usual = fit(FedAvg(lr=method.lr, weighting=method.weighting), norm_task(), clients, 1).state
     assert state.buffers[-1] == 3
     assert torch.equal(state.buffers, usual.buffers)  # the first layer sees the inputs, which no parameter changes
 
@@ -351,38 +338,38 @@ def test_a_last_batch_of_one_example_is_refused_before_the_first_round() -> None
     with pytest.raises(
         ConfigurationError, match=r"since 1 of 3 clients have one \(the first: client 1, 9 .*`drop_last=True`"
     ):
-        fit(FedAvg(), norm_task(), data([8, 9, 6]))
-    fit(FedAvg(), norm_task(), data([8, 9, 6], drop_last=True))
-    fit(FedAvg(), norm_task(), data([8, 9, 6], epochs=None, steps=2))  # nobody comes to it
+        fit(FedAvg(), norm_task(), ragged_clients([8, 9, 6]))
+    fit(FedAvg(), norm_task(), ragged_clients([8, 9, 6], drop_last=True))
+    fit(FedAvg(), norm_task(), ragged_clients([8, 9, 6], epochs=None, steps=2))  # nobody comes to it
     with pytest.raises(ConfigurationError, match="since 1 of 3 clients"):
-        fit(FedAvg(), norm_task(), data([8, 9, 6], epochs=None, steps=3))
+        fit(FedAvg(), norm_task(), ragged_clients([8, 9, 6], epochs=None, steps=3))
     with pytest.raises(
         ConfigurationError, match=r"since 1 of 3 clients have one \(the first: client 2, 1 .*; use another"
     ):
-        fit(FedAvg(), norm_task(), data([8, 9, 1], drop_last=True))
+        fit(FedAvg(), norm_task(), ragged_clients([8, 9, 1], drop_last=True))
     with pytest.raises(ConfigurationError, match=r"since 1 of 2 clients have one"):
-        fit(FedAvg(), norm_task(), data([8, 1], size=None))
-    fit(FedAvg(), task(), data([8, 9, 1]))  # no statistics
+        fit(FedAvg(), norm_task(), ragged_clients([8, 1], size=None))
+    fit(FedAvg(), task(), ragged_clients([8, 9, 1]))  # no statistics
 
 
 def test_drop_last_leaves_an_epochs_last_batch_out() -> None:
-    clients = data([9, 3, 8], epochs=2, drop_last=True)
+    clients = ragged_clients([9, 3, 8], epochs=2, drop_last=True)
     clients.setup()
     assert [clients.num_steps(c) for c in range(3)] == [4, 2, 4]
-    kept = data([9, 3, 8], epochs=2)
+    kept = ragged_clients([9, 3, 8], epochs=2)
     kept.setup()
     for c, size in enumerate([9, 3, 8]):
         index = clients.schedule(c, 0, 0, clients.num_steps(c)).index
         usual = kept.schedule(c, 0, 0, kept.num_steps(c)).index
         full = usual[(usual >= 0).all(1)] if size >= 4 else usual
         assert torch.equal(index, full)  # the same epochs but for what is dropped
-    assert torch.equal(fit(FedAvg(), task(), clients, cohort_size=1, slots=1).server.x,
-                       fit(FedAvg(), task(), clients, cohort_size=1, slots=3).server.x)  # fmt: skip
+    assert torch.equal(fit(FedAvg(), task(), clients, cohort_size=1, slots=1).state.server.x,
+                       fit(FedAvg(), task(), clients, cohort_size=1, slots=3).state.server.x)  # fmt: skip
 
 
 def test_drop_last_is_refused_by_a_gradient_over_all_data() -> None:
     with pytest.raises(ConfigurationError, match=r"`batching\.drop_last` of TensorData must be False for FedDane"):
-        fit(FedDane(), task(), data(drop_last=True))
+        fit(FedDane(), task(), ragged_clients(drop_last=True))
 
 
 def test_quadratics_see_the_mask_of_a_full_batch() -> None:
@@ -396,5 +383,5 @@ def test_quadratics_see_the_mask_of_a_full_batch() -> None:
             return model.loss(w, batch)
 
     clients = Quadratics([torch.eye(2)], [torch.zeros(2)], [5], steps=1)
-    trainer(1, **LOOP).fit(Look(), Quadratics.task([1.0, 1.0]), clients)
+    quiet_trainer(1, **LOOP).fit(Look(), Quadratics.task([1.0, 1.0]), clients)
     assert [mask.tolist() for mask in masks] == [[True] * 5] * len(masks)

@@ -1,18 +1,20 @@
 """What is kept between runs: whole or made again, one line each, and not in a folder that others may write to."""
 
-import logging
+import io
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from numpy.random import bit_generator
 
 from fedlightning.errors import ConfigurationError
 from fedlightning.execution.runners.compiled import build as packages
-from fedlightning.execution.runners.compiled import cache
 from fedlightning.execution.runners.compiled import native as walks
 from fedlightning.execution.runners.compiled import runner as compiled
 from fedlightning.execution.runners.compiled.cache import cache_folder, kept
@@ -24,24 +26,7 @@ CONTENT = bytes(range(256)) * 3
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a cache that nobody has used."""
     monkeypatch.setenv("FEDLIGHTNING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "_INSTEAD", {})
     return tmp_path / "cache" / "compiled"
-
-
-@pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """What was said since the last call."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
-    caplog.set_level(logging.INFO)
-
-    def since() -> list[str]:
-        said = [record.getMessage() for record in caplog.records]
-        caplog.clear()
-        return said
-
-    return since
 
 
 class Makes:
@@ -56,7 +41,7 @@ class Makes:
         path.with_name("else").write_text("what a compiler leaves")
 
 
-def test_a_file_is_made_once_and_found_again(folder: Path, lines: Callable[[], list[str]]) -> None:
+def test_a_file_is_made_once_and_found_again(folder: Path, said: Callable[[], list[str]]) -> None:
     make = Makes()
     path = kept("one.so", make)
     assert path == folder / "one.so"
@@ -64,7 +49,7 @@ def test_a_file_is_made_once_and_found_again(folder: Path, lines: Callable[[], l
     assert kept("one.so", make) == path
     assert make.times == 1
     assert os.listdir(folder) == ["one.so"]
-    assert not lines()
+    assert not said()
 
 
 def cut(size: int) -> Callable[[Path], None]:
@@ -98,7 +83,7 @@ def append(path: Path) -> None:
     [cut(0), cut(1), cut(31), cut(32), cut(100), cut(799), flip(0), flip(3001), flip(8 * 790), fill, exchange, append],
 )
 def test_a_damaged_file_is_made_again_with_one_line(
-    damage: Callable[[Path], None], folder: Path, lines: Callable[[], list[str]]
+    damage: Callable[[Path], None], folder: Path, said: Callable[[], list[str]]
 ) -> None:
     make = Makes()
     path = kept("one.pt2", make)
@@ -106,10 +91,10 @@ def test_a_damaged_file_is_made_again_with_one_line(
     damage(path)
     assert kept("one.pt2", make).read_bytes() == whole
     assert make.times == 2
-    assert lines() == [f"{path} is damaged, so it is made again."]
+    assert said() == [f"{path} is damaged, so it is made again."]
     kept("one.pt2", make)
     assert make.times == 2
-    assert not lines()
+    assert not said()
 
 
 def test_every_bit_is_looked_at(folder: Path) -> None:
@@ -118,15 +103,14 @@ def test_every_bit_is_looked_at(folder: Path) -> None:
     whole = path.read_bytes()
     for bit in range(8 * len(whole)):
         flip(bit)(path)
-        assert not cache._is_whole(path)
-        path.write_bytes(whole)
-    assert cache._is_whole(path)
+        assert kept("one.so", make).read_bytes() == whole
+        assert make.times == bit + 2
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
 @pytest.mark.parametrize("place", ["", "compiled"])
 def test_a_folder_that_others_may_write_to_is_passed_over(
-    mode: int, place: str, folder: Path, lines: Callable[[], list[str]]
+    mode: int, place: str, folder: Path, said: Callable[[], list[str]]
 ) -> None:
     """What was planted there is not looked at, and what is made is this process's own."""
     kept("one.so", Makes(b"planted"))
@@ -136,31 +120,32 @@ def test_a_folder_that_others_may_write_to_is_passed_over(
     assert path.read_bytes().startswith(CONTENT)
     assert folder not in path.parents
     assert path.parent.stat().st_mode & 0o077 == 0
-    (line,) = lines()
+    (line,) = said()
     assert "others may write" in line
     assert "this run compiles for itself alone; let $FEDLIGHTNING_CACHE name a folder of your own" in line
     assert kept("one.so", make) == path
     assert make.times == 1
-    assert not lines()
+    assert not said()
 
 
 @pytest.mark.parametrize("owned", ["folder", "file"])
 def test_what_belongs_to_another_user_is_not_trusted(
-    owned: str, folder: Path, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    owned: str, folder: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = kept("one.so", Makes(b"planted"))
-    usual = cache._is_ours
     strange = (folder if owned == "folder" else path).stat().st_ino
-    monkeypatch.setattr(cache, "_is_ours", lambda found: found.st_ino != strange and usual(found))
+
+    def of_another(usual: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def look(*arguments: Any, **options: Any) -> os.stat_result:
+            found = list(usual(*arguments, **options))
+            return os.stat_result([*found[:4], found[4] + (found[1] == strange), *found[5:]])
+
+        return look
+
+    monkeypatch.setattr(Path, "stat", of_another(Path.stat))
+    monkeypatch.setattr(os, "fstat", of_another(os.fstat))
     assert kept("one.so", Makes()).read_bytes().startswith(CONTENT)
-    assert len(lines()) == 1
-
-
-def test_a_user_is_told_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o700)
-    assert cache._is_ours(tmp_path.stat())
-    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    assert not cache._is_ours(tmp_path.stat())
+    assert len(said()) == 1
 
 
 def a_file(path: Path) -> str:
@@ -170,20 +155,19 @@ def a_file(path: Path) -> str:
 
 @pytest.mark.parametrize("place", [lambda path: "/proc/nowhere", a_file, lambda path: a_file(path) + "/below"])
 def test_a_folder_that_cannot_be_made_is_passed_over(
-    place: Callable[[Path], str], tmp_path: Path, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    place: Callable[[Path], str], tmp_path: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_INSTEAD", {})
     monkeypatch.setenv("FEDLIGHTNING_CACHE", place(tmp_path / "file"))
     make = Makes()
     assert kept("one.so", make) == kept("one.so", make)
     assert make.times == 1
-    (line,) = lines()
+    (line,) = said()
     assert "cannot be made" in line
 
 
 @pytest.mark.parametrize("obstacle", ["full", "folder"])
 def test_a_folder_that_takes_no_file_is_passed_over(
-    obstacle: str, folder: Path, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    obstacle: str, folder: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full; or a folder lies in the file's place."""
     cache_folder()
@@ -204,22 +188,21 @@ def test_a_folder_that_takes_no_file_is_passed_over(
     assert path.parent != folder
     assert kept("one.so", make) == path
     assert make.times == 1
-    assert len([line for line in lines() if "cannot be written (" in line]) == 1
+    assert len([line for line in said() if "cannot be written (" in line]) == 1
     assert not list(folder.glob(".making-*"))
 
 
 def test_a_user_without_a_home_gets_a_private_folder(
-    lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     for name in ("FEDLIGHTNING_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cache, "_INSTEAD", {})
     monkeypatch.setattr(Path, "home", none)
     assert cache_folder() == cache_folder()
-    assert len(lines()) == 1
+    assert len(said()) == 1
 
 
 def test_a_private_folder_is_removed_at_the_end_of_the_process(tmp_path: Path) -> None:
@@ -268,34 +251,36 @@ def test_two_who_make_a_file_at_once_both_have_a_whole_one(folder: Path) -> None
     for thread in threads:
         thread.join()
     assert found == [folder / "one.so"] * 2
-    assert cache._is_whole(folder / "one.so")
+    assert kept("one.so", Makes()).read_bytes().startswith(CONTENT + b"Thread-")
     assert os.listdir(folder) == ["one.so"]
 
 
 @pytest.mark.skipif(packages.compiler() is None, reason="no C++ compiler")
-def test_a_walker_that_is_damaged_is_built_again_and_not_loaded(folder: Path, lines: Callable[[], list[str]]) -> None:
+def test_a_walker_that_is_damaged_is_built_again_and_not_loaded(folder: Path, said: Callable[[], list[str]]) -> None:
     """To load what is left of a library ends the process with a bus error."""
-    walks._walker.cache_clear()
-    walks._walker()
+    walks.walker.cache_clear()
+    walks.walker()
     (path,) = folder.glob("*.so")
     for damage in (cut(1000), cut(0), flip(8 * 5000)):
-        walks._walker.cache_clear()
+        walks.walker.cache_clear()
         damage(path)
-        assert walks._walker().fedlightning_walk
-        assert cache._is_whole(path)
-        assert lines() == [f"{path} is damaged, so it is made again."]
-    walks._walker.cache_clear()
+        assert walks.walker().fedlightning_walk
+        assert said() == [f"{path} is damaged, so it is made again."]
+    walks.walker.cache_clear()
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
 def test_a_compiler_that_fails_is_said_in_one_line(
     compiler: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """There is a package, with a library, and no walker to call it."""
     monkeypatch.setattr(walks, "compiler", lambda: compiler)
-    monkeypatch.setattr(walks, "_library", lambda path: path)
-    walks._walker.cache_clear()
+    walks.walker.cache_clear()
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as file:
+        file.write(bit_generator.__file__, "any.so")
     with pytest.raises(ConfigurationError, match=r"^[^\n]*use `runner=.loop.`\.$"):
-        compiled._package("any.pt2", Makes())
+        compiled.package("any.pt2", Makes(zipped.getvalue()))
 
 
 def test_a_machine_without_room_for_a_temporary_file_is_said_in_one_line(
@@ -306,4 +291,4 @@ def test_a_machine_without_room_for_a_temporary_file_is_said_in_one_line(
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
     with pytest.raises(ConfigurationError, match=r"^[^\n]*No space left on device; use `runner=.loop.`\.$"):
-        compiled._package("any.pt2", Makes())
+        compiled.package("any.pt2", Makes())

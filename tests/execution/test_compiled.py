@@ -1,13 +1,12 @@
 """Local steps as graphs: they give the loop's numbers, are built once, and say why where they cannot be."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from small_runs import ALL, fit, named, same, small_task, unequal_clients
 from torch import Tensor, nn
-from unequal_clients import ALL, data, named, same, task
 
 from fedlightning import (
     Batching,
@@ -21,7 +20,6 @@ from fedlightning import (
     FedProx,
     MethodError,
     Partition,
-    RoundState,
     Scaffold,
     SlotStrategy,
     TensorData,
@@ -32,11 +30,10 @@ from fedlightning.datasets import FakeImages, Synthetic
 from fedlightning.execution import auto
 from fedlightning.execution.auto import AutoRules, Execution, Wishes, Workload, resolve
 from fedlightning.execution.packing import pack, share_out, steps_together
-from fedlightning.execution.runners import traced
 from fedlightning.execution.runners.compiled import build as packages
 from fedlightning.execution.runners.compiled import native as walks
-from fedlightning.execution.runners.compiled import runner as compiled
-from fedlightning.execution.runners.traced import Given, Walk, Walked
+from fedlightning.execution.runners.compiled.runner import CompiledBackend
+from fedlightning.execution.runners.traced import Given, TracedBackend, Walk, Walked, split_rows, walk_in_python
 from fedlightning.layout import Layout
 from fedlightning.methods import DeltaSGD, FedDane
 from fedlightning.models import LeNet, LogisticRegression
@@ -52,24 +49,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-def fit(
-    method: FedMethod,
-    model: Classification,
-    runner: Any = "loop",
-    *,
-    slots: int = 1,
-    rounds: int = 3,
-    cohort_size: Any = "auto",
-    callbacks: tuple[Callback, ...] = (),
-    clients: TensorData | None = None,
-    rules: AutoRules | None = None,
-) -> RoundState:
-    size = "auto" if runner == "loop" else cohort_size
-    strategy = SlotStrategy(slots, runner=runner, cohort_size=size, rules=rules)
-    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=callbacks, logger=False, evaluate_every=0)
-    return trainer.fit(method, model, clients or data())
-
-
 # -- the same numbers -------------------------------------------------------------------------------------------------
 
 
@@ -77,8 +56,12 @@ def fit(
 def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> None:
     """1 to 20 steps, in cohorts that are padded at their end, in their batches and in their width, with dropout."""
     method = named(name)
-    model = task(nn.Dropout(0.3))
-    same(fit(method, model, "traced", cohort_size=2, rounds=2), fit(method, model, rounds=2), 1e-12)
+    model = small_task(nn.Dropout(0.3))
+    same(
+        fit(method, model, rounds=2, runner="traced", cohort_size=2).state,
+        fit(method, model, rounds=2, runner="loop").state,
+        1e-12,
+    )
 
 
 @needs_compiler
@@ -94,9 +77,9 @@ def test_traced_steps_of_unequal_clients_give_the_loops_numbers(name: str) -> No
 )
 def test_compiled_steps_give_the_loops_numbers(method: FedMethod) -> None:
     """DeltaSGD's first step is another than the rest; FedDANE has a pass of gradients, which is a graph of its own."""
-    model, losses = task(nn.Dropout(0.3)), (Losses(), Losses())
-    compiled_run = fit(method, model, "compiled", cohort_size=2, callbacks=(losses[0],))
-    same(compiled_run, fit(method, model, callbacks=(losses[1],)), 1e-12)
+    model, losses = small_task(nn.Dropout(0.3)), (Losses(), Losses())
+    compiled_run = fit(method, model, rounds=3, runner="compiled", cohort_size=2, callbacks=(losses[0],)).state
+    same(compiled_run, fit(method, model, rounds=3, runner="loop", callbacks=(losses[1],)).state, 1e-12)
     assert losses[0].seen.keys() == losses[1].seen.keys()
     assert all(abs(loss - losses[1].seen[where]) < 1e-12 for where, loss in losses[0].seen.items())
 
@@ -111,7 +94,7 @@ def test_large_steps_are_graphs_of_one_step(how: str) -> None:
     model = Classification(LeNet(3, 10).double(), 10)
     described = Described()
     runs = [
-        fit(Scaffold(), model, runner, slots=slots, rounds=2, clients=images, callbacks=(described,))
+        fit(Scaffold(), model, images, 2, runner=runner, slots=slots, callbacks=(described,)).state
         for runner, slots in ((how, 1), (how, 2), ("loop", 1))
     ]
     same(runs[0], runs[2], 1e-12)
@@ -131,55 +114,75 @@ class Described(Callback):
 
 @needs_compiler
 def test_compiled_bits_do_not_depend_on_slots_nor_on_what_the_cache_held(cache: Path) -> None:
-    method, model = FedProx(mu=0.5), task(nn.Dropout(0.3))
-    first = fit(method, model, "compiled", cohort_size=2)
+    method, model = FedProx(mu=0.5), small_task(nn.Dropout(0.3))
+    first = fit(method, model, rounds=3, runner="compiled", cohort_size=2).state
     before = sorted(cache.rglob("*.pt2"))
-    again = fit(method, model, "compiled", cohort_size=2, slots=3)
+    again = fit(method, model, rounds=3, runner="compiled", cohort_size=2, slots=3).state
     assert torch.equal(first.server.x, again.server.x)
     assert before
     assert sorted(cache.rglob("*.pt2")) == before
 
 
+class Builds:
+    """A compiler's part, taken by a package that was built before; notes what was ordered."""
+
+    def __init__(self, package: bytes = b"") -> None:
+        self.package, self.orders = package, list[packages.Order]()
+        self.names: list[str] = []
+
+    def __call__(self, order: packages.Order, path: Path) -> None:
+        self.orders.append(order)
+        self.names.append(path.name)
+        if not self.package:
+            raise NotBuiltError
+        path.write_bytes(self.package)
+
+
+class Walks:
+    """Makes the usual walks; notes them, and the packages."""
+
+    def __init__(self) -> None:
+        self.paths, self.made = list[Path](), list[Walk]()
+
+    def __call__(self, path: Path, used: Sequence[int], unroll: int) -> Walk:
+        self.paths.append(path)
+        self.made.append(walks.compiled_walk(path, used, unroll))
+        return self.made[-1]
+
+
+class NotBuiltError(Exception):
+    """There is nothing to write."""
+
+
 @needs_compiler
-def test_a_damaged_package_is_compiled_again_before_anything_of_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_package_is_compiled_again_before_anything_of_it_is_loaded() -> None:
     """Cut, empty, and with a bit that is not what it was; the compiler's part is taken by the package as it was."""
-    method, model, usual = FedProx(mu=0.5), task(nn.Dropout(0.3)), compiled.kept
-    found: list[Path] = []
-
-    def kept(name: str, make: Any) -> Path:
-        found.append(usual(name, make))
-        return found[-1]
-
-    monkeypatch.setattr(compiled, "kept", kept)
-    expected = fit(method, model, "compiled", cohort_size=2)
-    whole, built = found[0].read_bytes(), list[Path]()
-
-    def build(order: packages.Order, path: Path) -> None:
-        assert len(order.graph.graph.find_nodes(op="placeholder")) == len(order.inputs)
-        built.append(path)
-        path.write_bytes(whole[:-32])
-
-    monkeypatch.setattr(compiled, "build", build)
-    middle = len(whole) // 2
+    method, model, walked = FedProx(mu=0.5), small_task(nn.Dropout(0.3)), Walks()
+    expected = fit(method, model, rounds=3, runner=CompiledBackend(8, False, 2, True, 1, walk=walked)).state
+    (path,) = walked.paths
+    whole = path.read_bytes()
+    builds, middle = Builds(whole[:-32]), len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :]
     for damaged in (whole[:1000], b"", flipped):
-        found[0].write_bytes(damaged)
-        walks._library.cache_clear()  # as in a new process
-        assert torch.equal(fit(method, model, "compiled", cohort_size=2).server.x, expected.server.x)
-        assert found[0].read_bytes() == whole
-    assert len(built) == 3
+        path.write_bytes(damaged)
+        walks.library_in.cache_clear()  # as in a new process
+        again = fit(method, model, rounds=3, runner=CompiledBackend(8, False, 2, True, 1, build=builds)).state
+        assert torch.equal(again.server.x, expected.server.x)
+        assert path.read_bytes() == whole
+    assert builds.names == [path.name] * 3
+    assert all(len(each.graph.graph.find_nodes(op="placeholder")) == len(each.inputs) for each in builds.orders)
 
 
 @needs_compiler
 @pytest.mark.parametrize("gathers", [True, False])
-def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_called_from_c_are_those_called_from_python(gathers: bool) -> None:
     """Several clients of a cohort, of unequal steps; batches that C picks from the examples, or that were made before."""
     walked: list[int] = []
 
-    def both(path: Path, used: tuple[int, ...], unroll: int) -> Walk:
+    def both(path: Path, used: Sequence[int], unroll: int) -> Walk:
         native = walks.compiled_walk(path, used, unroll)
         assert isinstance(native, walks.NativeWalk)
-        python = traced.walk_in_python(packages.load(path), used, unroll)
+        python = walk_in_python(packages.load(path), used, unroll)
 
         def walk(given: Sequence[Given], calls: Sequence[int]) -> Callable[[], Walked]:
             assert any(each.index is not None for each in given) == gathers
@@ -195,49 +198,45 @@ def test_steps_called_from_c_are_those_called_from_python(gathers: bool, monkeyp
 
         return walk
 
-    monkeypatch.setattr(compiled, "compiled_walk", both)
-    clients = data(kind=TensorData if gathers else Identity)
-    fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), "compiled", cohort_size=3, rounds=2, clients=clients)
+    clients = unequal_clients(kind=TensorData if gathers else Identity)
+    backend = CompiledBackend(8, False, 3, gathers, 1, walk=both)
+    fit(FedProx(mu=0.5), small_task(nn.Dropout(0.3)), clients, runner=backend)
     assert max(walked) > 1
 
 
 @pytest.mark.parametrize("name", ["fedprox", "deltasgd", "scaffold"])
-def test_blocks_that_end_within_a_client_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_end_within_a_client_change_no_bit(name: str) -> None:
     """DeltaSGD's first step is another than the rest, SCAFFOLD's clients remember something."""
+    model, backends = small_task(nn.Dropout(0.3)), [TracedBackend(8, False, 3, True, block) for block in (512, 1)]
+    assert [backend.block() for backend in backends] == [4096, 8]  # the longest client takes 20 steps
     losses = Losses(), Losses()
-    whole = fit(named(name), task(nn.Dropout(0.3)), "traced", cohort_size=3, rounds=2, callbacks=(losses[0],))
-    monkeypatch.setattr(traced, "BLOCK", 1)
-    blocks: list[tuple[int, ...]] = []
-    usual = traced._blocks
-
-    def noted(lengths: Sequence[int], most: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
-        found = list(usual(lengths, most))
-        blocks.extend(part for _, part, _ in found)
-        return iter(found)
-
-    monkeypatch.setattr(traced, "_blocks", noted)
-    cut = fit(named(name), task(nn.Dropout(0.3)), "traced", cohort_size=3, rounds=2, callbacks=(losses[1],))
-    assert set(blocks) == {(8,)}
+    whole, cut = (
+        fit(named(name), model, runner=backend, callbacks=[look]).state
+        for backend, look in zip(backends, losses, strict=True)
+    )
     assert torch.equal(whole.server.x, cut.server.x)
     assert losses[0].seen == losses[1].seen
 
 
 def test_blocks_hold_all_rows_in_order() -> None:
-    assert list(traced._blocks((24, 16, 8), 16)) == [(0, (16,), 0), (0, (8, 8), 16), (1, (8, 8), 32)]
-    assert list(traced._blocks((16, 8, 8, 8), 24)) == [(0, (16, 8), 0), (2, (8, 8), 24)]
-    assert list(traced._blocks((16, 8), 4096)) == [(0, (16, 8), 0)]
+    assert list(split_rows((24, 16, 8), 16)) == [(0, (16,), 0), (0, (8, 8), 16), (1, (8, 8), 32)]
+    assert list(split_rows((16, 8, 8, 8), 24)) == [(0, (16, 8), 0), (2, (8, 8), 24)]
+    assert list(split_rows((16, 8), 4096)) == [(0, (16, 8), 0)]
 
 
 @pytest.mark.parametrize("batching", [{"epochs": 1}, {"epochs": None, "steps": 1}])
 def test_a_step_that_is_the_only_one_gives_the_loops_numbers(batching: dict[str, int | None]) -> None:
-    runs = [fit(DeltaSGD(), task(), how, cohort_size=4, clients=data(**batching)) for how in ("traced", "loop")]
+    runs = [
+        fit(DeltaSGD(), small_task(), unequal_clients(**batching), 3, **how).state
+        for how in ({"runner": "traced", "cohort_size": 4}, {"runner": "loop"})
+    ]
     same(*runs)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
 def test_cohorts_come_in_packing_order_for_any_number_of_slots(slots: int) -> None:
     seen = Cohorts()
-    fit(FedAvg(), task(), "traced", slots=slots, cohort_size=2, rounds=2, callbacks=(seen,))
+    fit(FedAvg(), small_task(), rounds=2, runner="traced", slots=slots, cohort_size=2, callbacks=(seen,))
     assert seen.clients == [(1, 3), (5, 6), (2, 0), (4,)] * 2
     assert min(seen.seconds) > 0
 
@@ -283,23 +282,30 @@ class Astray(TensorData):
 @needs_compiler
 def test_an_example_that_is_not_there_is_an_error() -> None:
     with pytest.raises(IndexError, match="examples that the training set has"):
-        fit(FedProx(mu=0.5), task(nn.Dropout(0.3)), "compiled", cohort_size=3, clients=data(kind=Astray))
+        fit(
+            FedProx(mu=0.5),
+            small_task(nn.Dropout(0.3)),
+            unequal_clients(kind=Astray),
+            3,
+            runner="compiled",
+            cohort_size=3,
+        )
 
 
 @needs_compiler
-def test_an_operation_that_only_python_knows_is_compiled_around(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_that_only_python_knows_is_compiled_around() -> None:
     """C cannot call it, so such steps are called from Python."""
-    loaded: list[Path] = []
-    monkeypatch.setattr(walks, "load", lambda path: loaded.append(path) or packages.load(path))
 
     class Determined(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             squares = torch.stack([inputs.detach()[:, :2], inputs.detach()[:, 1:]], 1)
             return inputs + torch.linalg.det(squares).unsqueeze(1)
 
-    model = task(Determined())
-    same(fit(FedAvg(lr=0.05), model, "compiled", cohort_size=2), fit(FedAvg(lr=0.05), model), 1e-12)
-    assert len(loaded) == 1
+    walked = Walks()
+    model, backend = small_task(Determined()), CompiledBackend(8, False, 2, True, 1, walk=walked)
+    runs = [fit(FedAvg(lr=0.05), model, rounds=3, runner=runner).state for runner in (backend, "loop")]
+    same(*runs)
+    assert [isinstance(walk, walks.NativeWalk) for walk in walked.made] == [False]
 
 
 def test_traced_steps_take_augmentation_and_uint8() -> None:
@@ -307,44 +313,25 @@ def test_traced_steps_take_augmentation_and_uint8() -> None:
         "IIDC4", shape=(3, 8, 8), classes=3, num_train=24, num_test=6, augment=True, batching=Batching(4, epochs=2)
     )
     model = Classification(LogisticRegression(192, 3), 3)
-    run = {
-        how: FederatedTrainer(
-            2,
-            strategy=SlotStrategy(1, runner=how),
-            callbacks=[],
-            logger=False,
-            evaluate_every=0,
-        ).fit(FedAvg(lr=0.01), model, images)
-        for how in ("traced", "loop")
-    }
+    run = {how: fit(FedAvg(lr=0.01), model, images, runner=how).state for how in ("traced", "loop")}
     torch.testing.assert_close(run["traced"].server.x, run["loop"].server.x, rtol=0, atol=1e-6)
 
 
 def test_each_hyperparameter_and_layer_has_its_own_graph() -> None:
-    names: list[str] = []
-
-    def name(method: FedMethod, model: Classification, **batching: int) -> str:
-        found: list[str] = []
-        usual = compiled.CompiledBackend._name
-
-        def noted(self: compiled.CompiledBackend, *arguments: Any) -> str:
-            found.append(usual(self, *arguments))
-            raise ZeroDivisionError
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compiled.CompiledBackend, "_name", noted)
-            with pytest.raises(ZeroDivisionError):
-                fit(method, model, "compiled", cohort_size=1, clients=data(**batching))
-        return found[0]
+    def name(method: FedMethod, model: Classification) -> str:
+        builds = Builds()
+        with pytest.raises(NotBuiltError):
+            fit(method, model, runner=CompiledBackend(8, False, 1, True, 1, build=builds))
+        return builds.names[0]
 
     names = [
-        name(FedProx(mu=0.5), task()),
-        name(FedProx(mu=0.25), task()),
-        name(FedProx(mu=0.5, weight_decay=0.1), task()),
-        name(FedProx(mu=0.5), task(nn.Tanh())),
+        name(FedProx(mu=0.5), small_task()),
+        name(FedProx(mu=0.25), small_task()),
+        name(FedProx(mu=0.5, weight_decay=0.1), small_task()),
+        name(FedProx(mu=0.5), small_task(nn.Tanh())),
     ]
     assert len(set(names)) == len(names)
-    assert name(FedProx(mu=0.5, lr=0.7), task()) == names[0]  # the learning rate is an input
+    assert name(FedProx(mu=0.5, lr=0.7), small_task()) == names[0]  # the learning rate is an input
 
 
 # -- what is chosen, and refused --------------------------------------------------------------------------------------
@@ -394,19 +381,19 @@ def test_auto_compiles_no_convolutions_of_empty_places(monkeypatch: pytest.Monke
 def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "compiler", lambda: None)
     with pytest.raises(ConfigurationError, match="`runner='compiled'` needs a C\\+\\+ compiler"):
-        fit(FedAvg(), task(), "compiled")
+        fit(FedAvg(), small_task(), rounds=3, runner="compiled")
     described = Described()
-    fit(FedAvg(), task(), "auto", callbacks=(described,), rounds=1, rules=AutoRules(compile_dense=1))
+    fit(FedAvg(), small_task(), rounds=1, runner="auto", callbacks=(described,), rules=AutoRules(compile_dense=1))
     assert "not compiled: no C++ compiler was found" in described.lines[0]
 
 
 def test_running_statistics_are_refused() -> None:
     model = Classification(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).double(), 3)
-    given = data()
+    given = unequal_clients()
     given.setup()
     even = TensorData(given.train, Partition.of(torch.arange(96).split(32)), batching=Batching(4))
     with pytest.raises(ConfigurationError, match=r"`runner` must be 'loop' for a model with 'model\.1'"):
-        fit(FedAvg(), model, "traced", clients=even)
+        fit(FedAvg(), model, even, 3, runner="traced")
     with pytest.raises(ConfigurationError, match="`runner` of SlotStrategy must be 'auto', 'loop', 'vmap', "):
         SlotStrategy(runner="yes")  # type: ignore[arg-type]
 
@@ -417,7 +404,7 @@ def test_a_hook_that_branches_on_a_tensor_is_named() -> None:
             return grad(local.w) if client.round < 1 else 2 * grad(local.w)
 
     with pytest.raises(MethodError, match=r"Branches.direction.*torch.where"):
-        fit(Branches(), task(), "traced")
+        fit(Branches(), small_task(), runner="traced")
 
 
 class DrawsGlobally(FedMethod):
@@ -444,13 +431,13 @@ class WritesToShared(FedMethod):
 )
 def test_a_hook_that_a_graph_would_not_repeat_is_named(method: FedMethod, says: str) -> None:
     with pytest.raises(MethodError, match=says):
-        fit(method, task(), "traced")
+        fit(method, small_task(), runner="traced")
 
 
 def test_a_model_that_draws_global_random_numbers_is_refused() -> None:
     model = Classification(nn.Sequential(nn.Linear(6, 3), nn.RReLU()).double(), 3)
     with pytest.raises(ConfigurationError, match=r"`runner` must be 'loop' .* random numbers that no key reaches"):
-        fit(FedAvg(), model, "traced")
+        fit(FedAvg(), model, runner="traced")
 
 
 class Attends(nn.Module):
@@ -469,9 +456,9 @@ class Attends(nn.Module):
 
 def test_attention_is_traced_but_not_its_own_dropout() -> None:
     model = Classification(Attends(0.0).double(), 3)
-    same(fit(FedAvg(), model, "traced"), fit(FedAvg(), model), 1e-12)
+    same(fit(FedAvg(), model, runner="traced").state, fit(FedAvg(), model, runner="loop").state)
     with pytest.raises(ConfigurationError, match=r"random numbers that no key reaches"):
-        fit(FedAvg(), Classification(Attends(0.1).double(), 3), "traced")
+        fit(FedAvg(), Classification(Attends(0.1).double(), 3), runner="traced")
 
 
 def test_auto_falls_back_to_the_loop_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,13 +467,15 @@ def test_auto_falls_back_to_the_loop_and_says_why(monkeypatch: pytest.MonkeyPatc
             return grad(local.w) if client.round < 1 else 2 * grad(local.w)
 
     monkeypatch.setattr(auto, "compiler", lambda: "c++")
-    model, described = task(), Described()
+    model, described = small_task(), Described()
     with pytest.warns(
         UserWarning, match=r"otherwise than planned: .*not compiled, since .*Branches.direction.*torch.where"
     ):
-        taken = fit(Branches(), model, "auto", rules=AutoRules(compile_dense=1), callbacks=(described,))
+        taken = fit(
+            Branches(), model, rounds=3, runner="auto", rules=AutoRules(compile_dense=1), callbacks=(described,)
+        ).state
     assert "one client at a time" in described.lines[0]
-    assert torch.equal(taken.server.x, fit(Branches(), model).server.x)
+    assert torch.equal(taken.server.x, fit(Branches(), model, rounds=3, runner="loop").state.server.x)
 
 
 # -- who trains with whom ---------------------------------------------------------------------------------------------
@@ -513,9 +502,9 @@ def test_compiled_cohorts_are_shared_out_evenly() -> None:
 def test_batches_that_are_made_beforehand_are_few() -> None:
     """Where a batch is more than examples as they lie in memory, those of the cohorts a slot takes at a time take 32 MiB."""
     images, plain = (
-        FakeImages("IIDC4", num_train=8, num_test=4, batching=Batching(4), augment=how) for how in (True, False)
+        FakeImages("IIDC4", num_train=8, num_test=4, augment=how, batching=Batching(4)) for how in (True, False)
     )
-    gathered = data()
+    gathered = unequal_clients()
     for module in (images, plain, gathered):
         module.setup()
     inputs, targets = plain.batch(plain.train, torch.arange(4))
@@ -524,42 +513,30 @@ def test_batches_that_are_made_beforehand_are_few() -> None:
 
 
 @pytest.mark.parametrize(("features", "products"), [(20, False), (20_000, True)])
-def test_only_small_products_become_sums(features: int, products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_small_products_become_sums(features: int, products: bool) -> None:
     """A product below a hundred thousand multiplications or so is fused with what is around it; a larger one is a library's."""
-    seen: list[str] = []
-    usual = traced.traced_steps
-
-    def noted(*arguments: Any) -> Any:
-        graph = usual(*arguments)
-        seen.append(graph.code)
-        return graph
-
-    monkeypatch.setattr(traced, "traced_steps", noted)
     inputs, targets = torch.randn(24, features, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 3
     clients = TensorData(
         Examples(inputs, targets), Partition.of(torch.arange(24).split(6)), batching=Batching(3, epochs=2)
     )
-    model = Classification(LogisticRegression(features, 3), 3)
-    runs = [
-        FederatedTrainer(1, strategy=SlotStrategy(1, runner=how), callbacks=[], logger=False, evaluate_every=0).fit(
-            FedAvg(lr=0.1), model, clients
-        )
-        for how in ("traced", "loop")
-    ]
-    torch.testing.assert_close(runs[0].server.x, runs[1].server.x, rtol=0, atol=1e-5)
-    assert seen
-    assert all(("aten.addmm" in code) == ("aten.mm" in code) == products for code in seen)
+    method, model = FedAvg(lr=0.1), Classification(LogisticRegression(features, 3), 3)
+    runs = [fit(method, model, clients, 1, runner=how).state.server.x for how in ("traced", "loop")]
+    torch.testing.assert_close(*runs, rtol=0, atol=1e-5)
+    code = order_of(method, model, clients).graph.code
+    assert ("aten.addmm" in code) == ("aten.mm" in code) == products
 
 
-def test_inputs_that_a_graph_does_not_look_at_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Sequence[int]] = []
-    usual = traced.walk_in_python
+def test_inputs_that_a_graph_does_not_look_at_are_left_out() -> None:
+    """It looks at w, the learning rate, inputs, targets, which places are filled, and which rows are steps."""
+    model = Classification(LogisticRegression(6, 3).double(), 3)
+    order = order_of(FedAvg(lr=0.1), model, unequal_clients())
+    assert [tuple(each.shape) for each in order.inputs] == [(21,), (), (8, 4, 6), (8, 4), (8, 4), (8,)]
+    assert order.inputs[4].dtype == torch.bool
 
-    def noted(run: Any, used: Sequence[int], unroll: int) -> Walk:
-        found.append(used)
-        return usual(run, used, unroll)
 
-    monkeypatch.setattr(traced, "walk_in_python", noted)
-    fit(FedAvg(lr=0.1), Classification(LogisticRegression(6, 3).double(), 3), "traced")
-    names = "w server.x gradient lr num_steps num_examples round key step inputs targets mask active".split()
-    assert [names[i] for i in found[0]] == ["w", "lr", "inputs", "targets", "mask", "active"]
+def order_of(method: FedMethod, model: Classification, clients: TensorData) -> packages.Order:
+    """What a compiler would be given."""
+    builds = Builds()
+    with pytest.raises(NotBuiltError):
+        fit(method, model, clients, runner=CompiledBackend(8, False, 1, True, 1, build=builds))
+    return builds.orders[0]

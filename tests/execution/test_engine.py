@@ -1,9 +1,8 @@
 """The loop and the cohort: they agree, they narrow, and they say what went wrong where."""
 
-from typing import Any
-
 import pytest
 import torch
+from small_runs import SIZES, fit, small_task, unequal_clients
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -12,52 +11,28 @@ from fedlightning import (
     ClientContext,
     ClientError,
     ConfigurationError,
-    Examples,
     FedAvg,
     FederatedTrainer,
     FedMethod,
     FedProx,
     MethodError,
     Partition,
-    RoundState,
     Scaffold,
-    SlotStrategy,
     State,
     TensorData,
     keyed_uniform,
 )
-from fedlightning.models import MLP
-
-SIZES = [3, 40, 7, 25, 1, 12, 9]
-
-
-def data(dtype: torch.dtype = torch.float64, **batching: Any) -> TensorData:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(sum(SIZES), 6, generator=generator, dtype=dtype)
-    targets = torch.randint(0, 3, (sum(SIZES),), generator=generator)
-    clients = Partition.of(torch.arange(sum(SIZES)).split(SIZES))
-    return TensorData(Examples(inputs, targets), clients, batching=Batching(**{"size": 4, "epochs": 2, **batching}))
-
-
-def model(*layers: nn.Module) -> Classification:
-    torch.manual_seed(1)
-    return Classification(nn.Sequential(MLP(6, 3, (8,)), *layers).double(), 3)
-
-
-def fit(
-    method: FedMethod, task: Classification, cohort_size: int = 1, clients: TensorData | None = None, rounds: int = 3
-) -> RoundState:
-    strategy = SlotStrategy(1, cohort_size=cohort_size)
-    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
-    return trainer.fit(method, task, clients or data())
 
 
 @pytest.mark.parametrize("cohort_size", [2, 3, 5, 7])
 @pytest.mark.parametrize("method", [FedAvg(), FedProx(mu=1.0), Scaffold()], ids=lambda m: type(m).__name__)
 def test_cohorts_of_unequal_clients_give_the_loops_numbers(method: FedMethod, cohort_size: int) -> None:
     """Clients of 1 to 40 examples: batches are padded and masked, and the cohort narrows as clients finish."""
-    task = model(nn.Dropout(0.3))
-    loop, cohort = fit(method, task), fit(method, task, cohort_size)
+    task = small_task(nn.Dropout(0.3))
+    loop, cohort = (
+        fit(method, task, rounds=3, cohort_size=1).state,
+        fit(method, task, rounds=3, cohort_size=cohort_size).state,
+    )
     torch.testing.assert_close(cohort.server.x, loop.server.x, rtol=0, atol=1e-12)
     for client, row in loop.memory.rows().items():
         for name in row:
@@ -66,14 +41,14 @@ def test_cohorts_of_unequal_clients_give_the_loops_numbers(method: FedMethod, co
 
 @pytest.mark.parametrize("batching", [{"size": None}, {"epochs": None, "steps": 5}, {"size": 100}])
 def test_full_batches_and_fixed_steps_agree_too(batching: dict[str, object]) -> None:
-    loop = fit(FedProx(), model(), clients=data(**batching))
-    cohort = fit(FedProx(), model(), 4, clients=data(**batching))
+    loop = fit(FedProx(), small_task(), unequal_clients(**batching), 3, cohort_size=1).state
+    cohort = fit(FedProx(), small_task(), unequal_clients(**batching), 3, cohort_size=4).state
     torch.testing.assert_close(cohort.server.x, loop.server.x, rtol=0, atol=1e-12)
 
 
 def test_the_loop_is_plain_sgd() -> None:
     """One client's round, against torch.optim.SGD on the same batches."""
-    task, clients = model(), data()
+    task, clients = small_task(), unequal_clients()
     clients.setup()
     trainer = FederatedTrainer(1, callbacks=[], logger=False, evaluate_every=0)
     only = TensorData(clients.train, Partition.of([clients.clients.client(1)]), batching=Batching(4, epochs=2))
@@ -98,10 +73,13 @@ class Entropy(FedAvg):
 
 
 def test_a_method_may_change_the_objective() -> None:
-    task = model(nn.Dropout(0.2))
-    loop, cohort = fit(Entropy(), task), fit(Entropy(), task, 3)
+    task = small_task(nn.Dropout(0.2))
+    loop, cohort = (
+        fit(Entropy(), task, rounds=3, cohort_size=1).state,
+        fit(Entropy(), task, rounds=3, cohort_size=3).state,
+    )
     torch.testing.assert_close(cohort.server.x, loop.server.x, rtol=0, atol=1e-12)
-    assert (loop.server.x - fit(FedAvg(), task).server.x).norm() > 1e-3
+    assert (loop.server.x - fit(FedAvg(), task, rounds=3, cohort_size=1).state.server.x).norm() > 1e-3
 
 
 class Noise(FedAvg):
@@ -112,7 +90,12 @@ class Noise(FedAvg):
 
 
 def test_the_clients_own_random_numbers_are_the_same_in_every_runner() -> None:
-    torch.testing.assert_close(fit(Noise(), model(), 4).server.x, fit(Noise(), model()).server.x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        fit(Noise(), small_task(), rounds=3, cohort_size=4).state.server.x,
+        fit(Noise(), small_task(), rounds=3, cohort_size=1).state.server.x,
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 class Uploads(FedAvg):
@@ -136,20 +119,20 @@ class Uploads(FedAvg):
 
 @pytest.mark.parametrize("cohort_size", [1, 3])
 def test_scalars_travel_and_clients_remember(cohort_size: int) -> None:
-    state = fit(Uploads(), model(), cohort_size)
+    state = fit(Uploads(), small_task(), rounds=3, cohort_size=cohort_size).state
     assert [float(state.memory.rows()[c].count) for c in range(len(SIZES))] == [3.0] * len(SIZES)
 
 
 def test_running_statistics_travel_and_are_averaged() -> None:
     torch.manual_seed(0)
     task = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
-    whole = data()
+    whole = unequal_clients()
     whole.setup()
     sizes = [3, 40, 7]
     clients = TensorData(
         whole.train, Partition.of(torch.arange(sum(sizes)).split(sizes)), batching=Batching(None, epochs=1)
     )
-    state = fit(FedAvg(lr=1e-9), task, clients=clients, rounds=1)
+    state = fit(FedAvg(lr=1e-9), task, clients, 1, cohort_size=1).state
     hidden = task.model[0](whole.train.inputs[: sum(sizes)]).detach()
     torch.testing.assert_close(state.buffers[:4], 0.1 * hidden.mean(0), rtol=0, atol=1e-12)
     assert state.buffers[8] == 1  # num_batches_tracked
@@ -157,23 +140,23 @@ def test_running_statistics_travel_and_are_averaged() -> None:
 
 def test_running_statistics_are_refused_by_a_cohort() -> None:
     task = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
-    clients = data(size=None, epochs=1)
+    clients = unequal_clients(size=None, epochs=1)
     clients.setup()
     clients = TensorData(clients.train, Partition.of(torch.arange(96).split(32)), batching=Batching(4))
     with pytest.raises(
         ConfigurationError,
         match=r"cohort_size` must be 1 for a model with 'model\.1' .BatchNorm1d., .*; use group norm",
     ):
-        fit(FedAvg(), task, 2, clients)
+        fit(FedAvg(), task, clients, cohort_size=2)
 
 
 @pytest.mark.parametrize("cohort_size", [1, 3])
 def test_a_loss_that_is_not_finite_names_the_client_and_the_round(cohort_size: int) -> None:
-    clients = data()
+    clients = unequal_clients()
     clients.setup()
     clients.train.inputs[clients.clients.client(3)[0]] = float("nan")
     with pytest.raises(ClientError, match=r"the loss of client 3 at local step \d+ is nan, in round 0 on slot cpu/0"):
-        fit(FedAvg(), model(), cohort_size, clients)
+        fit(FedAvg(), small_task(), clients, cohort_size=cohort_size)
 
 
 @pytest.mark.parametrize("cohort_size", [1, 3])
@@ -183,7 +166,7 @@ def test_an_error_in_a_client_keeps_its_type_and_gets_a_note(cohort_size: int) -
             raise RuntimeError("of the user's own")
 
     with pytest.raises(RuntimeError, match="of the user's own") as caught:
-        fit(FedAvg(), model(Fails()), cohort_size)
+        fit(FedAvg(), small_task(Fails()), cohort_size=cohort_size)
     place = "In round 0, client" if cohort_size == 1 else "Before the first round, on the first batch of client"
     assert place in caught.value.__notes__[0]
 
@@ -247,4 +230,4 @@ def test_a_broken_contract_names_the_hook_the_line_and_the_remedy(
     method: FedMethod, cohort_size: int, message: str
 ) -> None:
     with pytest.raises(MethodError, match=message):
-        fit(method, model(), cohort_size)
+        fit(method, small_task(), cohort_size=cohort_size)

@@ -4,6 +4,7 @@ The device "meta" stands for a GPU where it can: its tensors are elsewhere than 
 devices gets an error. A tape of operations stands for a CUDA graph: it runs them again on the same memory, without Python.
 """
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from recipe_runner import load
+from small_runs import ALL, fit, named, same, small_task, unequal_clients
 from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from unequal_clients import ALL, data, named, same, task
 
 from fedlightning import (
     Batching,
@@ -24,7 +25,6 @@ from fedlightning import (
     ClientError,
     ConfigurationError,
     FedAvg,
-    FederatedTrainer,
     FedMethod,
     FedProx,
     MethodError,
@@ -39,21 +39,21 @@ from fedlightning.cli.recipe import call_program
 from fedlightning.data import TFFCifar
 from fedlightning.datasets import FakeImages
 from fedlightning.errors import out_of_memory
-from fedlightning.execution import bill, pool
-from fedlightning.execution.auto import AutoRules, Execution, Wishes, Workload, _Chooser
+from fedlightning.execution import bill
+from fedlightning.execution.auto import AutoRules, Chooser, Wishes, Workload
 from fedlightning.execution.inspection import ACROSS, Obstacle
 from fedlightning.execution.model import Replica, flatten_buffers, persistent_buffers
-from fedlightning.execution.numerics import Numerics, _uses_tensor_cores
+from fedlightning.execution.numerics import Numerics, uses_tensor_cores
 from fedlightning.execution.plan import PhasePlan
 from fedlightning.execution.pool import WorkerPool
 from fedlightning.execution.runners import loop, vmap
 from fedlightning.execution.runners._capture import Capture, NoWaiting, StepGraph
 from fedlightning.execution.runners.base import Backend, Runner
 from fedlightning.execution.runners.cuda_graph import CudaGraphBackend, CudaGraphRunner
-from fedlightning.execution.runners.loop import LoopRunner
-from fedlightning.execution.runners.traced import TracedRunner
-from fedlightning.execution.runners.vmap import VmapRunner
-from fedlightning.execution.slots import Slot, Worker
+from fedlightning.execution.runners.loop import LoopBackend, LoopRunner
+from fedlightning.execution.runners.traced import TracedBackend
+from fedlightning.execution.runners.vmap import VmapBackend, VmapRunner
+from fedlightning.execution.slots import Slot, Worker, make_workers
 from fedlightning.execution.step import GRADIENT, LOCAL, LocalStep, Phase
 from fedlightning.layout import Layout
 from fedlightning.method import Round, visible
@@ -66,13 +66,6 @@ from fedlightning.server.wire import RoundInputs
 META = torch.device("meta")
 
 
-def fit(
-    method: FedMethod, model: Classification, strategy: SlotStrategy, clients: TensorData | None = None, rounds: int = 2
-) -> RoundState:
-    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
-    return trainer.fit(method, model, clients or data())
-
-
 # -- precision --------------------------------------------------------------------------------------------------------
 def test_other_precisions_and_models_are_refused() -> None:
     with pytest.raises(
@@ -80,13 +73,13 @@ def test_other_precisions_and_models_are_refused() -> None:
     ):
         SlotStrategy(precision="16-mixed")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="must be of float32 for `precision='bf16-mixed'`, but is of float64"):
-        fit(FedAvg(), task(), SlotStrategy(1, precision="bf16-mixed"))
+        fit(FedAvg(), small_task(), precision="bf16-mixed")
 
 
 def half(slots: int = 1, precision: str = "bf16-mixed", method: FedMethod | None = None, **how: Any) -> RoundState:
-    model, clients = task(nn.Dropout(0.3), dtype=torch.float32), data(torch.float32)
-    strategy = SlotStrategy(slots, precision=precision, **({"runner": "loop"} | how))  # type: ignore[arg-type]
-    return fit(method or Scaffold(lr=0.05), model, strategy, clients)
+    model, clients = small_task(nn.Dropout(0.3), dtype=torch.float32), unequal_clients(torch.float32)
+    how = {"slots": slots, "precision": precision, "runner": "loop"} | how
+    return fit(method or Scaffold(lr=0.05), model, clients, **how).state
 
 
 @pytest.mark.parametrize("how", [{}, {"runner": "vmap", "cohort_size": 3}, {"runner": "traced"}], ids=str)
@@ -117,10 +110,10 @@ def test_a_methods_own_mathematics_is_in_float32(cohort_size: int) -> None:
 def test_evaluation_takes_the_precision_too() -> None:
     found = {}
     for precision in ("32-true", "bf16-mixed"):
-        model, clients = task(dtype=torch.float32), data(torch.float32)
-        strategy = SlotStrategy(1, precision=precision)  # type: ignore[arg-type]
-        trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_on=("train",))
-        trainer.fit(FedAvg(lr=0.0 + 1e-30), model, clients)
+        model, clients = small_task(dtype=torch.float32), unequal_clients(torch.float32)
+        trainer = fit(
+            FedAvg(lr=0.0 + 1e-30), model, clients, 1, precision=precision, evaluate_every=1, evaluate_on=("train",)
+        )
         found[precision] = trainer.metrics["train_all/loss"]
     assert found["bf16-mixed"] != found["32-true"]
     assert found["bf16-mixed"] == pytest.approx(found["32-true"], rel=1e-2)
@@ -132,10 +125,10 @@ def test_convolutions_in_bfloat16() -> None:
     )
     model = Classification(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 3)), 3)
     runs = [
-        fit(FedAvg(lr=0.01), model, SlotStrategy(1, precision=precision, cohort_size=size), images)  # type: ignore[arg-type]
+        fit(FedAvg(lr=0.01), model, images, precision=precision, cohort_size=size)
         for precision, size in (("32-true", 1), ("bf16-mixed", 1), ("bf16-mixed", 2))
     ]
-    full, loop, lifted = (run.server.x for run in runs)
+    full, loop, lifted = (run.state.server.x for run in runs)
     assert 0 < (loop - full).norm() < 0.02 * full.norm()
     torch.testing.assert_close(lifted, loop, rtol=0, atol=5e-3)
 
@@ -163,10 +156,10 @@ def test_images_are_turned_on_a_gpu_where_tensor_cores_take_them() -> None:
     try:
         for setting in ("tf32", "ieee"):
             cudnn.conv.fp32_precision = setting
-            assert _uses_tensor_cores(torch.float32) == (setting == "tf32")
+            assert uses_tensor_cores(torch.float32) == (setting == "tf32")
             with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
-                assert _uses_tensor_cores(torch.bfloat16)
-            assert not _uses_tensor_cores(torch.float64)
+                assert uses_tensor_cores(torch.bfloat16)
+            assert not uses_tensor_cores(torch.float64)
     finally:
         cudnn.conv.fp32_precision = before
 
@@ -204,42 +197,34 @@ def on_tape() -> Capture:
     return capture
 
 
-class Captured(SlotStrategy):
-    """Takes CPU slots for GPUs."""
-
-    capture = staticmethod(on_tape)
-
-    def _make_backend(self) -> Backend:
-        return CudaGraphBackend(self._data.batching.size or 0, self.capture)
-
-
-def captured(slots: int = 1) -> Captured:
-    return Captured(slots, runner="loop")
+def captured(capture: Callable[[], Capture] = on_tape) -> CudaGraphBackend:
+    """What captures on slots of a CPU, batches of four."""
+    return CudaGraphBackend(4, capture)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_captured_steps_give_the_loops_numbers(name: str) -> None:
     """1 to 20 steps in batches of 1 to 4, with dropout, over two rounds: nothing of the first may be left in a graph."""
-    method, model = named(name), task(nn.Dropout(0.3))
-    same(fit(method, model, captured(1)), fit(method, model, SlotStrategy(1, runner="loop")))
+    method, model = named(name), small_task(nn.Dropout(0.3))
+    same(fit(method, model, runner=captured()).state, fit(method, model, runner="loop").state)
 
 
 def test_slots_change_no_bit_of_captured_steps() -> None:
-    method, model = Scaffold(lr=0.05), task(nn.Dropout(0.3))
-    one, three = (fit(method, model, captured(slots)) for slots in (1, 3))
+    method, model = Scaffold(lr=0.05), small_task(nn.Dropout(0.3))
+    one, three = (fit(method, model, slots=slots, runner=captured()).state for slots in (1, 3))
     assert torch.equal(one.server.x, three.server.x)
     assert torch.equal(one.server.c, three.server.c)
 
 
 def test_batch_norm_is_captured_on_full_batches_alone() -> None:
     model = Classification(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), 3)
-    whole = data()
+    whole = unequal_clients()
     whole.setup()
     clients = TensorData(
         whole.train, Partition.of(torch.arange(97).split([10, 31, 56])), batching=Batching(4, epochs=2)
     )
-    loop = fit(FedAvg(), model, SlotStrategy(1, runner="loop"), clients)
-    same(fit(FedAvg(), model, captured(2), clients), loop)
+    loop = fit(FedAvg(), model, clients, runner="loop").state
+    same(fit(FedAvg(), model, clients, slots=2, runner=captured()).state, loop)
     assert loop.buffers.abs().sum() > 0
 
 
@@ -249,9 +234,8 @@ def test_a_methods_objective_is_captured() -> None:
             teacher = model(client.x, batch[0]).softmax(-1)
             return model.loss(w, batch) - (teacher * model(w, batch[0]).log_softmax(-1)).sum(-1)
 
-    model = task(nn.Dropout(0.2))
-    loop = fit(Entropy(), model, SlotStrategy(1, runner="loop"))
-    same(fit(Entropy(), model, captured()), loop)
+    model = small_task(nn.Dropout(0.2))
+    same(fit(Entropy(), model, runner=captured()).state, fit(Entropy(), model, runner="loop").state)
 
 
 class Peeks(FedAvg):
@@ -266,7 +250,7 @@ def test_a_step_that_waits_is_an_error_where_graphs_were_asked_for() -> None:
     with pytest.raises(
         MethodError, match=r"`Peeks.direction` \(.*test_gpu.py:\d+\) lets the program's path depend .*where"
     ):
-        fit(Peeks(), task(), captured())
+        fit(Peeks(), runner=captured())
 
 
 class Reads(nn.Module):
@@ -301,12 +285,10 @@ def broken_replay() -> Capture:
 def test_whatever_fails_of_captured_steps_names_the_setting_without_them(
     layer: nn.Module, capture: Callable[[], Capture], said: str
 ) -> None:
-    strategy = captured()
-    strategy.capture = capture  # type: ignore[method-assign]
     with pytest.raises(
         ClientError, match=r"^Local steps must run as CUDA graphs on slot cpu/0, .*`runner='cuda_graph'`"
     ) as caught:
-        fit(FedAvg(), task(layer), strategy)
+        fit(FedAvg(), small_task(layer), runner=captured(capture))
     (line,) = str(caught.value).splitlines()
     assert said in line
     assert line.endswith("; use `runner='loop'`.")
@@ -338,25 +320,41 @@ def test_an_input_of_another_shape_or_dtype_is_refused(wrong: Tensor) -> None:
         graph([wrong, state[1]], fixed, [step])
 
 
-def test_each_slot_has_a_graph_of_its_own_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[CudaGraphRunner] = []
-    usual = CudaGraphRunner._captured
+class Noted(CudaGraphBackend):
+    """Notes its runners, without keeping them, and the threads in which graphs are captured."""
 
-    def noted(runner: CudaGraphRunner, *arguments: Any) -> StepGraph:
-        made.append(runner)
-        return usual(runner, *arguments)
+    def __init__(self, kind: type[CudaGraphRunner] = CudaGraphRunner) -> None:
+        super().__init__(4, self.noted)
+        self.kind, self.threads = kind, list[str]()
+        self.made: list[weakref.ref[CudaGraphRunner]] = []
 
-    monkeypatch.setattr(CudaGraphRunner, "_captured", noted)
-    strategy = captured(3)
-    fit(Scaffold(), task(), strategy, rounds=4)
-    assert len(made) == len(set(made)) <= 3
-    assert not strategy._runners  # and their memory is free once the run is over
-    assert strategy.compile_seconds > 0
+    def noted(self) -> Capture:
+        self.threads.append(threading.current_thread().name)
+        return on_tape()
+
+    def __call__(self, step: LocalStep, slot: Worker) -> CudaGraphRunner:
+        runner = self.kind(step, slot, self)
+        self.made.append(weakref.ref(runner))
+        return runner
+
+    def left(self) -> int:
+        """How many of the runners are in memory."""
+        gc.collect()
+        return sum(runner() is not None for runner in self.made)
 
 
-def chooser(wishes: Wishes, model: Classification, work: Workload) -> _Chooser:
+def test_each_slot_has_a_graph_of_its_own_and_no_more() -> None:
+    noted = Noted()
+    trainer = fit(Scaffold(), rounds=4, slots=3, runner=noted)
+    assert len(noted.threads) == len(set(noted.threads)) <= 3
+    assert len(noted.made) == 3
+    assert noted.left() == 0  # their memory is free once the run is over
+    assert trainer.strategy.compile_seconds > 0
+
+
+def chooser(wishes: Wishes, model: Classification, work: Workload) -> Chooser:
     slots = (Slot("cuda", 0, 0), Slot("cuda", 0, 1))
-    return _Chooser(wishes, model, Layout.of(model), work, AutoRules(), slots, lambda: 0.0, None)
+    return Chooser(wishes, model, Layout.of(model), work, AutoRules(), slots, lambda: 0.0, None)
 
 
 @pytest.mark.parametrize("total", [1.0, 1e12])
@@ -383,27 +381,30 @@ class Recurrent(nn.Module):
 def test_what_cannot_be_captured_is_refused() -> None:
     recurrent = Classification(Recurrent(), 2)
     cases: list[tuple[Classification, bool, Obstacle | None, str]] = [
-        (task(), False, None, "batches are whole data sets"),
+        (small_task(), False, None, "batches are whole data sets"),
         (recurrent, True, None, "cuDNN's recurrent layer 'model.lstm'"),
-        (task(), True, ACROSS, "the loss looks across a batch"),
+        (small_task(), True, ACROSS, "the loss looks across a batch"),
     ]
     for model, batched, obstacle, said in cases:
         work = Workload(2, 1.0, 20, balance=1.0, batched=batched, filled=1.0)
         with pytest.raises(ConfigurationError, match=f"batches of one size, .* but {said}.*; use `runner='loop'`"):
             chooser(Wishes(runner="cuda_graph"), model, work).choose(obstacle)
     with pytest.raises(ConfigurationError, match=r"`runner='cuda_graph'` must have slots on GPUs, .* on a CPU"):
-        fit(FedAvg(), task(), SlotStrategy(["cpu/0"], runner="cuda_graph"))
+        fit(FedAvg(), small_task(), slots=["cpu/0"], runner="cuda_graph")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_slot_whose_stream_cannot_be_made_is_said_in_one_line() -> None:
-    strategy = SlotStrategy(1)
-    strategy.execution = Execution((Slot("cuda", 0, 0),), "loop")
-    strategy._task, strategy._layout = task(), Layout.of(task())
+    model, clients = small_task(), unequal_clients()
+    clients.setup()
+
+    def make(slot: Slot) -> Worker:
+        return Worker(slot, Replica(model, Layout.of(model), torch.device("cpu")), clients, clients.train, 1)
+
     with pytest.raises(
         ConfigurationError, match=r"^Slot cuda:0/0 must have a copy [^\n]*; use [^\n]* `slots='cpu/0'`\.$"
     ):
-        strategy._worker(strategy.slots[0], False)
+        make_workers([Slot("cuda", 0, 0)], make)
 
 
 # -- no waiting for the device ----------------------------------------------------------------------------------------
@@ -440,23 +441,33 @@ def round_on(
 
 def train(runner: Runner, given: Round1, chosen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> State:
     """The uploads of a cohort whose steps are taken under a watch."""
-    watch(monkeypatch, type(runner), "_steps")
-    for module in (loop, vmap):
+    for module in (loop, vmap):  # whose numbers are nowhere
         monkeypatch.setattr(module, "result", lambda plan, inputs, ends, losses, *_: (ends[0], losses))
-    upload, losses = runner.run([given.plan.draw(chosen)], given.inputs)[0]  # type: ignore[misc]
+    upload, losses = watched(runner, "steps").run([given.plan.draw(chosen)], given.inputs)[0]  # type: ignore[misc]
     assert losses.device == given.worker.device
     return upload  # type: ignore[return-value]
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, cls: type, name: str) -> None:
-    """Let a method's calls raise where they wait for the device."""
-    original = getattr(cls, name)
+def watched(runner: Any, name: str) -> Any:
+    """The runner, of which a method's calls raise where they wait for the device."""
+    usual = getattr(runner, name)
 
-    def watched(*arguments: Any) -> Any:
+    def watch(*arguments: Any) -> Any:
         with NoWaiting():  # type: ignore[no-untyped-call]
-            return original(*arguments)
+            return usual(*arguments)
 
-    monkeypatch.setattr(cls, name, watched)
+    setattr(runner, name, watch)
+    return runner
+
+
+def watching(kind: type[Backend], name: str, *arguments: Any) -> Backend:
+    """A backend that makes such runners."""
+
+    class Watching(kind):  # type: ignore[misc, valid-type]
+        def __call__(self, step: LocalStep, slot: Worker) -> Runner:
+            return watched(super().__call__(step, slot), name)  # type: ignore[no-any-return]
+
+    return Watching(*arguments)
 
 
 @pytest.mark.parametrize("how", ["loop", "graphs"])
@@ -465,7 +476,7 @@ def test_no_step_of_any_method_waits_for_the_device_or_mixes_devices(
     name: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Classification(nn.Sequential(MLP(6, 3, (8,)), nn.Dropout(0.3)), 3)
-    given = round_on(META, named(name), model, data(torch.float32))
+    given = round_on(META, named(name), model, unequal_clients(torch.float32))
     graphs = CudaGraphBackend(4, on_tape)
     runner = LoopRunner(given.step, given.worker) if how == "loop" else graphs(given.step, given.worker)
     upload = train(runner, given, (6,), monkeypatch)
@@ -474,7 +485,7 @@ def test_no_step_of_any_method_waits_for_the_device_or_mixes_devices(
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_no_step_of_the_gradient_pass_waits_either(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = round_on(META, FedAvg(), task(dtype=torch.float32), data(torch.float32), GRADIENT)
+    given = round_on(META, FedAvg(), small_task(dtype=torch.float32), unequal_clients(torch.float32), GRADIENT)
     runner = VmapRunner(given.step, given.worker, 3) if size > 1 else LoopRunner(given.step, given.worker)
     train(runner, given, (6, 2, 0)[:size], monkeypatch)
 
@@ -496,15 +507,21 @@ def test_no_batch_of_images_waits_for_the_device(crop: int | None, monkeypatch: 
     train(LoopRunner(given.step, given.worker), given, (1,), monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "how", [{"runner": "loop"}, {"runner": "vmap", "cohort_size": 3}, {"runner": "traced"}], ids=str
-)
-def test_no_step_reads_a_value_in_a_run(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for cls, name in ((LoopRunner, "_steps"), (VmapRunner, "_steps"), (TracedRunner, "_take")):
-        watch(monkeypatch, cls, name)
-    fit(FedProx(clip_norm=1.0), task(nn.Dropout(0.2)), SlotStrategy(2, **how))
+WATCHING = {
+    "loop": watching(LoopBackend, "steps"),
+    "vmap": watching(VmapBackend, "steps", 3, True),
+    "traced": watching(TracedBackend, "take", 8, False, 3, True),
+}
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_no_step_reads_a_value_in_a_run(name: str) -> None:
+    fit(FedProx(clip_norm=1.0), small_task(nn.Dropout(0.2)), slots=2, runner=WATCHING[name])
+
+
+def test_a_step_that_reads_a_value_is_seen_in_a_run() -> None:
     with pytest.raises((RuntimeError, MethodError), match="_local_scalar_dense"):
-        fit(Peeks(), task(), SlotStrategy(1, runner="loop"))
+        fit(Peeks(), runner=WATCHING["loop"])
 
 
 @pytest.mark.parametrize(
@@ -552,7 +569,7 @@ class FakeMeter:
 
 
 def test_the_bill_is_measured_on_a_few_steps_of_the_largest_cohort() -> None:
-    given = round_on(torch.device("cpu"), Scaffold(), task(), data())
+    given = round_on(torch.device("cpu"), Scaffold(), small_task(), unequal_clients())
     runner = VmapRunner(given.step, given.worker, 3)
 
     def measured(meter: FakeMeter) -> bill.Bill:
@@ -589,13 +606,13 @@ def test_what_counts_as_out_of_memory(error: Exception, is_memory: bool) -> None
 
 
 def worker(number: int) -> Worker:
-    model, clients = task(), data()
+    model, clients = small_task(), unequal_clients()
     clients.setup()
     replica = Replica(model, Layout.of(model), torch.device("cpu"))
     return Worker(Slot("cpu", 0, number), replica, clients, clients.train, 1)
 
 
-def test_a_retired_slot_holds_nothing_when_its_work_begins_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retired_slot_holds_nothing_when_its_work_begins_elsewhere(said: Any) -> None:
     held: list[weakref.ref[Tensor]] = []
     left: list[object] = []
     retired, both = threading.Event(), threading.Barrier(2)
@@ -618,57 +635,50 @@ def test_a_retired_slot_holds_nothing_when_its_work_begins_elsewhere(monkeypatch
         retired.wait(10)
         return "the other's"
 
-    def before_it_is_done_again(message: str) -> None:
+    def before_it_is_done_again(line: str) -> None:
         left.extend([held[0](), sum(p.numel() for p in workers[0].replica.task.parameters()), *forgotten])
         retired.set()
 
     forgotten: list[str] = []
-    monkeypatch.setattr(pool, "rank_zero_info", before_it_is_done_again)
     threads: WorkerPool[str] = WorkerPool(workers, forgotten.append)
+    said.then = before_it_is_done_again
     assert sorted(threads.map([work, work])) == ["cpu/1", "the other's"]
     assert left == [None, 0, "cpu/0"]
     assert threads.retired == ["cpu/0"]
     threads.close()
 
 
-def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    method, model = Scaffold(lr=0.05), task(nn.Dropout(0.3))
-    reference = fit(method, model, SlotStrategy(1, runner="loop"), rounds=3)
-    original, calls = LoopRunner.run, iter(range(1000))
+def running_out(kind: type[LoopRunner], after: tuple[int, ...]) -> Any:
+    """Runners of a run in which a slot is out of memory after these cohorts, when it is full of them."""
+    calls = iter(range(1000))
 
-    def sometimes(*arguments: Any) -> Any:
-        result = original(*arguments)
-        if next(calls) in (4, 9):  # after the work, when the memory of the slot is full of it
-            raise torch.OutOfMemoryError("tried to allocate")
-        return result
+    class RunsOut(kind):  # type: ignore[misc, valid-type]
+        def run(self, *arguments: Any) -> Any:
+            result = super().run(*arguments)
+            if next(calls) in after:
+                raise torch.OutOfMemoryError("tried to allocate")
+            return result
 
-    monkeypatch.setattr(LoopRunner, "run", sometimes)
-    strategy = SlotStrategy(3, runner="loop")
-    state = fit(method, model, strategy, rounds=3)
-    assert len(strategy._pool.retired) == 2
+    return RunsOut
+
+
+def test_a_run_in_which_a_slot_runs_out_of_memory_has_the_same_bits(said: Callable[[], list[str]]) -> None:
+    method, model = Scaffold(lr=0.05), small_task(nn.Dropout(0.3))
+    reference = fit(method, model, rounds=3, runner="loop").state
+    said()
+    state = fit(method, model, rounds=3, slots=3, runner=running_out(LoopRunner, (4, 9))).state
+    assert len([line for line in said() if "ran out of memory and is retired" in line]) == 2
     assert torch.equal(state.server.x, reference.server.x)
     assert torch.equal(state.server.c, reference.server.c)
 
 
-def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    method, model = Scaffold(lr=0.05), task()
-    reference = fit(method, model, captured())
-    original, strategy, calls = CudaGraphRunner.run, captured(2), iter(range(1000))
+def test_a_captured_slot_that_runs_out_of_memory_lets_go_of_its_graphs(said: Any) -> None:
+    noted = Noted(running_out(CudaGraphRunner, (5,)))
     left: list[int] = []
-
-    def sometimes(*arguments: Any) -> Any:
-        result = original(*arguments)
-        count = next(calls)
-        if count == 5:
-            raise torch.OutOfMemoryError("tried to allocate")
-        if count > 7:
-            left.append(len(strategy._runners))
-        return result
-
-    monkeypatch.setattr(CudaGraphRunner, "run", sometimes)
-    state = fit(method, model, strategy)
-    assert set(left) == {1}
-    assert torch.equal(state.server.x, reference.server.x)
+    said.then = lambda line: left.append(noted.left()) if "is retired" in line else None
+    state = fit(Scaffold(lr=0.05), slots=2, runner=noted).state
+    assert left == [1]
+    assert torch.equal(state.server.x, fit(Scaffold(lr=0.05), runner=captured()).state.server.x)
 
 
 def test_all_slots_out_of_memory_is_an_error_with_its_cause() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import ALL, SMALL, fit, small_task
 from torch import Tensor
 from torch.utils import _pytree
-from unequal_clients import ALL, SMALL, data, task
 
-from fedlightning import ClientContext, FedAvg, FederatedTrainer, FedMethod, MethodError, SlotStrategy, State
+from fedlightning import ClientContext, FedAvg, FedMethod, MethodError, State
 from fedlightning.execution.model import Replica
 from fedlightning.execution.runners._over_clients import traced_over_clients
 from fedlightning.execution.step import Clients, LocalStep
@@ -19,8 +19,8 @@ from fedlightning.layout import Layout
 from fedlightning.method import visible
 from fedlightning.methods import method_named
 
-LAYOUT = Layout.of(task(dtype=torch.float32))
-REPLICA = Replica(task(dtype=torch.float32), LAYOUT, torch.device("cpu"))
+LAYOUT = Layout.of(small_task(dtype=torch.float32))
+REPLICA = Replica(small_task(dtype=torch.float32), LAYOUT, torch.device("cpu"))
 P = LAYOUT.size
 
 
@@ -133,11 +133,20 @@ def test_operations_whose_batching_rules_keep_the_number_of_clients_give_vmaps_b
             )
 
 
-def test_a_hook_of_plain_arithmetic_is_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    step, server, one = step_of(FedAvg()), sent(FedAvg()), clients(FedAvg(), 1)
+def test_a_hook_of_plain_arithmetic_is_a_graph() -> None:
+    calls: list[str] = []
+
+    class Counted(FedAvg):
+        def on_client_end(self, local: State, client: ClientContext) -> tuple[State, State]:
+            calls.append("on_client_end")
+            return super().on_client_end(local, client)
+
+    step, server, one = step_of(Counted()), sent(Counted()), clients(Counted(), 1)
     finish = traced_over_clients(step.ends, server, State(w=torch.randn(1, P)), one)
-    monkeypatch.setattr(step.method.__class__, "on_client_end", None)  # nobody calls it any more
-    upload, _ = finish(server, State(w=torch.ones(2, P)), clients(FedAvg(), 2))
+    assert calls
+    calls.clear()
+    upload, _ = finish(server, State(w=torch.ones(2, P)), clients(Counted(), 2))
+    assert not calls
     assert torch.equal(upload.delta, 1 - server.x.expand(2, P))
 
 
@@ -155,12 +164,10 @@ class TopK(FedAvg):
 @pytest.mark.parametrize("runner", ["vmap", "traced"])
 @pytest.mark.parametrize("cohort_size", [2, 3, 4, "auto"])
 def test_the_textbooks_top_k_gives_the_loops_numbers_in_every_runner(cohort_size: Any, runner: Any) -> None:
-    def trained(runner: Any, cohort_size: Any = "auto") -> Tensor:
-        strategy = SlotStrategy(["cpu/0"], runner=runner, cohort_size=cohort_size)
-        trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
-        return trainer.fit(TopK(lr=0.1), task(), data()).server.x
-
-    assert torch.allclose(trained(runner, cohort_size), trained("loop"), rtol=0, atol=1e-12)
+    loop, lifted = (
+        fit(TopK(lr=0.1), **how) for how in ({"runner": "loop"}, {"runner": runner, "cohort_size": cohort_size})
+    )
+    assert torch.allclose(lifted.state.server.x, loop.state.server.x, rtol=0, atol=1e-12)
 
 
 def test_a_hook_that_looks_at_a_number_is_named() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from unequal_clients import data
+from small_runs import unequal_clients
 
 from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
@@ -31,7 +31,7 @@ class Sized(TensorData):
 
 def planned(sizes: list[tuple[int, int]]) -> CohortPlan:
     """The plan of clients of so many steps of so many examples, the most steps first."""
-    module = data(kind=Sized)
+    module = unequal_clients(kind=Sized)
     module.setup()
     module.table = dict(enumerate(sizes))
     work = Work(tuple(range(len(sizes))), {c: steps for c, (steps, _) in enumerate(sizes)})
@@ -98,7 +98,7 @@ def test_a_cohort_stands_side_by_side(sizes: list[tuple[int, int]], more: int) -
 
 
 def test_the_pass_before_takes_each_example_once() -> None:
-    module = data(size=4)
+    module = unequal_clients(size=4)
     module.setup()
     plan = PhasePlan(RoundPlan(Participation(module), 0, Work((1, 0))), GRADIENT).draw((1, 0))
     for c, client in enumerate(plan.clients):
@@ -115,7 +115,7 @@ class Gaps(TensorData):
 
 
 def test_batches_are_filled_from_the_front() -> None:
-    module = data(kind=Gaps)
+    module = unequal_clients(kind=Gaps)
     module.setup()
     with pytest.raises(ConfigurationError, match="`schedule` of Gaps must fill each batch from the front"):
         PhasePlan(RoundPlan(Participation(module), 0, Work((0,)))).draw((0,))

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from unequal_clients import data, task
+from small_runs import fit, small_task, unequal_clients
 
-from fedlightning import FedAvg, FederatedTrainer, FedMethod, SlotStrategy
+from fedlightning import FedAvg, FedMethod
 from fedlightning import _interpreter as interpreter
 from fedlightning.data import Schedule, TensorData
 from fedlightning.errors import ConfigurationError
@@ -23,14 +23,14 @@ COHORTS = [(1,), (3,), (5,), (6,), (2,), (0,), (4,)]
 
 
 def plan_of_a_round() -> PhasePlan:
-    clients = data()
+    clients = unequal_clients()
     clients.setup()
     work = Work(tuple(client for cohort in COHORTS for client in cohort))
     return PhasePlan(RoundPlan(Participation(clients), 0, work))
 
 
 def worker(plan: PhasePlan) -> Worker:
-    replica = Replica(task(), Layout.of(task()), torch.device("cpu"))
+    replica = Replica(small_task(), Layout.of(small_task()), torch.device("cpu"))
     return Worker(Slot("cpu", 0, 0), replica, plan.data, plan.data.train, 1)
 
 
@@ -134,11 +134,8 @@ def test_looking_ahead_changes_no_bit_and_draws_nothing_twice(
         monkeypatch.setattr(interpreter, "gil_enabled", lambda lock=lock: lock)
         with monkeypatch.context() as patch:
             made = draws_noted(patch)
-            strategy = SlotStrategy(2, runner="vmap", cohort_size=2)
-            trainer = FederatedTrainer(
-                5, 4, strategy, [], logger=False, evaluate_every=2, stragglers=Stragglers(fraction)
-            )
-            states.append(trainer.fit(method, task(), data()))
+            how = {"clients_per_round": 4, "evaluate_every": 2, "stragglers": Stragglers(fraction)}
+            states.append(fit(method, rounds=5, slots=2, runner="vmap", cohort_size=2, **how).state)
         trial, made = made[:passes], made[passes:]  # a step of two clients in each phase, before the first round
         assert len({phase for *_, phase in trial}) == passes
         assert len(made) == len(set(made)) == 5 * 2 * passes
@@ -158,7 +155,6 @@ class Short(TensorData):
 
 @pytest.mark.parametrize("cohort_size", [1, 2])
 def test_there_must_be_a_batch_for_each_step(cohort_size: int) -> None:
-    trainer = FederatedTrainer(1, 4, SlotStrategy(1, cohort_size=cohort_size), [], logger=False, evaluate_every=0)
     told = r"a batch for each of the (\d+) local steps of client \d in round 0, but that of Short gives \d+; return \[\1, B\]"
     with pytest.raises(ConfigurationError, match=told):
-        trainer.fit(FedAvg(lr=0.05), task(), data(kind=Short))
+        fit(data=unequal_clients(kind=Short), rounds=1, clients_per_round=4, cohort_size=cohort_size)

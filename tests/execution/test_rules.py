@@ -10,15 +10,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fedlightning.execution.runners._trace import trace
-from fedlightning.execution.runners.compiled import rewrite as rules
-from fedlightning.execution.runners.compiled.rewrite import RULES
+from fedlightning.execution.runners.compiled.rewrite import rules
 
-
-@pytest.fixture(autouse=True)
-def vectors_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor with AVX-512, so that the same is tested everywhere."""
-    monkeypatch.setattr(rules, "_LANES", 16)
-    monkeypatch.setattr(rules, "_FEW_CHANNELS", range(5, 9))
+RULES = rules(lanes=16)  # as on a processor with AVX-512, so that the same is tested everywhere
 
 
 def drawn(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -52,7 +46,7 @@ def replaced(function: Callable[..., Tensor], tensors: list[Tensor], inputs: int
 def test_a_small_product_is_a_product(shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     a, b = drawn((m, k), (k, n))
-    found = rules._product(a, b)
+    found = RULES[torch.ops.aten.mm.default](a, b)
     assert found.is_contiguous()
     torch.testing.assert_close(found, a @ b, rtol=0, atol=1e-12)
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from small_runs import fit, small_task, unequal_clients
 from torch import nn
-from unequal_clients import data, task
 
 from fedlightning import (
     Batching,
@@ -17,13 +17,13 @@ from fedlightning import (
     FederatedTrainer,
     MethodError,
     Partition,
-    RoundState,
-    SlotStrategy,
     TensorData,
 )
 from fedlightning.execution import auto
-from fedlightning.execution.auto import AutoRules, Execution
+from fedlightning.execution.auto import AutoRules
 from fedlightning.execution.runners.loop import LoopRunner
+from fedlightning.server.checkpoint import load_checkpoint, save_checkpoint
+from fedlightning.server.client_memory import ClientMemory
 
 
 class Noting:
@@ -43,31 +43,25 @@ class Noting:
 
 def even_data() -> TensorData:
     """Eight clients of twelve examples."""
-    unequal = data()
+    unequal = unequal_clients()
     unequal.setup()
     return TensorData(unequal.train, Partition.of(torch.arange(96).split(12)), batching=Batching(4))
 
 
-def fit(
-    rounds: int = 2, save: Path | None = None, go_on: Path | None = None, even: bool = False, **how: Any
-) -> tuple[RoundState, Any]:
-    strategy = SlotStrategy(how.pop("slots", 1), **how)
-    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
-    state = trainer.fit(FedAvg(lr=0.05), task(), even_data() if even else data(), ckpt_path=go_on)
-    if save:
-        trainer.save_checkpoint(save)
-    return state, strategy.execution
+def run(rounds: int = 2, data: TensorData | None = None, **how: Any) -> FederatedTrainer:
+    """FedAvg, whose steps are small."""
+    return fit(FedAvg(lr=0.05), data=data, rounds=rounds, **how)
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_runner_of_ones_own_is_made_once_for_each_slot_and_given_each_cohort(slots: int) -> None:
     Noting.seen.clear()
     Noting.made.clear()
-    state, execution = fit(runner=Noting, slots=slots, cohort_size=2)
+    trainer = run(runner=Noting, slots=slots, cohort_size=2)
     assert sorted(Noting.made) == [f"cpu/{i} local" for i in range(slots)]
     assert sorted(Noting.seen) == [("local", t, c) for t in (0, 1) for c in sorted([(1, 3), (5, 6), (2, 0), (4,)])]
-    assert execution.describe() == "a runner of one's own"
-    assert torch.equal(state.server.x, fit(runner="loop")[0].server.x)
+    assert trainer.strategy.execution.describe() == "a runner of one's own"
+    assert torch.equal(trainer.state.server.x, run(runner="loop").state.server.x)
 
 
 class Forgetful(Noting):
@@ -139,45 +133,47 @@ class NoArguments(Noting):
 )
 def test_what_is_no_runner_is_said_in_one_line(runner: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^[^\n]*{said}[^\n]*$"):
-        fit(runner=runner)
+        run(runner=runner)
 
 
 def test_a_resumed_run_takes_its_steps_as_it_began(tmp_path: Path) -> None:
     """It is asked for more rounds, of which `auto` would think otherwise."""
     path, short = tmp_path / "here.ckpt", AutoRules(cohort_from=2)
-    whole, _ = fit(4, rules=short, even=True)
-    _, began = fit(2, save=path, rules=short, even=True)
-    assert began.runner == "vmap"
-    state, went_on = fit(4, go_on=path, even=True, rules=AutoRules(cohort_from=10**9))
-    assert (went_on.runner, went_on.cohort_size) == ("vmap", began.cohort_size)
+    whole = run(4, even_data(), rules=short)
+    began = run(2, even_data(), rules=short)
+    began.save_checkpoint(path)
+    assert began.strategy.execution.runner == "vmap"
+    resumed = run(4, even_data(), ckpt_path=path, rules=AutoRules(cohort_from=10**9))
+    went_on = resumed.strategy.execution
+    assert (went_on.runner, went_on.cohort_size) == ("vmap", began.strategy.execution.cohort_size)
     assert went_on.reasons == ("as the run began",)
-    assert torch.equal(state.server.x, whole.server.x)
-    assert fit(4, go_on=path, even=True, runner="loop")[1].runner == "loop"  # what is asked for is done
+    assert torch.equal(resumed.state.server.x, whole.state.server.x)
+    asked = run(4, even_data(), ckpt_path=path, runner="loop")  # what is asked for is done
+    assert asked.strategy.execution.runner == "loop"
 
 
-def test_a_fallback_is_kept_by_checkpoints_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, rules = tmp_path / "here.ckpt", AutoRules(cohort_from=2)
+class Branching(nn.Module):
+    """Its path depends on a value, so that it cannot be trained side by side."""
 
-    def fails(*_: object) -> None:
-        raise RuntimeError("no batching rule")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("fedlightning.execution.runners.vmap.VmapBackend.prepare", fails)
-        with pytest.warns(
-            UserWarning, match="otherwise than planned: one client at a time .not vmap, .* no batching rule"
-        ):
-            _, taken = fit(2, save=path, rules=rules, even=True)
-    assert taken.runner == "loop"
-    assert fit(4, go_on=path, even=True, rules=rules)[1].runner == "loop"
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * 2 if inputs[0].abs().sum() >= 0 else inputs
 
 
-def test_a_runner_that_was_asked_for_does_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
-        raise RuntimeError("no batching rule")
+def test_a_fallback_is_kept_by_checkpoints_too(tmp_path: Path) -> None:
+    how = {"task": small_task(Branching()), "data": even_data(), "rules": AutoRules(cohort_from=2)}
+    with pytest.warns(
+        UserWarning, match="otherwise than planned: one client at a time .not vmap, since its trial failed"
+    ):
+        taken = fit(FedAvg(lr=0.05), **how)
+    taken.save_checkpoint(tmp_path / "here.ckpt")
+    assert taken.strategy.execution.runner == "loop"
+    went_on = fit(FedAvg(lr=0.05), rounds=4, ckpt_path=tmp_path / "here.ckpt", **how).strategy.execution
+    assert (went_on.runner, went_on.reasons) == ("loop", ("as the run began",))
 
-    monkeypatch.setattr("fedlightning.execution.runners.vmap.VmapBackend.prepare", fails)
-    with pytest.raises(ConfigurationError, match=r"`runner='vmap'` must lift .* no batching rule; use `runner='loop'`"):
-        fit(runner="vmap")
+
+def test_a_runner_that_was_asked_for_does_not_fall_back() -> None:
+    with pytest.raises(ConfigurationError, match=r"`runner='vmap'` must lift .* control flow.*; use `runner='loop'`"):
+        fit(task=small_task(Branching()), runner="vmap")
 
 
 @pytest.mark.parametrize(
@@ -189,12 +185,12 @@ def test_a_runner_that_was_asked_for_does_not_fall_back(monkeypatch: pytest.Monk
 )
 def test_what_cannot_be_is_refused_before_the_first_round(how: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        fit(**how)
+        run(**how)
 
 
 def test_why_a_run_is_not_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "compiler", lambda: None)
-    execution = fit(rules=AutoRules(compile_dense=1))[1]
+    execution = run(rules=AutoRules(compile_dense=1)).strategy.execution
     assert execution.describe() == "one client at a time (not compiled: no C++ compiler was found)"
 
 
@@ -202,21 +198,23 @@ def test_a_compiled_run_that_goes_on_without_a_compiler_is_told_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "here.ckpt"
-    monkeypatch.setattr(Execution, "saved", lambda self: {"runner": "compiled", "cohort_size": 2})
-    fit(1, save=path)
+    run(1).save_checkpoint(path)
+    state, found = load_checkpoint(path, ClientMemory(), 7)
+    compiled = {"runner": "compiled", "cohort_size": 2}
+    save_checkpoint(path, state, found["identity"], found["callbacks"], found["row"], compiled)
     monkeypatch.setattr(auto, "compiler", lambda: None)
     with pytest.raises(
         ConfigurationError, match=r"goes on as it began, .*'compiled'.* needs a C.*by name, e.g. `runner='loop'`"
     ):
-        fit(2, go_on=path)
-    assert fit(2, go_on=path, runner="loop")[1].runner == "loop"
+        run(ckpt_path=path)
+    assert run(ckpt_path=path, runner="loop").strategy.execution.runner == "loop"
 
 
 def test_a_cohorts_size_is_kept_where_the_same_runner_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "here.ckpt"
-    fit(1, save=path, runner="vmap", cohort_size=3)
-    assert fit(2, go_on=path, runner="vmap")[1].cohort_size == 3
-    assert fit(2, go_on=path, runner="vmap", cohort_size=2)[1].cohort_size == 2
+    run(1, runner="vmap", cohort_size=3).save_checkpoint(path)
+    assert run(ckpt_path=path, runner="vmap").strategy.execution.cohort_size == 3
+    assert run(ckpt_path=path, runner="vmap", cohort_size=2).strategy.execution.cohort_size == 2
 
 
 @pytest.mark.parametrize("layer", ["lstm", "norm"])
@@ -236,9 +234,8 @@ def test_the_layer_that_stands_in_the_way_is_named_with_what_helps(layer: str) -
         if layer == "lstm"
         else r"BatchNorm1d.* use group norm"
     )
-    trainer = FederatedTrainer(1, strategy=SlotStrategy(1, runner="vmap"), callbacks=[], logger=False, evaluate_every=0)
     with pytest.raises(ConfigurationError, match=said):
-        trainer.fit(FedAvg(), Classification(model.double(), 3), even_data())
+        fit(task=Classification(model.double(), 3), data=even_data(), runner="vmap")
 
 
 @pytest.mark.parametrize(
@@ -260,6 +257,4 @@ class Counts(FedAvg):
 
 def test_a_hook_that_writes_to_the_steps_number_is_named() -> None:
     with pytest.raises(MethodError, match=r"changed `client.step` in place"):
-        FederatedTrainer(1, strategy=SlotStrategy(1), callbacks=[], logger=False, evaluate_every=0).fit(
-            Counts(), task(), data()
-        )
+        fit(Counts())

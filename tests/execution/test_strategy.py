@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_runs import fit, quiet_trainer
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -17,7 +18,6 @@ from fedlightning import (
     ConfigurationError,
     Examples,
     FedAvg,
-    FederatedTrainer,
     Partition,
     SlotStrategy,
     TensorData,
@@ -30,18 +30,25 @@ from fedlightning.execution.auto import AutoRules, step_flops
 from fedlightning.execution.model import Replica
 from fedlightning.execution.numerics import Numerics
 from fedlightning.execution.pool import WorkerPool
-from fedlightning.execution.slots import Slot, Worker, cpu_count
+from fedlightning.execution.slots import Slot, Worker, cpu_count, make_workers
 from fedlightning.layout import Layout
 from fedlightning.testing import Quadratics
 
 EYE = torch.eye(2)
 
 
+ORIGIN = Quadratics.task([0.0, 0.0])
+
+
+def quadratics(clients: int) -> Quadratics:
+    """So many clients of two examples."""
+    return Quadratics([EYE] * clients, [EYE[0]] * clients, [2] * clients)
+
+
 def worker(number: int) -> Worker:
-    task = Quadratics.task([0.0, 0.0])
-    data = Quadratics([EYE], [EYE[0]], [2])
+    data = quadratics(1)
     data.setup()
-    return Worker(Slot("cpu", 0, number), Replica(task, Layout.of(task), torch.device("cpu")), data, data.train, 1)
+    return Worker(Slot("cpu", 0, number), Replica(ORIGIN, Layout.of(ORIGIN), torch.device("cpu")), data, data.train, 1)
 
 
 @pytest.mark.parametrize(
@@ -81,21 +88,14 @@ def test_numbers_below_one_are_refused(arguments: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(("wish", "count"), [(3, 3), ("2", 2), ("cpu/0,cpu/5", 2), (["cpu/1"], 1)])
 def test_slots_are_what_was_asked_for(wish: object, count: int) -> None:
-    strategy = SlotStrategy(wish)  # type: ignore[arg-type]
-    FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False).fit(
-        FedAvg(), Quadratics.task([0.0, 0.0]), Quadratics([EYE, EYE], [EYE[0], EYE[1]], [2, 2])
-    )
+    strategy = fit(FedAvg(), ORIGIN, quadratics(2), 1, slots=wish).strategy
     assert len(strategy.slots) == count
     assert f"({1} thread each)" in strategy.describe()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the rule for a CPU")
 def test_auto_takes_every_core_without_the_gil_and_one_with_it() -> None:
-    strategy = SlotStrategy()
-    clients = Quadratics([EYE] * 64, [EYE[0]] * 64, [2] * 64)
-    FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False).fit(
-        FedAvg(), Quadratics.task([0.0, 0.0]), clients
-    )
+    strategy = fit(FedAvg(), ORIGIN, quadratics(64), 1, slots="auto").strategy
     assert len(strategy.slots) == (1 if gil_enabled() else min(64, cpu_count()))
     assert strategy.execution.cohort_size == 32
     assert ("GIL on" in strategy.describe()) == gil_enabled()
@@ -130,9 +130,9 @@ def test_auto_under_the_gil_takes_slots_by_the_operations_of_a_step(
 ) -> None:
     monkeypatch.setattr(interpreter, "gil_enabled", lambda: True)
     monkeypatch.setattr(auto, "cpu_count", lambda: cores)
-    strategy = SlotStrategy(rules=AutoRules(flops_per_slot=2_000_000))  # a step of 60 has 4.8 million
-    FederatedTrainer(1, 4, strategy, [], logger=False).fit(FedAvg(), network(), images(batch_size))
-    assert len(strategy.slots) == slots
+    rules = AutoRules(flops_per_slot=2_000_000)  # a step of 60 has 4.8 million
+    trainer = fit(FedAvg(), network(), images(batch_size), 1, slots="auto", rules=rules)
+    assert len(trainer.strategy.slots) == slots
 
 
 def by_item(inputs: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def test_a_model_that_must_see_values_takes_one_slot_under_the_gil(forward: Call
     model = Classification(Picky(5, 5), 5)
     data.setup()
     assert step_flops(model, data) == 0
-    FederatedTrainer(1, 1, SlotStrategy(), [], logger=False).fit(FedAvg(), model, data)
+    assert len(fit(FedAvg(), model, data, 1, slots="auto").strategy.slots) == 1
 
 
 def test_results_come_in_the_order_of_the_work_whoever_finishes_first() -> None:
@@ -315,24 +315,32 @@ def test_whoever_waits_for_a_slot_while_it_dies_gets_its_error_too() -> None:
     threads.close()
 
 
-def test_a_thread_that_ends_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one whose error cannot even be handed over, for want of memory."""
-    monkeypatch.setattr(pool, "_PATIENCE", 0.01)
-    monkeypatch.setattr(WorkerPool, "_fail", lambda *_: None)
+class UnspeakableError(Exception):
+    """Cannot even be written down, as where memory is wanting."""
+
+    def __str__(self) -> str:
+        raise MemoryError
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_without_a_word_is_noticed() -> None:
+    def dies() -> None:
+        raise UnspeakableError
+
     own = worker(0)
-    own.prepare = lambda: 1 / 0  # type: ignore[assignment, return-value, method-assign]
-    threads: WorkerPool[int] = WorkerPool([own, worker(1)])
+    own.prepare = dies  # type: ignore[assignment, method-assign]
+    threads: WorkerPool[int] = WorkerPool([own, worker(1)], patience=0.01)
 
     def waits(at: Worker) -> int:
         time.sleep(0.2)
         return 1
 
-    with pytest.raises(ClientError, match="Slot cpu/0 must work until the run ends, but its thread has stopped"):
+    with pytest.raises(ClientError, match=r"Slot cpu/0 must work until the run ends, .*\(of what, it could not say\)"):
         list(threads.map([waits] * 8))
     threads.close()
 
 
-def test_slots_that_were_all_retired_in_their_idle_time_are_an_error_and_no_wait_without_end() -> None:
+def test_slots_that_all_retired_in_their_idle_time_are_an_error_and_no_endless_wait() -> None:
     threads: WorkerPool[int] = WorkerPool([worker(0)])
 
     def idle(_: Worker) -> None:
@@ -365,14 +373,14 @@ class Starts:
     """Lets so many threads start, and no more."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-        self.left, self._start = count, threading.Thread.start
+        self.left, usual = count, threading.Thread.start
         starts = self
 
         def start(thread: threading.Thread) -> None:
             starts.left -= 1
             if starts.left < 0:
                 raise RuntimeError("can't start new thread")
-            starts._start(thread)
+            usual(thread)
 
         monkeypatch.setattr(threading.Thread, "start", start)
 
@@ -386,16 +394,15 @@ def test_threads_that_cannot_be_started_are_said_in_one_line_and_none_is_left(
     before, cudnn = threading.active_count(), torch.backends.cudnn
     switches = cudnn.deterministic, cudnn.benchmark
     monkeypatch.setattr(strategy_module, "Numerics", lambda precision, on_gpu: Numerics(precision, True))
-    data = Quadratics([EYE, EYE], [EYE[0], EYE[1]], [2, 2])
-    trainer = FederatedTrainer(1, strategy=SlotStrategy(3, threads_per_slot=3), callbacks=[], logger=False)
+    trainer = quiet_trainer(1, slots=3, threads_per_slot=3)
     with pytest.raises(
         ConfigurationError, match=f"^This machine must start {match}: can't start new thread; use [^\n]*$"
     ):
-        trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data)
+        trainer.fit(FedAvg(), ORIGIN, quadratics(2))
     assert threading.active_count() == before
     assert (cudnn.deterministic, cudnn.benchmark) == switches
     monkeypatch.undo()
-    assert trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data).round == 1
+    assert trainer.fit(FedAvg(), ORIGIN, quadratics(2)).round == 1
 
 
 @pytest.mark.parametrize(
@@ -417,44 +424,49 @@ def test_auto_takes_no_more_slots_than_there_may_be_threads(monkeypatch: pytest.
     monkeypatch.setattr(slots, "cpu_count", lambda: 2)
     monkeypatch.setattr(auto, "cpu_count", lambda: 16)
     monkeypatch.setattr(interpreter, "gil_enabled", lambda: False)
-    data = Quadratics([EYE] * 16, [EYE[0]] * 16, [2] * 16)
-    trainer = FederatedTrainer(1, strategy=SlotStrategy(threads_per_slot=17), callbacks=[], logger=False)
     with pytest.raises(ConfigurationError, match="but 16 slots of `threads_per_slot=17` have 272"):
-        trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), data)
+        fit(FedAvg(), ORIGIN, quadratics(16), slots="auto", threads_per_slot=17)
 
 
-def test_switches_that_are_set_by_half_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic
+class Switches:
+    """As cuDNN's, of which one cannot be switched off."""
 
-    def fails(self: Numerics, owner: object, name: str, value: object) -> None:
-        if name == "benchmark":
+    deterministic = False
+
+    @property
+    def benchmark(self) -> bool:
+        return True
+
+    @benchmark.setter
+    def benchmark(self, value: bool) -> None:
+        if not value:
             raise RuntimeError("no such switch")
-        usual(self, owner, name, value)
 
-    usual = Numerics._set
-    monkeypatch.setattr(Numerics, "_set", fails)
-    with pytest.raises(RuntimeError, match="no such switch"), Numerics("32-true", True):
+
+def test_switches_that_are_set_by_half_are_put_back() -> None:
+    switches, set_by_half = Switches(), list[bool]()
+
+    class Half(Numerics):
+        def __exit__(self, *_: object) -> None:
+            set_by_half.append(switches.deterministic)
+            super().__exit__()
+
+    with pytest.raises(RuntimeError, match="no such switch"), Half("32-true", True, switches):
         pass
-    assert cudnn.deterministic == before
+    assert set_by_half == [True]
+    assert not switches.deterministic
 
 
-def test_a_slot_without_room_for_its_copy_of_the_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[object] = []
+def test_a_slot_without_room_for_its_copy_of_the_model_is_named() -> None:
+    def make(slot: Slot) -> Worker:
+        if slot.number == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes\nmore")
+        return worker(slot.number)
 
-    class Full(Replica):
-        def __init__(self, *arguments: object) -> None:
-            if len(made) == 2:
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes\nmore")
-            super().__init__(*arguments)  # type: ignore[arg-type]
-            made.append(self)
-
-    monkeypatch.setattr(strategy_module, "Replica", Full)
-    trainer = FederatedTrainer(1, strategy=SlotStrategy(3), callbacks=[], logger=False)
     with pytest.raises(
         ConfigurationError, match=r"^Slot cpu/2 must have a copy .* 2 slots have theirs .*; use fewer `slots`\.$"
     ):
-        trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), Quadratics([EYE, EYE], [EYE[0], EYE[1]], [2, 2]))
+        make_workers([Slot("cpu", 0, number) for number in range(4)], make)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import fit, quiet_trainer, small_task, unequal_clients
 from torch import Tensor
-from unequal_clients import data, task
 
 from fedlightning import (
     ConfigurationError,
@@ -19,34 +19,27 @@ from fedlightning import (
     FederatedTrainer,
     FedMethod,
     MethodError,
-    RoundState,
-    SlotStrategy,
     State,
     hyper,
     keyed_uniform,
 )
 from fedlightning.methods import FedAdam, Scaffold, method_named, method_names
-from fedlightning.testing import check_method
+from fedlightning.testing import Quadratics, check_method
 
 P = 83
 SPLITS = ("test", "train")
 
 
-def fit(
-    method: FedMethod, rounds: int = 2, cohort_size: int = 1, **options: Any
-) -> tuple[FederatedTrainer, RoundState]:
-    """A run on a small model of 83 weights in float64."""
-    strategy = SlotStrategy(["cpu/0"], cohort_size=cohort_size, runner="loop")
-    trainer = FederatedTrainer(rounds, strategy=strategy, callbacks=[], logger=False, evaluate_on=SPLITS, **options)
-    return trainer, trainer.fit(method, task(), data())
+def run(method: FedMethod, rounds: int = 2, **options: Any) -> FederatedTrainer:
+    """A run on a small model of 83 weights in float64, in which every hook is called."""
+    return fit(method, rounds=rounds, **{"runner": "loop", "evaluate_every": 1, "evaluate_on": SPLITS, **options})
 
 
 def refusal(method: FedMethod) -> str:
     """The one line with which `fit` refuses a method before the first round, as `check_method` does."""
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False, evaluate_on=SPLITS)
+    trainer = quiet_trainer(runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError) as raised:
-        trainer.fit(method, task(), data())
+        trainer.fit(method, small_task(), unequal_clients())
     assert trainer.round == 0
     assert "train/loss" not in trainer.metrics
     with pytest.raises(MethodError):
@@ -332,7 +325,7 @@ def test_what_clients_see_of_the_server_stays_what_it_was(body: Callable[..., An
     assert re.search(
         rf"`Mine.on_aggregate` \(.*test_hooks.py:\d+\) .*{message}", refusal(made(base=Shares, on_aggregate=body))
     )
-    fit(
+    run(
         made(
             base=Shares,
             on_aggregate=lambda self, server, mean, round: server.replace(other=server.x, first=server.first + 0),
@@ -341,7 +334,7 @@ def test_what_clients_see_of_the_server_stays_what_it_was(body: Callable[..., An
 
 
 @pytest.mark.parametrize("given", [None, State(m=ONE), State(x=ONE), State(x=ONE).x], ids=repr)
-def test_on_evaluation_is_looked_at_when_it_is_first_called_which_is_before_the_first_round(given: Any) -> None:
+def test_on_evaluation_is_looked_at_when_it_is_first_called_before_the_first_round(given: Any) -> None:
     class Adapts(FedMethod):
         def on_evaluation(self, server, metrics, round):
             return given
@@ -349,7 +342,7 @@ def test_on_evaluation_is_looked_at_when_it_is_first_called_which_is_before_the_
     with pytest.raises(
         MethodError, match=r"`Adapts.on_evaluation` \(.*test_hooks.py:\d+\) must return .*`x`.*, but gave"
     ):
-        fit(Adapts(), evaluate_every=1)
+        run(Adapts(), evaluate_every=1)
     with pytest.raises(MethodError, match=r"`Adapts.on_evaluation`"):
         check_method(Adapts())
 
@@ -359,23 +352,23 @@ def test_a_server_hook_that_gives_something_else_later_is_told_in_that_round() -
         def on_aggregate(self, server, mean, round):
             return super().on_aggregate(server, mean, round) if round.index < 2 else None
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` .* but gave None"):
-        trainer.fit(Later(), task(), data())
+        trainer.fit(Later(), small_task(), unequal_clients())
     assert trainer.round == 2
 
 
-def test_rounds_beyond_those_looked_at_before_are_looked_at_when_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlightning.hooks.server._SCHEDULED", 1)
+def test_rounds_beyond_those_looked_at_before_are_looked_at_when_they_come() -> None:
+    """The numbers of the first thousand rounds are looked at before the first one."""
 
     class Falls(FedMethod):
         def client_lr(self, round):
-            return 0.1 - 0.1 * round
+            return 0.1 if round < 1002 else -0.1
 
-    fit(Falls())  # 0 stands still
-    with pytest.raises(MethodError, match=r"`Falls.client_lr` .* round 2"):
-        fit(Falls(), rounds=4)
+    trainer = quiet_trainer(1004)
+    with pytest.raises(MethodError, match=r"`Falls.client_lr` .* round 1002"):
+        trainer.fit(Falls(), Quadratics.task([1.0]), Quadratics([torch.eye(1)], [ONE], [1], steps=1))
+    assert trainer.round == 1002
 
 
 # -- what hooks raise ---------------------------------------------------------------------------------------------------
@@ -445,10 +438,9 @@ def test_what_a_hook_raises_is_told_with_its_line_before_the_first_round(
     hook: str, body: Callable[..., Any], message: str
 ) -> None:
     line = body.__code__.co_firstlineno
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(2, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError, match=rf"`Mine.{hook}` \(.*test_hooks.py:{line}\).* {message}"):
-        trainer.fit(made(**{hook: body}), task(), data())
+        trainer.fit(made(**{hook: body}), small_task(), unequal_clients())
     assert trainer.round == 0
 
 
@@ -458,7 +450,7 @@ def test_on_return_is_told_which_entry_is_missing() -> None:
             return state.replace(c=state.c + upload.dc)
 
     with pytest.raises(MethodError, match=r"`Looks.on_return` \(.*test_hooks.py:\d+\) failed: .* no entry 'dc'"):
-        fit(Looks())
+        run(Looks())
 
 
 def test_a_model_that_fails_is_not_the_methods_fault() -> None:
@@ -466,12 +458,11 @@ def test_a_model_that_fails_is_not_the_methods_fault() -> None:
         def forward(self, inputs):
             raise KeyError("mine")
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
+    trainer = quiet_trainer(1, runner="loop")
     from fedlightning import Classification
 
     with pytest.raises(KeyError, match="mine"):
-        trainer.fit(FedAvg(), Classification(Model(6, 3).double(), 3), data())
+        trainer.fit(FedAvg(), Classification(Model(6, 3).double(), 3), unequal_clients())
 
 
 # -- what hooks leave alone ---------------------------------------------------------------------------------------------
@@ -511,7 +502,7 @@ def test_on_evaluation_that_writes_in_place_is_told() -> None:
             return server
 
     with pytest.raises(MethodError, match=r"`Adapts.on_evaluation` \(.*\) changed `x` in place, which is the server's"):
-        fit(Adapts(), evaluate_every=1)
+        run(Adapts(), evaluate_every=1)
 
 
 @pytest.mark.parametrize("hook", ["on_aggregate", "on_return", "on_evaluation"])
@@ -533,10 +524,9 @@ def test_a_server_hook_that_writes_in_place_in_a_later_round_is_told_then(hook: 
                 server.x.mul_(2)
             return server
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False, evaluate_on=SPLITS)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     with pytest.raises(MethodError, match=rf"`Later.{hook}` \(.*\) changed `\w+` in place, which is the server's"):
-        trainer.fit(Later(lr=0.05), task(), data())
+        trainer.fit(Later(lr=0.05), small_task(), unequal_clients())
     assert trainer.round == 1
 
 
@@ -579,7 +569,7 @@ def test_other_ways_to_draw_are_found_too(draw: str) -> None:
     assert "`Mine.direction`" in refusal(made(direction=DRAWING["direction"](DRAWS[draw])))
 
 
-def test_numbers_that_are_drawn_with_the_generator_put_back_are_found_and_those_of_ones_own_pass() -> None:
+def test_draws_are_found_though_the_generator_is_put_back_and_those_of_ones_own_pass() -> None:
     def forked(self, local, grad, client):
         with torch.random.fork_rng():
             return grad(local.w) + torch.randn_like(local.w)
@@ -589,7 +579,7 @@ def test_numbers_that_are_drawn_with_the_generator_put_back_are_found_and_those_
         return server.replace(x=server.x + 0.01 * noise)
 
     assert "`Mine.direction`" in refusal(made(direction=forked))
-    fit(made(on_aggregate=own))
+    run(made(on_aggregate=own))
 
 
 def test_on_return_and_on_evaluation_that_draw_are_told() -> None:
@@ -603,7 +593,7 @@ def test_on_return_and_on_evaluation_that_draw_are_told() -> None:
 
     assert "`Returns.on_return`" in refusal(Returns())
     with pytest.raises(MethodError, match=r"`Adapts.on_evaluation` \(.*\) drew global random numbers"):
-        fit(Adapts(), evaluate_every=1)
+        run(Adapts(), evaluate_every=1)
 
 
 def test_a_model_that_draws_is_not_the_objectives_fault() -> None:
@@ -617,10 +607,9 @@ def test_a_model_that_draws_is_not_the_objectives_fault() -> None:
 
     from fedlightning import Classification
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(1, strategy=strategy, callbacks=[], logger=False, evaluate_every=0)
+    trainer = quiet_trainer(1, runner="loop")
     with pytest.warns(UserWarning, match="must draw no random numbers of its own"):
-        trainer.fit(Plain(), Classification(Noisy(6, 3).double(), 3), data())
+        trainer.fit(Plain(), Classification(Noisy(6, 3).double(), 3), unequal_clients())
 
 
 def test_the_clients_own_random_numbers_pass() -> None:
@@ -628,7 +617,7 @@ def test_the_clients_own_random_numbers_pass() -> None:
         def direction(self, local, grad, client):
             return grad(local.w) + keyed_uniform(client.key, local.w.shape)
 
-    fit(Noise())
+    run(Noise())
 
 
 # -- what a class declares ----------------------------------------------------------------------------------------------
@@ -686,7 +675,7 @@ HELPERS = [
 
 @pytest.mark.parametrize(("name", "arguments"), HELPERS, ids=[case[0] for case in HELPERS])
 def test_a_helper_of_another_name_is_allowed(name: str, arguments: tuple[str, ...]) -> None:
-    fit(made(**{name: _nothing(*arguments)}), rounds=1, evaluate_every=0)
+    run(made(**{name: _nothing(*arguments)}), rounds=1, evaluate_every=0)
 
 
 @pytest.mark.parametrize(
@@ -738,7 +727,7 @@ def test_hooks_may_be_wrapped_static_or_take_anything() -> None:
         def direction(self, local, grad, client, scale=1.0):
             return scale * grad(local.w)
 
-    assert torch.equal(fit(Mine())[1].server.x, fit(FedMethod())[1].server.x)
+    assert torch.equal(run(Mine()).state.server.x, run(FedMethod()).state.server.x)
 
 
 def test_a_hook_that_others_call_may_take_and_give_more_where_ones_own_hook_calls_it() -> None:
@@ -753,13 +742,13 @@ def test_a_hook_that_others_call_may_take_and_give_more_where_ones_own_hook_call
                 w=local.w - 0.5 * client.lr * self.direction(local, grad, client, 1.0) - 0.25 * client.lr * d
             )
 
-    assert torch.allclose(fit(Mine())[1].server.x, fit(FedMethod())[1].server.x, rtol=0, atol=1e-12)
+    assert torch.allclose(run(Mine()).state.server.x, run(FedMethod()).state.server.x, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_of_the_library_keeps_it(name: str) -> None:
     method = method_named(name)
-    fit(method(**({"allow_partial": True} if name == "scaffnew" else {})), rounds=1)
+    run(method(**({"allow_partial": True} if name == "scaffnew" else {})), rounds=1)
 
 
 # -- hyperparameters ----------------------------------------------------------------------------------------------------
@@ -807,11 +796,10 @@ def test_a_server_hook_that_draws_in_a_later_round_is_told_then() -> None:
             noise = torch.randn_like(server.x) if round.index == 2 else 0
             return server.replace(x=server.x + mean.delta + noise)
 
-    strategy = SlotStrategy(["cpu/0"], runner="loop")
-    trainer = FederatedTrainer(4, strategy=strategy, callbacks=[], logger=False)
+    trainer = quiet_trainer(4, runner="loop", evaluate_every=1, evaluate_on=SPLITS)
     before = torch.get_rng_state()
     with pytest.raises(MethodError, match=r"`Later.on_aggregate` \(.*\) drew global random numbers"):
-        trainer.fit(Later(lr=0.05), task(), data())
+        trainer.fit(Later(lr=0.05), small_task(), unequal_clients())
     assert trainer.round == 2
     assert torch.equal(before, torch.get_rng_state())
 
@@ -830,4 +818,4 @@ def test_what_begins_like_a_hook_but_is_none_is_told_unless_it_is_called() -> No
         def direction(self, local, grad, client):
             return self.on_gradient(grad(local.w))
 
-    assert fit(Mine(), rounds=1)[0].round == 1
+    assert run(Mine(), rounds=1).round == 1

@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fedprox_curves import CURVES, check_curve
+from small_runs import fit
 
 from fedlightning import (
     Callback,
@@ -18,7 +20,6 @@ from fedlightning import (
     ModelCheckpoint,
     Round,
     RoundState,
-    SlotStrategy,
     State,
 )
 from fedlightning.datasets import Synthetic
@@ -84,33 +85,30 @@ def problem() -> Quadratics:
     return Quadratics(a, list(torch.tensor([[1.0, 0], [0, 2], [-1, -1]])), [10, 20, 30], steps=4)
 
 
-def fit(
-    method: FedMethod, rounds: int = 12, callbacks: list[Callback] | None = None, every: int = 1, **kwargs: object
-) -> RoundState:
-    trainer = FederatedTrainer(
-        rounds, 2, SlotStrategy(1), callbacks or [], logger=False, evaluate_every=every, evaluate_on=("train",)
-    )
-    return trainer.fit(method, Quadratics.task([3.0, 1.0]), problem(), **kwargs)  # type: ignore[arg-type]
+def run(method: FedMethod, rounds: int = 12, **options: Any) -> RoundState:
+    """A run on the quadratics with two clients a round, evaluated after each."""
+    options = {"clients_per_round": 2, "evaluate_every": 1, "evaluate_on": ("train",), **options}
+    return fit(method, Quadratics.task([3.0, 1.0]), problem(), rounds, **options).state
 
 
 def test_each_round_is_that_of_fedprox_with_the_mu_that_is_logged_before_it() -> None:
-    logged, states = Logged(), [fit(AdaptiveFedProx(mu=0.3), rounds) for rounds in range(1, 13)]
-    last = fit(AdaptiveFedProx(mu=0.3), callbacks=[logged])
+    logged, states = Logged(), [run(AdaptiveFedProx(mu=0.3), rounds) for rounds in range(1, 13)]
+    last = run(AdaptiveFedProx(mu=0.3), callbacks=[logged])
     found = [row["server/mu"] for row in logged.rows]
     assert found == pytest.approx(mus([row["train_all/loss"] for row in logged.rows], mu=0.3))
     assert len(set(found)) > 2
     assert last.server.mu == logged.rows[-1]["server/mu"]
     for t in range(1, 12):
         before = states[t - 1]
-        one = fit(FedProx(mu=found[t]), t + 1, state=RoundState(t, State(x=before.server.x)))
+        one = run(FedProx(mu=found[t]), t + 1, state=RoundState(t, State(x=before.server.x)))
         torch.testing.assert_close(one.server.x, states[t].server.x, rtol=0, atol=1e-12)
-    assert not torch.allclose(states[-1].server.x, fit(FedProx(mu=0.3)).server.x, atol=1e-3)
+    assert not torch.allclose(states[-1].server.x, run(FedProx(mu=0.3)).server.x, atol=1e-3)
 
 
 def test_mu_is_sent_down_and_nothing_else_of_it() -> None:
     logged, plain = Logged(), Logged()
-    fit(AdaptiveFedProx(), 1, [logged])
-    fit(FedProx(), 1, [plain])
+    run(AdaptiveFedProx(), 1, callbacks=[logged])
+    run(FedProx(), 1, callbacks=[plain])
     assert logged.rows[-1]["communication/down_bytes"] == plain.rows[-1]["communication/down_bytes"] + 2 * 8
     assert [name for name in logged.rows[-1] if name.startswith("server/")] == ["server/mu"]
     assert not [name for name in plain.rows[-1] if name.startswith("server/")]
@@ -133,7 +131,7 @@ class Watches(FedAvg):
 
 def test_it_is_called_before_the_first_round_and_after_each() -> None:
     logged = Logged()
-    state = fit(Watches(), 3, [logged])
+    state = run(Watches(), 3, callbacks=[logged])
     assert [row["server/count"] for row in logged.rows] == [1, 2, 3, 4]
     expected = [100 * t + 20 + row["train_all/loss"] for t, row in zip((0, 0, 1, 2), logged.rows, strict=True)]
     assert state.server.told[:5].tolist() == pytest.approx([*expected, 0])
@@ -144,12 +142,10 @@ def test_it_needs_the_training_loss_of_every_round(method: FedMethod) -> None:
     name = type(method).__name__
     for every in (0, 2):
         with pytest.raises(ConfigurationError, match=f"`evaluate_every` of .* must be 1 for {name}, .* but is {every}"):
-            fit(method, every=every)
+            run(method, evaluate_every=every)
     with pytest.raises(ConfigurationError, match=f"`evaluate_on` of FederatedTrainer must hold 'train' for {name}"):
-        FederatedTrainer(1, callbacks=[], logger=False).fit(
-            method, Classification(LogisticRegression(60, 10)), Synthetic()
-        )
-    fit(FedAvg(), 1, every=0)
+        fit(method, Classification(LogisticRegression(60, 10)), Synthetic(), evaluate_every=1)
+    run(FedAvg(), 1, evaluate_every=0)
 
 
 class Interrupts(Callback):
@@ -179,17 +175,17 @@ class Falls(AdaptiveFedProx):
 )  # fmt: skip
 @pytest.mark.parametrize("method", [AdaptiveFedProx(mu=0.3), Watches()], ids=lambda method: type(method).__name__)
 def test_interrupted_anywhere_and_resumed_changes_no_bit(method: FedMethod, hook: str, at: int, tmp_path: Path) -> None:
-    reference = fit(method)
+    reference = run(method)
     with pytest.raises(KeyboardInterrupt):
-        fit(method, callbacks=[ModelCheckpoint(tmp_path), Interrupts(hook, at)])
-    state = fit(method, ckpt_path=tmp_path / "last.ckpt")
+        run(method, callbacks=[ModelCheckpoint(tmp_path), Interrupts(hook, at)])
+    state = run(method, ckpt_path=tmp_path / "last.ckpt")
     assert all(torch.equal(reference.server[name], state.server[name]) for name in reference.server)
-    half = fit(method, state=fit(method, 5))
+    half = run(method, state=run(method, 5))
     assert all(torch.equal(reference.server[name], half.server[name]) for name in reference.server)
 
 
 def test_a_round_has_ended_when_it_was_looked_at(tmp_path: Path) -> None:
-    reference = fit(AdaptiveFedProx(mu=0.3))
+    reference = run(AdaptiveFedProx(mu=0.3))
     kept: list[RoundState] = []
 
     class Keeps(Callback):
@@ -197,9 +193,9 @@ def test_a_round_has_ended_when_it_was_looked_at(tmp_path: Path) -> None:
             kept.append(trainer.state)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Falls(mu=0.3), callbacks=[Keeps()])
+        run(Falls(mu=0.3), callbacks=[Keeps()])
     assert kept[0].round == 3
-    state = fit(AdaptiveFedProx(mu=0.3), state=kept[0])
+    state = run(AdaptiveFedProx(mu=0.3), state=kept[0])
     assert all(torch.equal(reference.server[name], state.server[name]) for name in reference.server)
 
 

@@ -11,6 +11,7 @@ import recipe_runner
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import fit
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -67,32 +68,25 @@ class Iterates(Callback):
         self.x.append(trainer.state.server.x)
 
 
-def fit(
+def trajectory(
     method: FedMethod,
     data: FederatedDataModule,
     start: list[float],
     rounds: int,
     *,
     schedule: tuple[tuple[int, ...], ...] | None = None,
-    cohort_size: int = 1,
-    slots: int = 1,
-    state: RoundState | None = None,
+    **options: Any,
 ) -> tuple[RoundState, list[Tensor], FederatedTrainer]:
+    """A run on quadratics: its end, x after each round, and its trainer."""
     iterates = Iterates()
-    trainer = FederatedTrainer(
-        rounds,
-        clients_per_round=len(schedule[0]) if schedule else 1.0,
-        sampler=FixedSchedule(schedule) if schedule else None,
-        strategy=SlotStrategy(slots, cohort_size=cohort_size),
-        callbacks=[iterates],
-        logger=False,
-        evaluate_every=0,
-    )
-    return trainer.fit(method, Quadratics.task(start), data, state), iterates.x, trainer
+    if schedule:
+        options |= {"clients_per_round": len(schedule[0]), "sampler": FixedSchedule(schedule)}
+    trainer = fit(method, Quadratics.task(start), data, rounds, callbacks=[iterates], **{"cohort_size": 1, **options})
+    return trainer.state, iterates.x, trainer
 
 
 def run(method: FedMethod, rounds: int, steps: int = 5, **options: Any) -> Tensor:
-    return fit(method, Quadratics(A, B, N, steps), [1.0, 1.0], rounds, **options)[1][-1]
+    return trajectory(method, Quadratics(A, B, N, steps), [1.0, 1.0], rounds, **options)[1][-1]
 
 
 def close(actual: Tensor, expected: Any, atol: float = 1e-12) -> None:
@@ -137,7 +131,7 @@ def test_full_participation_gives_the_golden_numbers(name: str, cohort_size: int
     method, expected = GOLDEN[name]
     data = Quadratics(A, B, N, 5)
     for x, known in zip(
-        fit(method, data, [1.0, 1.0], 3, cohort_size=cohort_size, slots=slots)[1], expected, strict=True
+        trajectory(method, data, [1.0, 1.0], 3, cohort_size=cohort_size, slots=slots)[1], expected, strict=True
     ):
         close(x, known, 1e-9)
 
@@ -147,7 +141,7 @@ def test_full_participation_gives_the_golden_numbers(name: str, cohort_size: int
 def test_scheduled_partial_participation_gives_the_golden_numbers(name: str, cohort_size: int) -> None:
     method, expected = GOLDEN_PARTIAL[name]
     data = Quadratics(A, B, N, 5)
-    found = fit(method, data, [1.0, 1.0], 3, schedule=SCHEDULE, cohort_size=cohort_size)[1]
+    found = trajectory(method, data, [1.0, 1.0], 3, schedule=SCHEDULE, cohort_size=cohort_size)[1]
     for x, known in zip(found, expected, strict=True):
         close(x, known, 1e-9)
 
@@ -281,7 +275,7 @@ def scaffold_one(x: np.ndarray, schedule: Any) -> list[np.ndarray]:
 )
 def test_methods_agree_with_an_independent_program(method: FedMethod, program: Any, schedule: Any) -> None:
     data = Quadratics(A, B, N, K)
-    found = fit(method, data, [1.0, 1.0], len(schedule), schedule=schedule, cohort_size=2)[1]
+    found = trajectory(method, data, [1.0, 1.0], len(schedule), schedule=schedule, cohort_size=2)[1]
     for x, expected in zip(found, program(np.ones(2), schedule), strict=True):
         close(x, expected)
 
@@ -421,7 +415,7 @@ def test_fixed_points_on_random_quadratics(name: str, dim: int, steps: int, seed
         maps = [eye - shrink(a, 0.4 * lr, steps) for a in curvatures]
         method = FedCM(beta=0.4, **common)
     fixed = fixed_point(maps, centres)
-    close(fit(method, Quadratics(curvatures, optima, SIZES, steps), fixed.tolist(), 1)[1][0], fixed, 1e-10)
+    close(trajectory(method, Quadratics(curvatures, optima, SIZES, steps), fixed.tolist(), 1)[1][0], fixed, 1e-10)
 
 
 @settings(max_examples=5, deadline=None)
@@ -439,7 +433,7 @@ def test_fixed_point_of_fedinit(beta: float, dim: int, steps: int, seed: int) ->
     state = RoundState(0, State(x=x, x0=torch.ones_like(x)), memory)
     method = FedInit(lr=lr, beta=beta, weighting="examples")
     data = Quadratics(curvatures, optima, SIZES, steps)
-    close(fit(method, data, [1.0] * dim, 1, state=state)[1][0], x, 1e-10)
+    close(trajectory(method, data, [1.0] * dim, 1, state=state)[1][0], x, 1e-10)
 
 
 EXACT: list[FedMethod] = [
@@ -480,7 +474,7 @@ def test_the_minimiser_is_a_fixed_point(method: FedMethod, weighting: Any, dim: 
     memory = ClientMemory({i: State(**{name: known[name][i] for name in kept}) for i in range(3 if kept else 0)})
     state = RoundState(0, tried.configure_server(x), memory)
     data = Quadratics(curvatures, optima, SIZES, steps)
-    close(fit(tried, data, x.tolist(), 2, state=state, cohort_size=3)[1][-1], x, 1e-11)
+    close(trajectory(tried, data, x.tolist(), 2, state=state, cohort_size=3)[1][-1], x, 1e-11)
 
 
 @pytest.mark.parametrize("method", EXACT, ids=names)
@@ -488,14 +482,14 @@ def test_the_minimiser_is_a_fixed_point(method: FedMethod, weighting: Any, dim: 
 @given(weighting=WEIGHTINGS, dim=st.integers(1, 20), steps=st.integers(3, 6), seed=st.integers(0, 10**6))
 def test_they_reach_the_minimiser(method: FedMethod, weighting: Any, dim: int, steps: int, seed: int) -> None:
     tried, curvatures, optima, exact = exact_case(method, dim, seed, weighting)
-    found = fit(tried, Quadratics(curvatures, optima, SIZES, steps), (exact + 1).tolist(), 60, cohort_size=3)[1]
+    found = trajectory(tried, Quadratics(curvatures, optima, SIZES, steps), (exact + 1).tolist(), 60, cohort_size=3)[1]
     assert (found[-1] - exact).norm() < 1e-2 * dim**0.5
 
 
 @pytest.mark.parametrize("method", EXACT, ids=names)
-def test_on_the_golden_problem_they_are_exact_and_their_control_variates_are_the_gradients(method: FedMethod) -> None:
+def test_on_the_golden_problem_they_are_exact_and_their_variates_are_the_gradients(method: FedMethod) -> None:
     data = Quadratics(A, B, N, 5)
-    state, found, _ = fit(method, data, [1.0, 1.0], 90, cohort_size=3)
+    state, found, _ = trajectory(method, data, [1.0, 1.0], 90, cohort_size=3)
     exact = minimiser([1 / 3] * 3)
     close(found[-1], exact, 1e-9)
     if not isinstance(method, FedDane):
@@ -518,7 +512,7 @@ def test_under_partial_participation_scaffnew_stays_exact() -> None:
     """h_i moves by the mean of the round that its client took part in: with that of its next round the sum of the h_i grows."""
     for coin in ("fixed", "geometric"):
         method = Scaffnew(coin=coin, allow_partial=True)  # type: ignore[arg-type]
-        state, found, _ = fit(method, Quadratics(A, B, N, 5), [1.0, 1.0], 150, schedule=SCHEDULE)
+        state, found, _ = trajectory(method, Quadratics(A, B, N, 5), [1.0, 1.0], 150, schedule=SCHEDULE)
         close(found[-1], minimiser([1 / 3] * 3), 1e-8)
         close(sum(row.h for row in state.memory.rows().values()), [0.0, 0.0], 1e-10)
 
@@ -531,7 +525,7 @@ def test_scaffnew_is_exact_where_clients_take_unequal_numbers_of_steps(coin: Any
         def num_steps(self, client: int, steps: int | None = None) -> int:
             return (2, 5, 3)[client]
 
-    close(fit(Scaffnew(coin=coin), Unequal(A, B, N), [1.0, 1.0], 150)[1][-1], minimiser([1 / 3] * 3), 1e-8)
+    close(trajectory(Scaffnew(coin=coin), Unequal(A, B, N), [1.0, 1.0], 150)[1][-1], minimiser([1 / 3] * 3), 1e-8)
 
 
 def test_scaffold_with_weight_decay_minimises_the_regularised_objective() -> None:
@@ -613,7 +607,7 @@ def test_one_local_step_is_gradient_descent_for_every_corrected_method() -> None
 @pytest.mark.parametrize(("p", "steps"), [(0.2, 5), (0.5, 2), (1 / 3, 3), (0.15, 7)])
 def test_scaffnew_with_a_fixed_period_is_scaffold(p: float, steps: int) -> None:
     data = Quadratics(A, B, N, steps)
-    pair = (fit(method, data, [1.0, 1.0], 7)[1] for method in (Scaffnew(p=p), Scaffold()))
+    pair = (trajectory(method, data, [1.0, 1.0], 7)[1] for method in (Scaffnew(p=p), Scaffold()))
     for x, y in zip(*pair, strict=True):
         close(x, y)
 
@@ -654,7 +648,7 @@ def test_lesam_moves_a_quadratics_end_by_minus_m_delta() -> None:
     memory = ClientMemory({i: State(x_old=old) for i in range(3)})
     state = RoundState(0, State(x=x), memory)
     method = FedLESAM(rho=0.3, weighting="examples")
-    close(fit(method, Quadratics(A, B, N), [1.0, 1.0], 1, state=state)[1][0], expected)
+    close(trajectory(method, Quadratics(A, B, N), [1.0, 1.0], 1, state=state)[1][0], expected)
 
 
 def test_lesam_may_divide_by_the_sum_of_the_layers_norms() -> None:
@@ -699,10 +693,10 @@ def test_symmetries(method: FedMethod) -> None:
     usual = run(method, 3)
     order = [2, 0, 1]
     moved = Quadratics([A[i] for i in order], [B[i] for i in order], [N[i] for i in order], steps)
-    close(fit(method, moved, start, 3)[1][-1], usual)
-    close(fit(method, Quadratics(A, B, [2 * n for n in N], steps), start, 3)[1][-1], usual)
+    close(trajectory(method, moved, start, 3)[1][-1], usual)
+    close(trajectory(method, Quadratics(A, B, [2 * n for n in N], steps), start, 3)[1][-1], usual)
     alone, crowd = (Quadratics([A[1]] * k, [B[1]] * k, [N[1]] * k, steps) for k in (1, 3))
-    close(fit(method, crowd, start, 3)[1][-1], fit(method, alone, start, 3)[1][-1])
+    close(trajectory(method, crowd, start, 3)[1][-1], trajectory(method, alone, start, 3)[1][-1])
 
 
 @pytest.mark.parametrize("method", EVERY, ids=names)
@@ -895,7 +889,7 @@ def test_the_pass_changes_neither_the_batches_nor_the_loss_that_is_logged() -> N
     ids=names,
 )  # fmt: skip
 def test_what_travels_is_what_the_docstring_says(method: FedMethod, down: int, up: int) -> None:
-    trainer = fit(method, Quadratics(A, B, N), [1.0, 1.0], 2, cohort_size=2)[2]
+    trainer = trajectory(method, Quadratics(A, B, N), [1.0, 1.0], 2, cohort_size=2)[2]
     model = 2 * 8 * 3
     assert trainer.metrics["communication/down_bytes"] == down * model
     assert trainer.metrics["communication/up_bytes"] == up * model
@@ -903,7 +897,7 @@ def test_what_travels_is_what_the_docstring_says(method: FedMethod, down: int, u
 
 @pytest.mark.filterwarnings("ignore:All clients must take part")
 def test_scaffnew_with_some_of_the_clients_sends_them_the_mean_as_well() -> None:
-    trainer = fit(Scaffnew(allow_partial=True), Quadratics(A, B, N), [1.0, 1.0], 2, schedule=SCHEDULE)[2]
+    trainer = trajectory(Scaffnew(allow_partial=True), Quadratics(A, B, N), [1.0, 1.0], 2, schedule=SCHEDULE)[2]
     assert trainer.metrics["communication/down_bytes"] == 2 * trainer.metrics["communication/up_bytes"]
 
 

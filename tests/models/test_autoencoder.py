@@ -7,18 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from small_runs import fit
 from torch import Tensor, nn
 
-from fedlightning import (
-    Batching,
-    ConfigurationError,
-    Examples,
-    FederatedTrainer,
-    FedProx,
-    Natural,
-    SlotStrategy,
-    TensorData,
-)
+from fedlightning import Batching, ConfigurationError, Examples, FedProx, Natural, TensorData
 from fedlightning.data import TFFCifar
 from fedlightning.datasets import FakeImages
 from fedlightning.layout import Layout
@@ -95,11 +87,10 @@ def test_metrics_take_any_layout():
 
 def test_labels_as_targets_are_named():
     data = FakeImages("IIDC2", shape=(1, 8, 8), classes=2, num_train=8, num_test=2, batching=Batching(4))
-    trainer = FederatedTrainer(1, 1.0, SlotStrategy(1), callbacks=(), logger=False)
     with pytest.raises(
         ConfigurationError, match=r"as many entries as the targets, but are \[\d, 1, 8, 8\].*target='image'"
     ):
-        trainer.fit(FedProx(), Reconstruction(dense().float()), data)
+        fit(FedProx(), Reconstruction(dense().float()), data)
 
 
 # -- trained ----------------------------------------------------------------------------------------------------------
@@ -140,14 +131,12 @@ def test_target_is_checked():
         FakeImages("IIDC2", target="images")
 
 
-def fit(model: nn.Module, cohort_size: int) -> Tensor:
+def reconstruction_run(model: nn.Module, cohort_size: int) -> Tensor:
+    """Two rounds over clients of 1 to 8 images."""
     owners = torch.arange(4).repeat_interleave(torch.tensor([1, 3, 8, 5]))
     inputs = images(17, 1, 8, 8)
     data = TensorData(Examples(inputs, inputs), Natural(owners).split(owners, seed=0), batching=Batching(3, epochs=1))
-    trainer = FederatedTrainer(
-        2, 1.0, SlotStrategy(1, cohort_size=cohort_size), callbacks=(), logger=False, evaluate_every=0
-    )
-    return trainer.fit(FedProx(lr=0.5, mu=0.1), Reconstruction(model), data).server.x
+    return fit(FedProx(lr=0.5, mu=0.1), Reconstruction(model), data, cohort_size=cohort_size).state.server.x
 
 
 @pytest.mark.parametrize("make", [dense, lambda: ConvAutoencoder(1, 8).double()])
@@ -155,23 +144,22 @@ def test_a_cohort_gives_the_loops_numbers(make):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = make()
-    loop = fit(model, 1)
+    loop = reconstruction_run(model, 1)
     assert float((loop - Layout.of(Reconstruction(model)).read(Reconstruction(model))).abs().max()) > 1e-3
-    torch.testing.assert_close(fit(model, 3), loop, rtol=0, atol=1e-12)
+    torch.testing.assert_close(reconstruction_run(model, 3), loop, rtol=0, atol=1e-12)
 
 
 def test_it_learns_and_its_loss_is_logged():
     data = FakeImages(
-        "IIDC2", shape=(1, 8, 8), classes=2, num_train=64, num_test=8, batching=Batching(steps=10), target="image"
+        "IIDC2", shape=(1, 8, 8), classes=2, num_train=64, num_test=8, target="image", batching=Batching(steps=10)
     )
-    trainer = FederatedTrainer(5, 1.0, SlotStrategy(1), callbacks=(), logger=False, evaluate_every=1)
     model = build_model("autoencoder", (1, 8, 8), 2)
     before = Reconstruction(model)
     data.setup()
     batch = data.batch(data.test, torch.arange(8))
     start = float(before.loss(batch).mean().detach())
-    state = trainer.fit(FedProx(lr=1.0, mu=0.0), before, data)
-    after = float(before.with_parameters(state.server.x).loss(batch).mean().detach())
+    trainer = fit(FedProx(lr=1.0, mu=0.0), before, data, 5, evaluate_every=1)
+    after = float(before.with_parameters(trainer.state.server.x).loss(batch).mean().detach())
     assert after < 0.5 * start
     assert trainer.metrics["test/loss"] == pytest.approx(after, rel=1e-5)
     assert trainer.metrics["test/mae"] > 0

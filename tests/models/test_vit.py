@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import fit
 from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,10 +18,8 @@ from fedlightning import (
     Classification,
     ConfigurationError,
     Examples,
-    FederatedTrainer,
     FedProx,
     Natural,
-    SlotStrategy,
     TensorData,
 )
 from fedlightning.execution.model import Replica
@@ -153,19 +152,19 @@ def test_a_gradient_can_be_differentiated_under_a_transform():
 
 
 # -- trained ----------------------------------------------------------------------------------------------------------
-def fit(task: Classification, **strategy: object) -> Tensor:
+def image_run(task: Classification, **strategy: object) -> Tensor:
+    """Two rounds over clients of 1 to 8 images."""
     owners = torch.arange(4).repeat_interleave(torch.tensor([1, 3, 8, 5]))
     examples = Examples(images(17, 3, 6, 6), torch.arange(17) % 5)
     data = TensorData(examples, Natural(owners).split(owners, seed=0), batching=Batching(3, epochs=1))
-    trainer = FederatedTrainer(2, 1.0, SlotStrategy(1, **strategy), callbacks=(), logger=False, evaluate_every=0)
-    return trainer.fit(FedProx(lr=0.1, mu=0.1), task, data).server.x
+    return fit(FedProx(lr=0.1, mu=0.1), task, data, **strategy).state.server.x
 
 
 def test_a_cohort_gives_the_loops_numbers():
     task = Classification(tiny(blocks=1), 5)
-    loop = fit(task, cohort_size=1)
+    loop = image_run(task, cohort_size=1)
     assert float((loop - Layout.of(task).read(task)).abs().max()) > 1e-3
-    torch.testing.assert_close(fit(task, cohort_size=3), loop, rtol=0, atol=1e-12)
+    torch.testing.assert_close(image_run(task, cohort_size=3), loop, rtol=0, atol=1e-12)
 
 
 def test_a_traced_cohort_gives_the_same_gradients():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassF1Score
@@ -56,9 +57,9 @@ class Rounds(Callback):
         self.begun += 1
 
 
-def fit(task: FederatedTask, data: FederatedDataModule, rounds: int = 2, **options: Any) -> Tensor:
-    options = {"callbacks": [], "logger": False, "evaluate_every": 0, **options}
-    return FederatedTrainer(rounds, **options).fit(FedAvg(), task, data).server.x
+def trained(task: FederatedTask, data: FederatedDataModule, **options: Any) -> Tensor:
+    """The model after two rounds of FedAvg."""
+    return fit(FedAvg(), task, data, **options).state.server.x
 
 
 def tensors(inputs: Tensor = X, targets: Tensor = Y, **options: Any) -> TensorData:
@@ -74,7 +75,7 @@ def refused(task: FederatedTask, data: FederatedDataModule, **options: Any) -> s
     """The one line with which a run is refused, without evaluation and before the first round."""
     rounds = Rounds()
     with pytest.raises(ConfigurationError) as caught:
-        fit(task, data, callbacks=[rounds], **options)
+        trained(task, data, callbacks=[rounds], **options)
     assert rounds.begun == 0
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -142,9 +143,9 @@ def test_a_test_set_without_examples_is_refused_where_it_is_evaluated() -> None:
     assert "must hold an example for `evaluate_on=('val', 'test')`" in refused(
         task, TensorData(Examples(X, Y), OWNERS, nothing), evaluate_every=1
     )
-    fit(task, TensorData(Examples(X, Y), OWNERS, nothing))
+    trained(task, TensorData(Examples(X, Y), OWNERS, nothing))
     for parts in ((), ("train",)):
-        fit(task, TensorData(Examples(X, Y), OWNERS, nothing), evaluate_every=1, evaluate_on=parts)
+        trained(task, TensorData(Examples(X, Y), OWNERS, nothing), evaluate_every=1, evaluate_on=parts)
 
 
 @pytest.mark.parametrize("parts", ["test", ("tests",), ("test", "test"), ("test", None), 3, {"test": 1}])
@@ -158,9 +159,9 @@ def test_what_is_evaluated_is_a_sequence_of_known_words(parts: Any) -> None:
 
 def test_nothing_is_evaluated_with_the_default_callbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fit(Classification(model()), tensors(), callbacks=None, evaluate_every=1, evaluate_on=())
+    trained(Classification(model()), tensors(), callbacks=None, evaluate_every=1, evaluate_on=())
     with pytest.raises(ConfigurationError, match="`monitor` of EarlyStopping must be"):
-        fit(
+        trained(
             Classification(model()), tensors(), callbacks=[EarlyStopping("test/loss")], evaluate_every=1, evaluate_on=()
         )
 
@@ -168,7 +169,9 @@ def test_nothing_is_evaluated_with_the_default_callbacks(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("strategy", [{"runner": "loop"}, {"runner": "vmap", "cohort_size": 2}, {"runner": "traced"}])
 def test_a_batch_that_no_client_fills_is_its_whole_data_and_costs_no_more(strategy: Any) -> None:
     whole, huge = (
-        fit(Classification(model()), tensors(batching=Batching(size, epochs=2)), strategy=SlotStrategy(1, **strategy))
+        trained(
+            Classification(model()), tensors(batching=Batching(size, epochs=2)), strategy=SlotStrategy(1, **strategy)
+        )
         for size in (None, 10**12)
     )
     assert torch.equal(whole, huge)
@@ -179,12 +182,13 @@ def test_a_batch_that_no_client_fills_is_its_whole_data_and_costs_no_more(strate
 def test_labels_of_any_whole_numbers_train_to_the_same_bits(dtype: torch.dtype) -> None:
     task = Classification(model())
     assert torch.equal(
-        fit(task, tensors(), evaluate_every=1), fit(task, tensors(targets=Y.to(dtype)), evaluate_every=1)
+        trained(task, tensors(), evaluate_every=1), trained(task, tensors(targets=Y.to(dtype)), evaluate_every=1)
     )
     words = NextToken(nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 3)), 3)
     texts = Y[:, None].expand(24, 5).contiguous()
     bits = [
-        fit(words, tensors(Y[:, None].expand(24, 5), texts.to(kind)), evaluate_every=1) for kind in (dtype, torch.int64)
+        trained(words, tensors(Y[:, None].expand(24, 5), texts.to(kind)), evaluate_every=1)
+        for kind in (dtype, torch.int64)
     ]
     assert torch.equal(*bits)
 
@@ -242,7 +246,7 @@ class First(Classification):
 
 def test_a_task_of_ones_own_says_what_its_outputs_are() -> None:
     assert "must be logits, [4, 3], but are a tuple" in refused(Classification(Pair(), 3), tensors())
-    assert torch.equal(fit(First(Pair(), 3), tensors()), fit(Classification(model(), 3), tensors()))
+    assert torch.equal(trained(First(Pair(), 3), tensors()), trained(Classification(model(), 3), tensors()))
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -263,7 +267,7 @@ def test_a_model_has_parameters_to_train(task: Callable[[], FederatedTask], mess
 def test_numbers_of_another_precision_are_refused_with_what_to_write() -> None:
     assert "float64[4, 4] and int64[4]" in (text := refused(Classification(model()), tensors(X.double())))
     assert text.endswith("; use `inputs.to(torch.float32)`, or `model.to(torch.float64)`.")
-    fit(Classification(model().double()), tensors(X.double()))
+    trained(Classification(model().double()), tensors(X.double()))
 
 
 def test_parameters_of_another_model_are_refused() -> None:
@@ -329,7 +333,7 @@ def test_inputs_that_are_no_numbers_fail_in_the_round_with_one_line() -> None:
     spoilt = X.clone()
     spoilt[7] = np.nan
     with pytest.raises(ClientError, match=r"the loss of client 1 at local step . is nan") as caught:
-        fit(Classification(model()), tensors(spoilt))
+        trained(Classification(model()), tensors(spoilt))
     assert isinstance(caught.value, FedLightningError)
 
 
@@ -339,7 +343,7 @@ def evaluated(inputs: Tensor, targets: Tensor) -> TensorData:
 
 
 def run(data: TensorData | None = None, task: FederatedTask | None = None, **options: Any) -> Tensor:
-    return fit(task or Classification(model()), data or tensors(), evaluate_every=1, **options)
+    return trained(task or Classification(model()), data or tensors(), evaluate_every=1, **options)
 
 
 def compared(**changed: Any) -> Any:

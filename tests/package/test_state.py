@@ -91,19 +91,18 @@ def test_the_nearest_names_are_offered() -> None:
 
 def test_an_import_that_switches_the_gil_on_is_noted_and_other_warnings_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     culprits: list[str] = []
-    monkeypatch.setattr(interpreter, "_SWITCHED_ON_BY", culprits)
     monkeypatch.setattr("sysconfig.get_config_var", lambda name: 1 if name == "Py_GIL_DISABLED" else None)
     monkeypatch.setattr(interpreter, "gil_enabled", lambda: True)
 
     def imports() -> None:
-        with interpreter.watch_imports():
+        with interpreter.watch_imports(culprits):
             warnings.warn("GIL) has been enabled to load module 'a.b', which", RuntimeWarning, stacklevel=1)
             warnings.warn("another", UserWarning, stacklevel=1)
 
     with pytest.warns(UserWarning, match="another"):
         imports()
     assert culprits == ["a.b"]
-    assert "importing 'a.b' switched it on; start it as `python -Xgil=0 …`" in interpreter.description()
+    assert "importing 'a.b' switched it on; start it as `python -Xgil=0 …`" in interpreter.description(culprits)
 
 
 @pytest.mark.parametrize(

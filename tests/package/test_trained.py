@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import fit
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -18,7 +19,6 @@ from fedlightning import (
     ModelCheckpoint,
     Partition,
     RoundState,
-    SlotStrategy,
     State,
     TensorData,
 )
@@ -38,12 +38,12 @@ def normed(frozen: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm1d(4), first, nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
-def fit(task: FederatedTask, method: FedMethod | None = None, folder: Path | None = None) -> FederatedTrainer:
+def full_run(task: FederatedTask, method: FedMethod | None = None, folder: Path | None = None) -> FederatedTrainer:
+    """Eight rounds with two of four clients, evaluated."""
     data = TensorData(Examples(INPUTS, LABELS), Partition.of(torch.arange(80).split(20)), batching=Batching(10))
     callbacks = [ModelCheckpoint(folder)] if folder else []
-    trainer = FederatedTrainer(8, 2, SlotStrategy(1), callbacks=callbacks, logger=False)
-    trainer.fit(method or FedAvg(lr=0.2), task, data)
-    return trainer
+    how = {"clients_per_round": 2, "evaluate_every": 1, "callbacks": callbacks}
+    return fit(method or FedAvg(lr=0.2), task, data, 8, **how)
 
 
 def accuracy(task: FederatedTask) -> float:
@@ -58,7 +58,7 @@ def parts(task: FederatedTask) -> dict[str, Tensor]:
 def test_the_trained_task_is_the_one_that_was_evaluated(method: FedMethod, tmp_path: Path) -> None:
     task = Classification(normed())
     before = {name: tensor.clone() for name, tensor in parts(task).items()}
-    trainer = fit(task, method, tmp_path)
+    trainer = full_run(task, method, tmp_path)
     logged, trained = trainer.metrics["test/accuracy"], task.with_state(trainer.state)
     assert not trained.training
     assert accuracy(trained) == pytest.approx(logged, abs=1e-7)
@@ -72,7 +72,7 @@ def test_the_trained_task_is_the_one_that_was_evaluated(method: FedMethod, tmp_p
 
 
 def test_a_method_that_evaluates_another_point_gives_that_one() -> None:
-    state = fit(Classification(nn.Linear(4, 3)), FedExP(lr=0.05)).state
+    state = full_run(Classification(nn.Linear(4, 3)), FedExP(lr=0.05)).state
     assert torch.equal(state.model, (state.server.previous + state.server.x) / 2)
     assert not torch.equal(state.model, state.server.x)
     trained = Classification(nn.Linear(4, 3)).with_state(state)
@@ -80,7 +80,7 @@ def test_a_method_that_evaluates_another_point_gives_that_one() -> None:
 
 
 def test_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
-    state = fit(Classification(normed(frozen=5)), folder=tmp_path).state
+    state = full_run(Classification(normed(frozen=5)), folder=tmp_path).state
     Classification(normed(frozen=5)).with_state(state)
     wrong = {
         "`frozen` is": normed(frozen=6),
@@ -112,7 +112,7 @@ def test_a_state_of_ones_own_is_checked_by_its_sizes() -> None:
 
 
 def test_what_makes_no_task_is_refused_in_one_line(tmp_path: Path) -> None:
-    fit(Classification(nn.Linear(4, 3)), folder=tmp_path)
+    full_run(Classification(nn.Linear(4, 3)), folder=tmp_path)
     for arguments in ({}, {"model": nn.Linear(4, 3), "depth": 3}):
         with pytest.raises(ConfigurationError, match="`load_from_checkpoint` of Classification must be given what the"):
             Classification.load_from_checkpoint(tmp_path / "last.ckpt", **arguments)

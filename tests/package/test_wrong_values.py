@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from small_runs import fit
 from torch import Tensor, nn
 
 import fedlightning
@@ -200,22 +201,23 @@ class Stop(Callback):
         trainer.should_stop = trainer.should_stop or trainer.round > 1
 
 
-def fit(**given: Any) -> None:
-    """Two rounds of a small run, with some of it exchanged."""
-    parts = {"method": FedAvg(), "task": Classification(nn.Linear(4, 3)), "data": tensors()}
-    wanted = {name: given.pop(name) for name in list(given) if name in (*parts, "state", "ckpt_path")}
-    given["callbacks"] = [*given.get("callbacks", []), Stop()]
-    trainer = given.pop("trainer", None) or FederatedTrainer(**{"max_rounds": 2, "logger": False, **given})
-    trainer.fit(**parts | wanted)
+def short_run(trainer: FederatedTrainer | None = None, **given: Any) -> None:
+    """Two rounds of a small run, with some of it exchanged; or all of a trainer's."""
+    parts: dict[str, Any] = {"method": FedAvg(), "task": Classification(nn.Linear(4, 3)), "data": tensors()}
+    if trainer:
+        trainer.fit(**parts)
+        return
+    callbacks = [*given.pop("callbacks", []), Stop()]
+    fit(**{**parts, "evaluate_every": 1, "slots": "auto", "callbacks": callbacks, **given})
 
 
 def fit_method(method: FedMethod) -> None:
-    fit(method=method, evaluate_on=("test", "train"))
+    short_run(method=method, evaluate_on=("test", "train"))
 
 
 def fit_slots(strategy: SlotStrategy) -> None:
-    if strategy._wishes.runner != "compiled":  # a compiler takes half a minute
-        fit(strategy=strategy)
+    if strategy.runner != "compiled":  # a compiler takes half a minute
+        short_run(strategy=strategy)
 
 
 def tensors(**options: Any) -> TensorData:
@@ -226,11 +228,13 @@ def tensors(**options: Any) -> TensorData:
 
 def fit_images(images: Any) -> None:
     task = Classification(models.LogisticRegression(math.prod(images.shape), images.classes), images.classes)
-    fit(data=images, task=Reconstruction(models.DenseAutoencoder(images.shape)) if images.target == "image" else task)
+    short_run(
+        data=images, task=Reconstruction(models.DenseAutoencoder(images.shape)) if images.target == "image" else task
+    )
 
 
 def fit_split(partitioner: Any) -> None:
-    fit(data=TensorData(Examples(X, Y), partitioner.split(Y, 0), batching=Batching(4)))
+    short_run(data=TensorData(Examples(X, Y), partitioner.split(Y, 0), batching=Batching(4)))
 
 
 def forward(example: Tensor) -> Callable[[nn.Module], Any]:
@@ -259,15 +263,15 @@ def of_tasks() -> Iterator[Case]:
     def plain() -> dict[str, Any]:
         return {"model": nn.Linear(4, 3), "lr": 0.1}
 
-    yield Case(Classification, linear, lambda made: fit(task=made))
-    yield Case(NextToken, linear, lambda made: fit(task=made))
+    yield Case(Classification, linear, lambda made: short_run(task=made))
+    yield Case(NextToken, linear, lambda made: short_run(task=made))
     yield Case(
-        Regression, plain, lambda made: fit(task=made, data=TensorData(Examples(X, X[:, :3]), IID(4).split(Y, 0)))
+        Regression, plain, lambda made: short_run(task=made, data=TensorData(Examples(X, X[:, :3]), IID(4).split(Y, 0)))
     )
     yield Case(
         Reconstruction,
         lambda: {"model": nn.Linear(4, 4)},
-        lambda made: fit(task=made, data=TensorData(Examples(X, X), IID(4).split(Y, 0))),
+        lambda made: short_run(task=made, data=TensorData(Examples(X, X), IID(4).split(Y, 0))),
     )
     yield Case(FederatedTask, plain)
     yield Case(Classification(nn.Linear(4, 3)).with_parameters, lambda: {"x": torch.zeros(15)})
@@ -306,24 +310,24 @@ def of_data() -> Iterator[Case]:
     yield Case(
         Examples,
         lambda: {"inputs": X, "targets": Y},
-        lambda made: fit(data=TensorData(made, Partition.of_sizes(sizes))),
+        lambda made: short_run(data=TensorData(made, Partition.of_sizes(sizes))),
     )
     yield Case(
         data.Splits,
         lambda: dict(zip(data.Splits._fields, (Examples(X, Y), Partition.of_sizes(sizes)) * 3, strict=True)),
-        lambda made: fit(data=Loads(made)),
+        lambda made: short_run(data=Loads(made)),
     )
     yield Case(
         data.gather,
         lambda: {"examples": Examples(X, Y), "clients": Partition.of_sizes(sizes)},
-        lambda made: fit(data=TensorData(*made)),
+        lambda made: short_run(data=TensorData(*made)),
     )
     yield Case(
         data.set_aside,
         lambda: {"clients": Partition.of_sizes(sizes), "fraction": 0.5, "seed": 0},
         lambda made: own_partition(made[0]),
     )
-    yield Case(Batching, lambda: {"size": 4, "epochs": 1}, lambda made: fit(data=tensors(batching=made)))
+    yield Case(Batching, lambda: {"size": 4, "epochs": 1}, lambda made: short_run(data=tensors(batching=made)))
     options = {"batching": Batching(4)}
     yield Case(
         TensorData,
@@ -333,7 +337,7 @@ def of_data() -> Iterator[Case]:
             "test": Examples(X[:8], Y[:8]),
             **options,
         },
-        lambda made: fit(data=made),
+        lambda made: short_run(data=made),
     )
     yield Case(data.FederatedDataModule, lambda: options)
     yield Case(FakeImages, lambda: images, fit_images)
@@ -382,13 +386,13 @@ class Loads(data.FederatedDataModule):
 
 
 def own_partition(partition: Partition) -> None:
-    fit(data=TensorData(Examples(X, Y), partition, batching=Batching(4)))
+    short_run(data=TensorData(Examples(X, Y), partition, batching=Batching(4)))
 
 
 def fit_crops(augmentation: Any) -> None:
     images = Examples(torch.randn(24, 1, 4, 4), Y)
     task = Classification(models.LogisticRegression(16, 3), 3)
-    fit(data=TensorData(images, IID(4).split(Y, 0), augmentation=augmentation), task=task)
+    short_run(data=TensorData(images, IID(4).split(Y, 0), augmentation=augmentation), task=task)
 
 
 def of_rounds() -> Iterator[Case]:
@@ -404,21 +408,23 @@ def of_rounds() -> Iterator[Case]:
         yield Case(sampler.check, lambda: {"num_clients": 4, "count": 2})
         yield Case(sampler.bind, lambda: {"clients": Partition.of_sizes(torch.tensor([6, 6]))}, owner=name)
     yield Case(
-        participation.SizeWeighted, lambda: {"sizes": (6, 6, 6, 6)}, lambda made: fit(sampler=made, clients_per_round=2)
+        participation.SizeWeighted,
+        lambda: {"sizes": (6, 6, 6, 6)},
+        lambda made: short_run(sampler=made, clients_per_round=2),
     )
-    yield Case(participation.FixedSchedule, lambda: {"rounds": ((0, 1),)}, lambda made: fit(sampler=made))
-    yield Case(participation.Stragglers, lambda: {"fraction": 0.5}, lambda made: fit(stragglers=made))
-    yield Case(RoundSeededStragglers, lambda: {"fraction": 0.5}, lambda made: fit(stragglers=made))
+    yield Case(participation.FixedSchedule, lambda: {"rounds": ((0, 1),)}, lambda made: short_run(sampler=made))
+    yield Case(participation.Stragglers, lambda: {"fraction": 0.5}, lambda made: short_run(stragglers=made))
+    yield Case(RoundSeededStragglers, lambda: {"fraction": 0.5}, lambda made: short_run(stragglers=made))
     yield Case(
         ReplayedStragglers,
         lambda: {"fraction": 0.5},
-        lambda made: fit(stragglers=made, sampler=RoundSeeded(), data=tensors(batching=Batching(4, epochs=3))),
+        lambda made: short_run(stragglers=made, sampler=RoundSeeded(), data=tensors(batching=Batching(4, epochs=3))),
     )
     yield Case(SlotStrategy, lambda: {"slots": 1, "cohort_size": 2, "runner": "vmap"}, fit_slots)
     yield Case(
         FederatedTrainer,
         lambda: {"max_rounds": 2, "callbacks": [Stop()], "logger": False, "strategy": SlotStrategy(1, runner="loop")},
-        lambda made: fit(trainer=made),
+        lambda made: short_run(trainer=made),
     )
     yield Case(
         FederatedTrainer(2, callbacks=[], logger=False).fit,
@@ -439,8 +445,8 @@ def of_callbacks() -> Iterator[Case]:
         for name in sorted(set(module.__all__) - {"CohortResult", "dissimilarity_at"}):
             call = getattr(module, name)
             if inspect.signature(call).parameters:
-                yield Case(call, lambda name=name: right.get(name, {}), lambda made: fit(callbacks=[made]))
-    yield Case(run_loggers, lambda: {"root": "logs", "name": "a_run"}, lambda made: fit(logger=made))
+                yield Case(call, lambda name=name: right.get(name, {}), lambda made: short_run(callbacks=[made]))
+    yield Case(run_loggers, lambda: {"root": "logs", "name": "a_run"}, lambda made: short_run(logger=made))
     yield Case(analysis.dissimilarity_at, lambda: {"task": Classification(nn.Linear(4, 3)), "data": tensors()})
 
 
@@ -462,7 +468,9 @@ def of_comparisons() -> Iterator[Case]:
     eye = torch.eye(2)
     quadratics = {"curvatures": [eye, eye], "optima": [torch.zeros(2), torch.ones(2)], "num_examples": [3, 3]}
     yield Case(
-        testing.Quadratics, lambda: quadratics, lambda made: fit(data=made, task=testing.Quadratics.task([0.0, 0.0]))
+        testing.Quadratics,
+        lambda: quadratics,
+        lambda made: short_run(data=made, task=testing.Quadratics.task([0.0, 0.0])),
     )
     yield Case(testing.Quadratics.task, lambda: {"start": [0.0, 0.0]}, owner="Quadratics")
 

@@ -3,11 +3,13 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from fedprox_curves import check_curve
-from lightning.pytorch.loggers.logger import DummyLogger
+from small_runs import fit
 from torch import Tensor
 
 from fedlightning import (
@@ -25,10 +27,10 @@ from fedlightning import (
     Round,
     RoundState,
     Scaffold,
-    SlotStrategy,
     Stragglers,
     TensorData,
 )
+from fedlightning.loggers import run_loggers
 from fedlightning.methods import Scaffnew
 from fedlightning.models import MLP
 from fedlightning.participation import FixedSchedule, Participation, UniformSampling, Work
@@ -137,18 +139,20 @@ class Kept(Callback):
         self.logged.append(dict(metrics))
 
 
-def fit(method: FedMethod, stragglers: Stragglers | None, rounds: int = 4, **kwargs: object) -> tuple[RoundState, Kept]:
-    kept, going_on = Kept(), {name: kwargs.pop(name) for name in ("state", "ckpt_path") if name in kwargs}
-    settings = {"callbacks": [kept], "logger": False, "evaluate_every": 0, "strategy": SlotStrategy(1), **kwargs}
-    trainer = FederatedTrainer(rounds, 10, stragglers=stragglers, **settings)  # type: ignore[arg-type]
+def straggling_run(
+    method: FedMethod, stragglers: Stragglers | None, rounds: int = 4, **options: Any
+) -> tuple[RoundState, Kept]:
+    """A run with ten of the clients a round, and who did how much."""
     torch.manual_seed(0)
-    return trainer.fit(method, Classification(MLP(6, 3, (8,))), data(), **going_on), kept  # type: ignore[arg-type]
+    model, kept = Classification(MLP(6, 3, (8,))), Kept()
+    how = {"clients_per_round": 10, "stragglers": stragglers, "callbacks": [kept], **options}
+    return fit(method, model, data(), rounds, **how).state, kept
 
 
 @pytest.mark.parametrize("method", [FedAvg(), FedProx(mu=1.0), Scaffold(lr=0.01)], ids=lambda m: type(m).__name__)
 def test_the_engine_trains_these_clients_for_these_steps_whatever_the_method(method: FedMethod) -> None:
     for stragglers in (Stragglers(0.5), Stragglers(0.9, partial=False)):
-        _, kept = fit(method, stragglers)
+        _, kept = straggling_run(method, stragglers)
         for round, work in enumerate(works(stragglers, 4)):
             full = {client: 4 * -(-SIZES[client] // 5) for client in work.clients}
             assert kept.steps[round] == {**full, **work.steps}
@@ -167,10 +171,8 @@ def test_what_stragglers_did_is_aggregated() -> None:
     problem = Quadratics(a, list(b), n, steps=6)
     problem.setup()
     stragglers, everyone = Stragglers(0.7), FixedSchedule(((0, 1, 2),))
-    trainer = FederatedTrainer(
-        1, sampler=everyone, stragglers=stragglers, callbacks=[], logger=False, evaluate_every=0, seed=3
-    )
-    found = trainer.fit(FedAvg(lr=0.1), Quadratics.task(start.tolist()), problem).server.x
+    task = Quadratics.task(start.tolist())
+    found = fit(FedAvg(lr=0.1), task, problem, 1, sampler=everyone, stragglers=stragglers, seed=3).state.server.x
     work = Participation(problem, 3, everyone, stragglers, seed=3).work(0)
     assert len(work.steps) == 2
 
@@ -184,30 +186,25 @@ def test_what_stragglers_did_is_aggregated() -> None:
 
 
 def test_dropped_clients_upload_nothing_and_are_not_counted() -> None:
-    _, all_ = fit(FedAvg(), None)
-    _, kept = fit(FedAvg(), Stragglers(0.9, partial=False))
+    _, all_ = straggling_run(FedAvg(), None)
+    _, kept = straggling_run(FedAvg(), Stragglers(0.9, partial=False))
     for name in ("communication/up_bytes", "communication/down_bytes"):
         assert [row[name] * 10 for row in kept.logged] == [row[name] for row in all_.logged]
     assert "round/stragglers" not in all_.logged[0]
 
 
 def test_nobody_straggles_with_none_or_a_fraction_of_nought() -> None:
-    one, other = fit(FedAvg(), None)[0], fit(FedAvg(), Stragglers(0.0))[0]
+    one, other = straggling_run(FedAvg(), None)[0], straggling_run(FedAvg(), Stragglers(0.0))[0]
     assert torch.equal(one.server.x, other.server.x)
-    assert not torch.equal(one.server.x, fit(FedAvg(), Stragglers(0.1))[0].server.x)
+    assert not torch.equal(one.server.x, straggling_run(FedAvg(), Stragglers(0.1))[0].server.x)
 
 
 # -- conditions and promises --------------------------------------------------------------------------------------------
 def test_a_methods_own_conditions_are_those_of_the_clients_that_upload() -> None:
-    problem = data()
-    settings = {"callbacks": [], "logger": False, "evaluate_every": 0}
+    problem, model = data(), Classification(MLP(6, 3, (8,)))
     with pytest.raises(ConfigurationError, match=r"All clients must take part in each round of Scaffnew.* 6 of 12"):
-        FederatedTrainer(1, stragglers=Stragglers(0.5, partial=False), **settings).fit(
-            Scaffnew(), Classification(MLP(6, 3, (8,))), problem
-        )
-    FederatedTrainer(1, stragglers=Stragglers(0.5), **settings).fit(
-        Scaffnew(), Classification(MLP(6, 3, (8,))), problem
-    )
+        fit(Scaffnew(), model, problem, 1, stragglers=Stragglers(0.5, partial=False))
+    fit(Scaffnew(), model, problem, 1, stragglers=Stragglers(0.5))
 
 
 def same(one: RoundState, other: RoundState) -> bool:
@@ -222,43 +219,34 @@ def same(one: RoundState, other: RoundState) -> bool:
 @pytest.mark.parametrize("partial", [True, False])
 def test_slots_evaluation_and_resumption_change_no_bit(partial: bool, tmp_path: Path) -> None:
     method, stragglers = Scaffold(lr=0.05), Stragglers(0.5, partial)
-    reference = fit(method, stragglers)[0]
-    assert same(reference, fit(method, stragglers, strategy=SlotStrategy(3))[0])
-    assert same(reference, fit(method, stragglers, evaluate_every=1)[0])
-    assert same(reference, fit(method, stragglers, state=fit(method, stragglers, 2)[0])[0])
-    fit(method, stragglers, 2, callbacks=[ModelCheckpoint(tmp_path)])
-    assert same(reference, fit(method, stragglers, ckpt_path=tmp_path / "last.ckpt")[0])
+    reference = straggling_run(method, stragglers)[0]
+    assert same(reference, straggling_run(method, stragglers, slots=3)[0])
+    assert same(reference, straggling_run(method, stragglers, evaluate_every=1)[0])
+    assert same(reference, straggling_run(method, stragglers, state=straggling_run(method, stragglers, 2)[0])[0])
+    straggling_run(method, stragglers, 2, callbacks=[ModelCheckpoint(tmp_path)])
+    assert same(reference, straggling_run(method, stragglers, ckpt_path=tmp_path / "last.ckpt")[0])
 
 
 def test_cohorts_give_the_loops_numbers() -> None:
-    looped = fit(FedProx(), Stragglers(0.9))[0]
-    vmapped = fit(FedProx(), Stragglers(0.9), strategy=SlotStrategy(1, cohort_size=4))[0]
+    looped = straggling_run(FedProx(), Stragglers(0.9))[0]
+    vmapped = straggling_run(FedProx(), Stragglers(0.9), cohort_size=4)[0]
     torch.testing.assert_close(looped.server.x, vmapped.server.x, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_goes_on_with_the_same_stragglers_alone(tmp_path: Path) -> None:
-    fit(FedAvg(), Stragglers(0.5), 1, callbacks=[ModelCheckpoint(tmp_path)])
+    straggling_run(FedAvg(), Stragglers(0.5), 1, callbacks=[ModelCheckpoint(tmp_path)])
     for other in (None, Stragglers(0.9), Stragglers(0.5, partial=False)):
         with pytest.raises(ConfigurationError, match=r"`stragglers` is 'Stragglers\(fraction=0.5, partial=True\)'"):
-            fit(FedAvg(), other, ckpt_path=tmp_path / "last.ckpt")
+            straggling_run(FedAvg(), other, ckpt_path=tmp_path / "last.ckpt")
 
 
-class Noted(DummyLogger):
-    """Keeps the hyperparameters of a run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noted: dict[str, object] = {}
-
-    def log_hyperparams(self, params: dict[str, object]) -> None:  # type: ignore[override]
-        self.noted.update(params)
-
-
-def test_they_are_among_the_logged_hyperparameters() -> None:
-    for stragglers, expected in ((Stragglers(0.5), "Stragglers(fraction=0.5, partial=True)"), (None, None)):
-        logger = Noted()
-        fit(FedAvg(), stragglers, 1, logger=logger)
-        assert logger.noted["stragglers"] == expected
+def test_they_are_among_the_logged_hyperparameters(tmp_path: Path) -> None:
+    for name, stragglers, written in (
+        ("some", Stragglers(0.5), "Stragglers(fraction=0.5, partial=True)"),
+        ("none", None, None),
+    ):
+        straggling_run(FedAvg(), stragglers, 1, logger=run_loggers(tmp_path, name))
+        assert yaml.safe_load((tmp_path / name / "hparams.yaml").read_text())["stragglers"] == written
 
 
 @pytest.mark.parametrize("fraction", [1, 1.2, -0.1, math.nan, "0.5"])

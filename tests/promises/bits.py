@@ -74,7 +74,7 @@ def names() -> Iterator[tuple[str, str, str, int]]:
                     yield method, hard, runner, slots
 
 
-def fit(method: str, hard: str, runner: str, slots: int, folder: Path) -> FederatedTrainer:
+def recorded_run(method: str, hard: str, runner: str, slots: int, folder: Path) -> FederatedTrainer:
     """Five rounds of images of 6x6 pixels over ten clients of unequal sizes, four of them a round."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(sum(SIZES), 1, 6, 6, generator=generator)
@@ -135,7 +135,7 @@ def record(name: tuple[str, str, str, int]) -> dict[str, str]:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = fit(*name, Path(folder))
+        trainer = recorded_run(*name, Path(folder))
         state = trainer.state
         saved = torch.load(trainer.log_dir / "checkpoints" / "last.ckpt", weights_only=True)
         meta = json.loads(saved.pop("meta"))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import fit
 from torch import Tensor, nn
 
 from fedlightning import (
@@ -16,14 +17,12 @@ from fedlightning import (
     ConfigurationError,
     Examples,
     FedAvg,
-    FederatedTrainer,
     FedMethod,
     FedProx,
     ModelCheckpoint,
     Partition,
     RoundState,
     Scaffold,
-    SlotStrategy,
     State,
     TensorData,
 )
@@ -59,18 +58,15 @@ def task(frozen: int = 0, table: float = 1.0) -> Classification:
     return Classification(nn.Sequential(base, nn.Tanh(), nn.Linear(6, 3)), 3)
 
 
-def fit(
+def frozen_run(
     method: FedMethod,
     model: Classification | None = None,
     source: TensorData | None = None,
     rounds: int = 2,
-    **how: Any,
+    **options: Any,
 ) -> RoundState:
-    settings = {name: how.pop(name) for name in ("callbacks", "sampler", "seed") if name in how}
-    trainer = FederatedTrainer(
-        rounds, 2, SlotStrategy(1), evaluate_every=0, logger=False, **{"callbacks": [], **settings}
-    )
-    return trainer.fit(method, model or task(), source or data(), **how)
+    """A run on a network of which a layer is frozen, with two clients a round."""
+    return fit(method, model or task(), source or data(), rounds, clients_per_round=2, **options).state
 
 
 @pytest.mark.parametrize(
@@ -89,9 +85,11 @@ def fit(
 def test_a_checkpoint_goes_on_only_on_the_same_base_and_data(
     name: str, changed: Callable[[], dict[str, Any]], tmp_path: Path
 ) -> None:
-    fit(FedAvg(), source=data(test=examples()) if name == "test_data" else None, callbacks=[ModelCheckpoint(tmp_path)])
+    frozen_run(
+        FedAvg(), source=data(test=examples()) if name == "test_data" else None, callbacks=[ModelCheckpoint(tmp_path)]
+    )
     with pytest.raises(ConfigurationError, match=f"A run goes on only as it began, but `{name}` is") as found:
-        fit(FedAvg(), rounds=3, ckpt_path=tmp_path / "last.ckpt", **changed())
+        frozen_run(FedAvg(), rounds=3, ckpt_path=tmp_path / "last.ckpt", **changed())
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 500
 
@@ -108,19 +106,20 @@ def test_a_plain_value_that_a_layer_or_a_task_keeps_is_looked_at_too(tmp_path: P
     def scaled(scale: float, lr: float = 0.1) -> Classification:
         return Classification(nn.Sequential(Scaled(scale), task().model), 3, lr=lr)
 
-    fit(FedAvg(), scaled(1.0), callbacks=[ModelCheckpoint(tmp_path)])
-    fit(FedAvg(), scaled(1.0, lr=0.2), rounds=2, ckpt_path=tmp_path / "last.ckpt")  # of the centralised baseline
+    frozen_run(FedAvg(), scaled(1.0), callbacks=[ModelCheckpoint(tmp_path)])
+    frozen_run(FedAvg(), scaled(1.0, lr=0.2), rounds=2, ckpt_path=tmp_path / "last.ckpt")  # of the centralised baseline
     with pytest.raises(ConfigurationError, match="A run goes on only as it began, but `model` is"):
-        fit(FedAvg(), scaled(2.0), rounds=3, ckpt_path=tmp_path / "last.ckpt")
+        frozen_run(FedAvg(), scaled(2.0), rounds=3, ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_other_parameters_that_are_trained_and_more_rounds_go_on(tmp_path: Path) -> None:
-    fit(FedAvg(), callbacks=[ModelCheckpoint(tmp_path)])
+    frozen_run(FedAvg(), callbacks=[ModelCheckpoint(tmp_path)])
     other = task()
     with torch.no_grad():
         other.model[2].weight.zero_()
     assert torch.equal(
-        fit(FedAvg(), other, rounds=4, ckpt_path=tmp_path / "last.ckpt").server.x, fit(FedAvg(), rounds=4).server.x
+        frozen_run(FedAvg(), other, rounds=4, ckpt_path=tmp_path / "last.ckpt").server.x,
+        frozen_run(FedAvg(), rounds=4).server.x,
     )
 
 
@@ -176,25 +175,25 @@ def unknown(state: RoundState) -> RoundState:
     ],
 )  # fmt: skip
 def test_a_state_that_is_no_state_of_this_run_is_refused(first: FedMethod, then: dict[str, Any], message: str) -> None:
-    state = then.pop("change", lambda state: state)(fit(first))
+    state = then.pop("change", lambda state: state)(frozen_run(first))
     with pytest.raises(ConfigurationError, match=message) as found:
-        fit(then.pop("method", first), **then, state=state, rounds=3)
+        frozen_run(then.pop("method", first), **then, state=state, rounds=3)
     assert "\n" not in str(found.value)
 
 
 def test_a_state_goes_on_with_another_rate_seed_or_length() -> None:
     for first, then in ((FedAvg(), FedAvg(lr=0.3)), (Scaffold(), Scaffold(lr=0.3, option="I"))):
-        state = fit(first)
-        assert fit(then, rounds=4, state=state, seed=5).round == 4
-    assert fit(FedAvg(), rounds=3, state=fit(Twin())).round == 3
-    assert fit(FedAvg(), rounds=3, source=data(owners=clients(shift=1)), state=fit(FedAvg())).round == 3
+        state = frozen_run(first)
+        assert frozen_run(then, rounds=4, state=state, seed=5).round == 4
+    assert frozen_run(FedAvg(), rounds=3, state=frozen_run(Twin())).round == 3
+    assert frozen_run(FedAvg(), rounds=3, source=data(owners=clients(shift=1)), state=frozen_run(FedAvg())).round == 3
     by_hand = RoundState(0, State(x=torch.zeros(21)))
-    assert fit(FedAvg(), state=by_hand).round == 2
+    assert frozen_run(FedAvg(), state=by_hand).round == 2
 
 
 def test_a_new_run_may_begin_at_the_model_of_another_method() -> None:
-    trained = task().with_state(fit(FedAvg()))
-    assert fit(Scaffold(), trained).round == 2
+    trained = task().with_state(frozen_run(FedAvg()))
+    assert frozen_run(Scaffold(), trained).round == 2
 
 
 # -- hashes ---------------------------------------------------------------------------------------------------------------
@@ -251,7 +250,7 @@ def test_an_object_is_described_by_its_fields_and_not_by_its_address() -> None:
 
 def test_a_run_with_a_sampler_of_ones_own_goes_on(tmp_path: Path) -> None:
     def run(sampler: ClientSampler, rounds: int, **how: Any) -> RoundState:
-        return fit(FedAvg(), rounds=rounds, sampler=sampler, **how)
+        return frozen_run(FedAvg(), rounds=rounds, sampler=sampler, **how)
 
     run(Every(2, torch.arange(9)), 2, callbacks=[ModelCheckpoint(tmp_path)])
     assert run(Every(2, torch.arange(9)), 3, ckpt_path=tmp_path / "last.ckpt").round == 3

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import fit
 
 from fedlightning import (
     Callback,
@@ -32,10 +33,10 @@ EYE = torch.eye(2)
 IN_USE = "A folder must be one run's at a time, but another run writes to"
 
 
-def fit(logger: Any = False, callbacks: list[Callback] | None = None, **how: Any) -> FederatedTrainer:
-    trainer = FederatedTrainer(2, callbacks=[] if callbacks is None else callbacks, logger=logger)
-    trainer.fit(FedAvg(), Quadratics.task([0.0, 0.0]), Quadratics([EYE] * 3, [EYE[0]] * 3, [2] * 3), **how)
-    return trainer
+def run(logger: Any = False, callbacks: Sequence[Callback] = (), **how: Any) -> FederatedTrainer:
+    """Two rounds on three quadratics, evaluated."""
+    task, data = Quadratics.task([0.0, 0.0]), Quadratics([EYE] * 3, [EYE[0]] * 3, [2] * 3)
+    return fit(FedAvg(), task, data, logger=logger, callbacks=callbacks, evaluate_every=1, **how)
 
 
 @contextmanager
@@ -68,25 +69,25 @@ def is_free(folder: Path) -> bool:
 
 
 def test_a_second_run_is_refused_and_a_kill_leaves_no_lock(tmp_path: Path) -> None:
-    fit(run_loggers(tmp_path, "a"))
+    run(run_loggers(tmp_path, "a"))
     rows = (tmp_path / "a" / "metrics.csv").read_bytes()
     with holder(tmp_path / "a") as other:
         with pytest.raises(
             ConfigurationError, match=f"{IN_USE} .*a; wait until it has ended, or choose another name"
         ) as e:
-            fit(run_loggers(tmp_path, "a"))
+            run(run_loggers(tmp_path, "a"))
         assert "\n" not in str(e.value)
         assert (tmp_path / "a" / "metrics.csv").read_bytes() == rows
         other.kill()
         other.wait()
-        fit(run_loggers(tmp_path, "a"))
+        run(run_loggers(tmp_path, "a"))
 
 
 def test_a_folder_of_checkpoints_is_one_runs_too(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     with holder(tmp_path / "kept"), pytest.raises(ConfigurationError, match=IN_USE):
-        fit(callbacks=[ModelCheckpoint(tmp_path / "kept")])
-    fit(callbacks=[ModelCheckpoint(tmp_path), ModelCheckpoint(tmp_path, filename="r{round}")])
+        run(callbacks=[ModelCheckpoint(tmp_path / "kept")])
+    run(callbacks=[ModelCheckpoint(tmp_path), ModelCheckpoint(tmp_path, filename="r{round}")])
 
 
 def test_another_thread_is_another_run_and_the_same_one_is_not(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_another_thread_is_another_run_and_the_same_one_is_not(tmp_path: Path) -
 
     def other() -> None:
         try:
-            fit(run_loggers(tmp_path, "a"))
+            run(run_loggers(tmp_path, "a"))
         except ConfigurationError as error:
             refused.append(error)
 
@@ -104,7 +105,7 @@ def test_another_thread_is_another_run_and_the_same_one_is_not(tmp_path: Path) -
             thread.start()
             thread.join()
 
-    fit(run_loggers(tmp_path, "a"), [Starts()])
+    run(run_loggers(tmp_path, "a"), [Starts()])
     assert len(refused) == 2
     with locked(tmp_path / "a"):
         with locked(tmp_path / "a" / ".." / "a"):
@@ -122,9 +123,9 @@ class Ends(Callback):
 def test_the_lock_goes_however_the_run_ends_and_leaves_nothing(how: dict[str, Any], tmp_path: Path) -> None:
     if how:
         with pytest.raises((KeyboardInterrupt, ConfigurationError)):
-            fit(run_loggers(tmp_path, "a"), **how)
+            run(run_loggers(tmp_path, "a"), **how)
     else:
-        fit(run_loggers(tmp_path, "a"))
+        run(run_loggers(tmp_path, "a"))
     assert not list((tmp_path / "a").glob("*lock*"))
     assert is_free(tmp_path / "a")
 
@@ -152,9 +153,9 @@ def test_a_file_system_without_locks_is_told_once(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("fcntl.flock", none)
     with pytest.warns(UserWarning, match="has no locks .No locks available.; see to it yourself") as told:
-        fit(run_loggers(tmp_path, "a"))
+        run(run_loggers(tmp_path, "a"))
     assert len(told) == 1
-    fit(run_loggers(tmp_path, "a"))
+    run(run_loggers(tmp_path, "a"))
 
 
 # -- what is left, and what is not ------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> 
         (tmp_path / name).touch()
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / f".metrics.csv.{dead()}").touch()
-    fit(run_loggers(tmp_path, "a"), callbacks=[ModelCheckpoint(tmp_path)])
+    run(run_loggers(tmp_path, "a"), callbacks=[ModelCheckpoint(tmp_path)])
     living.kill()
     living.wait()
     assert not [path.name for path in (tmp_path / "a").iterdir() if path.name.startswith(".")]
@@ -192,7 +193,7 @@ def test_runs_without_a_folder_have_one_of_their_own(tmp_path: Path, monkeypatch
 
 def test_a_run_that_keeps_nothing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fit()
+    run()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,10 +203,10 @@ def test_a_run_that_is_refused_leaves_no_folder_thread_or_lock(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     threads = threading.active_count()
-    state = fit().state
+    state = run().state
     for how in ({"ckpt_path": "none.ckpt"}, {"state": state.__class__(-1, state.server)}):
         with pytest.raises(ConfigurationError):
-            fit(logger, [ModelCheckpoint()], **how)
+            run(logger, [ModelCheckpoint()], **how)
         assert [path for path in tmp_path.rglob("*") if path.is_file() or "version" in path.name] == []
         assert threading.active_count() == threads
 

@@ -97,7 +97,7 @@ class Run:
             rounds, 2, SlotStrategy(1), callbacks, run_loggers(folder, "run"), evaluate_every=2
         )
 
-    def fit(self, resume: bool = False) -> RoundState:
+    def train(self, resume: bool = False) -> RoundState:
         return self.trainer.fit(Scaffold(lr=0.2), task(), data(), ckpt_path="last" if resume else None)
 
     def left(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def same(one: RoundState, other: RoundState) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RoundState, dict[str, Any]]:
     run = Run(tmp_path_factory.mktemp("whole"))
-    state = run.fit()
+    state = run.train()
     assert (run.trainer.round, run.trainer.stop_reason) == (8, "mine/height has not improved on 9 in 4 checks")
     return state, run.left()
 
@@ -170,7 +170,7 @@ def broken(run: Run, place: tuple[Any, str], at: int, before: bool, error: type[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*place, function)
         with pytest.raises(error, match="on purpose"):
-            run.fit()
+            run.train()
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0].__name__}.{place[1]}")
@@ -181,7 +181,7 @@ def test_interrupted_anywhere_at_the_end_of_a_round_and_resumed(
     for at in (2, 4):
         broken(Run(tmp_path / str(at)), place, at, before, KeyboardInterrupt)
         again = Run(tmp_path / str(at))
-        assert same(again.fit(resume=True), whole[0]), at
+        assert same(again.train(resume=True), whole[0]), at
         assert again.left() == whole[1], at
 
 
@@ -193,7 +193,7 @@ def test_a_failure_anywhere_at_the_end_of_a_round_and_resumed(
     broken(Run(tmp_path, every=4), place, 3, True, OSError)
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")[0].round > 0
     again = Run(tmp_path, every=4)
-    assert same(again.fit(resume=True), whole[0])
+    assert same(again.train(resume=True), whole[0])
     for what in ("rows", "counts", "wait", "stop"):
         assert again.left()[what] == whole[1][what]
 
@@ -207,7 +207,7 @@ def test_an_observer_that_fails_keeps_no_decision_from_being_made_and_saved(tmp_
     run = Run(tmp_path, every=8)
     run.trainer.callbacks.insert(0, Fails())
     with pytest.raises(RuntimeError, match="on purpose"):
-        run.fit()
+        run.train()
     state, meta = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert state.round == run.trainer.round == 4
     assert meta["callbacks"][run.stopping.state_key]["best_score"] == 9.0

@@ -1,12 +1,16 @@
 """A million clients: what a round costs does not grow with them, nor with those that took part before."""
 
+import tempfile
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_runs import fit
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,9 +39,6 @@ from fedlightning.datasets import FakeImages
 from fedlightning.evaluation.pooled import ClientSums, Split
 from fedlightning.models import MLP
 from fedlightning.participation import SizeWeighted, UniformSampling
-from fedlightning.participation.samplers import _successive
-from fedlightning.server import _columns as columns
-from fedlightning.server import client_memory as memory
 from fedlightning.server.aggregation import OrderedMean
 from fedlightning.server.checkpoint import load_checkpoint, save_checkpoint
 from fedlightning.server.client_memory import ClientMemory, read_dump
@@ -145,11 +146,11 @@ def numbers(rows: Mapping[int, State]) -> dict[int, float]:
 
 
 @pytest.fixture(params=["host", "files", "beyond"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClientMemory:
-    monkeypatch.setattr(columns, "_CHUNK", 64)  # three rows of `c`, eight of `n`
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> ClientMemory:
+    """A chunk is three rows of `c`, or eight of `n`."""
     if request.param == "host":
-        return ClientMemory()
-    return ClientMemory(None, tmp_path, 20, host_bytes=150 if request.param == "beyond" else 0)
+        return ClientMemory(chunk=64)
+    return ClientMemory(None, tmp_path, 20, host_bytes=150 if request.param == "beyond" else 0, chunk=64)
 
 
 def test_a_memory_that_is_held_keeps_the_rows_that_are_replaced_after_it(empty: ClientMemory) -> None:
@@ -184,21 +185,23 @@ def test_what_get_gives_is_not_changed_by_an_update(empty: ClientMemory) -> None
     assert float(found.c[0]) == 1
 
 
-def test_an_update_that_fails_halfway_leaves_the_memory_as_it_was(
-    empty: ClientMemory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+class Interrupting(Tensor):
+    """Whoever copies it is interrupted."""
+
+    def detach(self) -> Tensor:
+        raise KeyboardInterrupt
+
+
+def interrupting(state: State) -> State:
+    """A row that cannot be written to its end."""
+    return state.apply(lambda tensor: tensor.as_subclass(Interrupting))
+
+
+def test_an_update_that_fails_halfway_leaves_the_memory_as_it_was(empty: ClientMemory, tmp_path: Path) -> None:
     held = empty.updated({client: row(client) for client in range(6)})
-    before, write = numbers(held.rows()), memory._Store.write
-
-    def fail(self: memory._Store, client: int, state: State) -> None:
-        if client == 7:
-            raise KeyboardInterrupt
-        write(self, client, state)
-
-    monkeypatch.setattr(memory._Store, "write", fail)
+    before = numbers(held.rows())
     with pytest.raises(KeyboardInterrupt):
-        held.updated({2: row(200), 6: row(600), 7: row(700)})
-    monkeypatch.undo()
+        held.updated({2: row(200), 6: row(600), 7: interrupting(row(700))})
     assert numbers(held.rows()) == before
     save_checkpoint(tmp_path / "a.ckpt", RoundState(1, State(x=torch.ones(1)), held), {}, {})
     assert numbers(load_checkpoint(tmp_path / "a.ckpt")[0].memory.rows()) == before
@@ -255,16 +258,8 @@ def test_a_directory_needs_the_number_of_clients(tmp_path: Path) -> None:
 
 
 # -- in a run -----------------------------------------------------------------------------------------------------------
-def scaffold(
-    rounds: int,
-    folder: Path | None = None,
-    callbacks: list[Callback] | None = None,
-    memory_bytes: int = 2**33,
-    **kwargs: object,
-) -> RoundState:
-    strategy = SlotStrategy(1, memory_dir=folder, memory_bytes=memory_bytes)
-    trainer = FederatedTrainer(rounds, 4, strategy, callbacks or [], logger=False, evaluate_every=0)
-    return trainer.fit(Scaffold(), task(), shared(12), **kwargs)  # type: ignore[arg-type]
+def scaffold(rounds: int, folder: Path | None = None, **options: Any) -> RoundState:
+    return fit(Scaffold(), task(), shared(12), rounds, clients_per_round=4, memory_dir=folder, **options).state
 
 
 def same(one: RoundState, other: RoundState) -> None:
@@ -275,51 +270,40 @@ def same(one: RoundState, other: RoundState) -> None:
 
 
 def test_rows_beyond_the_stated_size_lie_in_a_file_and_change_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    on_host = scaffold(5, callbacks=[RoundProgress()])
+    on_host, begun = scaffold(5, callbacks=[RoundProgress()]), scaffold(1)
     assert "at most 3.891 KiB in the host's memory\n" in capsys.readouterr().out
-    monkeypatch.setattr(columns, "_CHUNK", 400)
     opened: list[Path] = []
-    original = columns._File.__init__
+    usual = tempfile.TemporaryFile
 
-    def spy(self: columns._File, folder: Path, name: str | None, size: int) -> None:
-        opened.append(folder)
-        original(self, folder, name, size)
+    def spy(*, dir: Path, **options: Any) -> Any:
+        opened.append(dir)
+        return usual(dir=dir, **options)
 
-    monkeypatch.setattr(columns._File, "__init__", spy)
-    same(on_host, scaffold(5, callbacks=[RoundProgress()], memory_bytes=700))
+    monkeypatch.setattr("tempfile.TemporaryFile", spy)
+    memory = ClientMemory(dict(begun.memory.rows()), Path("logs"), 12, host_bytes=700, chunk=400)
+    same(on_host, scaffold(5, callbacks=[RoundProgress()], state=replace(begun, memory=memory)))
     assert opened == [Path("logs")]
     assert "in the host's memory up to 6.519e-07 GiB, beyond in a file in logs" in capsys.readouterr().out
-    assert list((tmp_path / "logs").iterdir()) == []
+    assert list((own_folder / "logs").iterdir()) == []
 
 
-class Interrupt(Callback):
-    """Interrupts the update of the memory in the third round, after two of four rows."""
+class Interrupted(ClientMemory):
+    """An update of it is interrupted after two of four rows."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._patch, self._write, self._left = monkeypatch, memory._Store.write, 2
-
-    def on_round_start(self, trainer: FederatedTrainer, round: object) -> None:
-        if trainer.round == 2:
-            self._patch.setattr(memory._Store, "write", lambda store, *row: self._once(store, *row))
-
-    def _once(self, store: memory._Store, client: int, state: State) -> None:
-        if self._left == 0:
-            self._patch.undo()
-            raise KeyboardInterrupt
-        self._left -= 1
-        self._write(store, client, state)
+    def updated(self, rows: Mapping[int, State]) -> ClientMemory:
+        third = list(rows)[2]
+        return super().updated({**rows, third: interrupting(rows[third])})
 
 
 @pytest.mark.parametrize("files", [True, False])
-def test_killed_in_the_midst_of_an_update_and_resumed_changes_no_bit(
-    files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, callbacks = tmp_path / "rows" if files else None, [ModelCheckpoint(tmp_path), Interrupt(monkeypatch)]
+def test_killed_in_the_midst_of_an_update_and_resumed_changes_no_bit(files: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "rows" if files else None
+    begun = scaffold(2, folder)
+    memory = Interrupted(dict(begun.memory.rows()), folder, 12)
     with pytest.raises(KeyboardInterrupt):
-        scaffold(5, folder, callbacks)
+        scaffold(5, folder, callbacks=[ModelCheckpoint(tmp_path)], state=replace(begun, memory=memory))
     same(scaffold(2), load_checkpoint(tmp_path / "last.ckpt")[0])
     same(scaffold(5), scaffold(5, folder, ckpt_path=tmp_path / "last.ckpt"))
 
@@ -332,13 +316,19 @@ def test_a_state_that_is_held_goes_on_twice_to_the_same_bits(tmp_path: Path) -> 
 
 
 # -- who takes part -----------------------------------------------------------------------------------------------------
+def weighted(sizes: list[int]) -> tuple[SizeWeighted, int]:
+    """A sampler of these clients, and of so many tiny ones beside them that it draws without a number for each; N."""
+    every = [*(10**9 * size for size in sizes), *[1] * (10_001 - len(sizes))]
+    return SizeWeighted(every), len(every)
+
+
 def test_successive_draws_have_the_exact_chances() -> None:
-    sizes, counts = np.array([4, 3, 2, 1]), np.zeros((4, 4))
-    rng = stream(0, "test")
-    for _ in range(20_000):
-        a, b = sorted(_successive(rng, sizes.cumsum(), 2))
+    counts = np.zeros((4, 4))
+    sampler, every = weighted([4, 3, 2, 1])
+    for t in range(20_000):
+        a, b = sampler.sample(t, every, 2, seed=0)
         counts[a, b] += 1
-    p = sizes / 10
+    p = np.array([4, 3, 2, 1]) / 10
     for a in range(4):
         for b in range(a + 1, 4):
             chance = p[a] * p[b] / (1 - p[a]) + p[b] * p[a] / (1 - p[b])
@@ -346,11 +336,11 @@ def test_successive_draws_have_the_exact_chances() -> None:
 
 
 def test_clients_left_beside_one_that_holds_nearly_all_are_found() -> None:
-    ends = np.array([10**12, *[1] * 20_000]).cumsum()
-    found = _successive(stream(0, "test"), ends, 11)
-    assert len(found) == 11
+    found = SizeWeighted([10**12, *[1] * 20_000]).sample(0, 20_001, 11, seed=0)
+    assert len(set(found)) == 11
     assert 0 in found
-    assert _successive(stream(0, "test"), np.arange(1, 51), 50) == set(range(50))
+    sampler, every = weighted([1] * 50)
+    assert sampler.sample(0, every, 50, seed=0) == list(range(50))
 
 
 def test_sizes_of_many_clients_are_drawn_without_a_number_for_each() -> None:

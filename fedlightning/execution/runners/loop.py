@@ -58,7 +58,7 @@ class LoopRunner:
                 server = begun(inputs, slot)
                 with calling(step.method, "on_client_start", server):
                     local = step.start(server, clients.some(c))
-                local = self._steps(plan, server, local, clients.some(c), (first, last), losses)
+                local = self.steps(plan, server, local, clients.some(c), (first, last), losses)
                 with calling(step.method, "on_client_end", server):
                     upload, state = step.end(server, local, after.some(c))
                 uploads.append(upload)
@@ -66,7 +66,7 @@ class LoopRunner:
                 buffers.append(slot.replica.buffers())
         return result(plan, inputs, (stack(uploads), stack(states)), torch.stack(losses), torch.stack(buffers), slot)
 
-    def _steps(
+    def steps(
         self,
         plan: CohortPlan,
         server: State,

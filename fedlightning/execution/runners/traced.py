@@ -95,13 +95,15 @@ class TracedBackend(Backend):
         large: whether a step is large.
         cohort_size: how many clients are planned and handed over together.
         gathers: whether the data module does no more than pick examples, so that the runner may pick them itself.
+        block: see `BLOCK`.
     """
 
     together = True
     share = 0.125
 
-    def __init__(self, unroll: int, large: bool, cohort_size: int, gathers: bool) -> None:
+    def __init__(self, unroll: int, large: bool, cohort_size: int, gathers: bool, block: int = BLOCK) -> None:
         self.unroll, self.large, self.cohort_size, self.gathers = unroll, large, cohort_size, gathers
+        self._block = block
         self.seconds = 0.0
         self._programs: dict[str, Program] = {}
 
@@ -138,7 +140,7 @@ class TracedBackend(Backend):
         """The most rows that are taken without a look at whether the run is being stopped."""
         if self.large:
             return 8
-        return max((8 * BLOCK if self.gathers else BLOCK) // self.unroll, 1) * self.unroll
+        return max((8 if self.gathers else 1) * self._block // self.unroll, 1) * self.unroll
 
     def rows(self, plan: CohortPlan, dtype: torch.dtype, device: torch.device) -> Rows:
         """A plan's rows, padded for the graph."""
@@ -287,7 +289,7 @@ class TracedRunner:
         """Train the cohorts: start all of them, take the steps of all of them, end all of them."""
         cohorts = [self._begin(plan, inputs) for plan in plans]
         for cohort in cohorts:
-            self._take(cohort)
+            self.take(cohort)
         return [self._end(cohort, inputs) for cohort in cohorts]
 
     def _begin(self, plan: CohortPlan, inputs: RoundInputs) -> _Cohort:
@@ -299,12 +301,12 @@ class TracedRunner:
             with calling(step.method, "on_client_start", server):
                 local: State = self._program.starts(server, clients)
             rows = self._backend.rows(plan, server.x.dtype, slot.device)
-            blocks = list(_blocks(rows.lengths, self._backend.block()))
+            blocks = list(split_rows(rows.lengths, self._backend.block()))
             steps = self._described(server, local, clients, rows, *blocks[0])
         return _Cohort(plan, server, clients, rows, local, steps, blocks, [])
 
-    def _take(self, cohort: _Cohort) -> None:
-        """Take all steps of a cohort."""
+    def take(self, cohort: _Cohort) -> None:
+        """Take all steps of a cohort that has been started."""
         count = len(cohort.plan.clients)
         with told(cohort.plan, self._slot):
             for number, (first, lengths, row) in enumerate(cohort.blocks):
@@ -399,7 +401,7 @@ def _for_calls(given: Given, owners: Sequence[int], count: int, unroll: int) -> 
     return rows.view(-1, unroll, *rows.shape[1:]).unbind()
 
 
-def _blocks(lengths: Sequence[int], most: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
+def split_rows(lengths: Sequence[int], most: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
     """Blocks of at most so many rows: the first client, the rows of it and of those that follow it, and the first row."""
     first, row, part = 0, 0, list[int]()
     for c, length in enumerate(lengths):

@@ -130,14 +130,14 @@ class VmapRunner:
             clients = known if width == count else known.some(stand)
             with calling(step.method, "on_client_start", server):
                 local = step.starts(server, clients)
-            local, losses = self._steps(plan, Dense.of(plan, width, slot.device), server, local, clients)
+            local, losses = self.steps(plan, Dense.of(plan, width, slot.device), server, local, clients)
             after = plan.after(known)
             with calling(step.method, "on_client_end", server):
                 upload, state = step.ends(server, local, after if width == count else after.some(stand))
             ends = _some(upload, slice(count)), _some(state, slice(count))
         return result(plan, inputs, ends, losses, slot.replica.buffers().expand(count, -1), slot)
 
-    def _steps(
+    def steps(
         self, plan: CohortPlan, dense: Dense, server: State, local: State, clients: Clients
     ) -> tuple[State, Tensor]:
         """The local states after all steps, and the losses in the plan's order [ΣK]."""
@@ -184,12 +184,16 @@ class Traces:
 
     Args:
         often: steps of one shape after which it is traced.
+
+    Attributes:
+        graphs: the graph of each shape that was traced.
+        seen: how often a step of each shape was taken without one.
     """
 
     def __init__(self, often: int = OFTEN) -> None:
         self._often = often
         self.graphs: dict[Any, Callable[[Sequence[Tensor]], Any]] = {}
-        self._seen: Counter[Any] = Counter()
+        self.seen: Counter[Any] = Counter()
         self._wanted: dict[Any, Callable[[], Callable[[Sequence[Tensor]], Any]]] = {}
         self._lock = threading.Lock()
         self._off = False
@@ -207,8 +211,8 @@ class Traces:
             taken: tuple[State, Tensor] = graph(tensors)
             return taken
         with self._lock:
-            self._seen[key] += 1
-            if self._seen[key] == self._often:
+            self.seen[key] += 1
+            if self.seen[key] == self._often:
                 self._wanted[key] = partial(_traced, step, given)
         return step.side_by_side(*given)
 

@@ -61,7 +61,7 @@ class NativeWalk:
 
     def __init__(self, library: ctypes.CDLL, used: Sequence[int], unroll: int) -> None:
         self._used, self._unroll = used, unroll
-        self._walk = _walker().fedlightning_walk
+        self._walk = walker().fedlightning_walk
         self._run = ctypes.cast(library.AOTInductorModelContainerRunSingleThreaded, ctypes.c_void_p)
         self._graph = ctypes.c_void_p()
         _check(
@@ -136,7 +136,7 @@ class NativeWalk:
 
 def compiled_walk(path: Path, used: Sequence[int], unroll: int) -> Walk:
     """A slot's own walk through the graph in a package."""
-    library = _library(path)
+    library = library_in(path)
     return walk_in_python(load(path), used, unroll) if library is None else NativeWalk(library, used, unroll)
 
 
@@ -147,12 +147,12 @@ def preload(path: Path) -> None:
         ConfigurationError: the compiler fails.
         OSError: something cannot be loaded.
     """
-    if _library(path) is not None:
-        _walker()
+    if library_in(path) is not None:
+        walker()
 
 
 @cache
-def _library(path: Path) -> ctypes.CDLL | None:
+def library_in(path: Path) -> ctypes.CDLL | None:
     """The library in a package; None if it must ask Python's side for an operation that libtorch's interface lacks."""
     with zipfile.ZipFile(path) as package:
         names = package.namelist()
@@ -162,7 +162,7 @@ def _library(path: Path) -> ctypes.CDLL | None:
 
 
 @cache
-def _walker() -> ctypes.CDLL:
+def walker() -> ctypes.CDLL:
     """The C part, built where it is not there."""
     source = Path(__file__).with_name("native.c")
     known = (source.read_bytes(), torch.__version__, platform.machine())

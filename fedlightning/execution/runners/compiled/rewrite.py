@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,6 @@ _FEW = 16
 
 _LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 """Numbers of float32 in one of the processor's vectors."""
-
-_FEW_CHANNELS = range(_LANES // 4 + 1, _LANES // 2 + 1)
-"""Channels that leave more than half of a vector empty, and of which two rows fill most of it."""
 
 _WINDOW = 9
 """The most pixels of a pool's window that are looked at one by one."""
@@ -96,11 +94,16 @@ def _padded(x: Tensor, rows: int) -> Tensor:
     return F.pad(x, (0, 0, rows, rows)) if rows else x
 
 
+def _few_channels(lanes: int) -> range:
+    """Channels that leave more than half of a vector empty, and of which two rows fill most of it."""
+    return range(lanes // 4 + 1, lanes // 2 + 1)
+
+
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, *rest: Any
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, *rest: Any, lanes: int
 ) -> Tensor:
     """One that gives few channels, for two rows of pixels at a time."""
-    if len(weight) not in _FEW_CHANNELS or not _makes_pairs(x, weight, padding, (stride, dilation, *rest)):
+    if len(weight) not in _few_channels(lanes) or not _makes_pairs(x, weight, padding, (stride, dilation, *rest)):
         return NotImplemented  # type: ignore[no-any-return]
     images, both = _pairs(_padded(x, padding[0])), None if bias is None else torch.cat([bias, bias])
     how = (stride, (0, padding[1]), dilation, *rest)
@@ -108,12 +111,21 @@ def _convolution(
 
 
 def _convolution_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, sizes: Any, stride: Any, padding: Any, dilation: Any, *others: Any
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    sizes: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    *others: Any,
+    lanes: int,
 ) -> tuple[Tensor | None, ...]:
     """For two rows of pixels at a time where there are few channels; a bias's gradient is a sum like any other."""
     *rest, (to_x, to_weight, to_bias) = others
     channels, wanted = weight.shape[: 1 + to_x], (to_x, to_weight, False)
-    few = any(n in _FEW_CHANNELS for n in channels) and not any(2 * n in _FEW_CHANNELS for n in channels)
+    counts = _few_channels(lanes)
+    few = any(n in counts for n in channels) and not any(2 * n in counts for n in channels)
     backward = torch.ops.aten.convolution_backward
     if few and _makes_pairs(x, weight, padding, (stride, dilation, *rest)):
         rows, columns = padding
@@ -130,12 +142,14 @@ def _convolution_backward(
     return dx, dw, gradient.sum((0, *range(2, gradient.dim())))
 
 
-def _tiles(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Any, dilation: Any) -> tuple[int, ...]:
+def _tiles(
+    x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Any, dilation: Any, lanes: int
+) -> tuple[int, ...]:
     """A pool's window (k, n) if they lie side by side, cover the images and a vector holds all channels; nothing if not."""
     sides = tuple(window) * (2 // len(window))
     beside = not stride or tuple(stride) * (2 // len(stride)) == sides
     plain = beside and not any(padding) and all(each == 1 for each in dilation) and math.prod(sides) <= _WINDOW
-    fitting = x.dim() == 4 and x.shape[1] <= _LANES and not any(n % k for n, k in zip(x.shape[2:], sides, strict=True))
+    fitting = x.dim() == 4 and x.shape[1] <= lanes and not any(n % k for n, k in zip(x.shape[2:], sides, strict=True))
     return sides if plain and fitting else ()
 
 
@@ -158,10 +172,17 @@ def _places(x: Tensor) -> Tensor:
 
 
 def _max_pool(
-    x: Tensor, window: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,), ceil: bool = False
+    x: Tensor,
+    window: Any,
+    stride: Any = (),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    ceil: bool = False,
+    *,
+    lanes: int,
 ) -> tuple[Tensor, Tensor]:
     """The largest pixels of windows and where they are, the first of them where several are; pixel by pixel."""
-    if not (sides := _tiles(x, window, stride, padding, dilation)):
+    if not (sides := _tiles(x, window, stride, padding, dilation, lanes)):
         return NotImplemented  # type: ignore[no-any-return]
     k, n = sides
     pixels, places = _windows(x, k, n), _windows(_places(x), k, n)
@@ -175,25 +196,44 @@ def _max_pool(
 
 
 def _max_pool_backward(
-    gradient: Tensor, x: Tensor, window: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, place: Tensor
+    gradient: Tensor,
+    x: Tensor,
+    window: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil: bool,
+    place: Tensor,
+    *,
+    lanes: int,
 ) -> Tensor:
     """Each window's gradient where its largest pixel is, by a product, which fills the processor's vectors.
 
     So where a gradient is infinite, the window's other pixels get NaN and not 0; the client has failed either way.
     """
-    if not (sides := _tiles(x, window, stride, padding, dilation)):
+    if not (sides := _tiles(x, window, stride, padding, dilation, lanes)):
         return NotImplemented  # type: ignore[no-any-return]
     places = _windows(_places(x), *sides)
     there, given = (tensor.unsqueeze(3).unsqueeze(5) for tensor in (place, gradient))
     return ((there == places).to(gradient.dtype) * given).reshape(x.shape)
 
 
-_aten = torch.ops.aten
-RULES: dict[Any, Callable[..., Any]] = {
-    _aten.mm.default: _product,
-    _aten.addmm.default: _product_and_bias,
-    _aten.convolution.default: _convolution,
-    _aten.convolution_backward.default: _convolution_backward,
-    _aten.max_pool2d_with_indices.default: _max_pool,
-    _aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
-}
+def rules(lanes: int) -> dict[Any, Callable[..., Any]]:
+    """What stands in the place of each operation.
+
+    Args:
+        lanes: numbers of float32 in one of the processor's vectors.
+    """
+    aten = torch.ops.aten
+    return {
+        aten.mm.default: _product,
+        aten.addmm.default: _product_and_bias,
+        aten.convolution.default: partial(_convolution, lanes=lanes),
+        aten.convolution_backward.default: partial(_convolution_backward, lanes=lanes),
+        aten.max_pool2d_with_indices.default: partial(_max_pool, lanes=lanes),
+        aten.max_pool2d_with_indices_backward.default: partial(_max_pool_backward, lanes=lanes),
+    }
+
+
+RULES = rules(_LANES)
+"""Those for this processor."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,11 +28,22 @@ class CompiledBackend(TracedBackend):
     Args:
         unroll, large, cohort_size, gathers: as for `TracedBackend`.
         threads: intra-operator threads of the compiled code.
+        build: builds a package; what it writes lies in the cache afterwards.
+        walk: makes a slot's walk through the graph in a package.
     """
 
-    def __init__(self, unroll: int, large: bool, cohort_size: int, gathers: bool, threads: int) -> None:
+    def __init__(
+        self,
+        unroll: int,
+        large: bool,
+        cohort_size: int,
+        gathers: bool,
+        threads: int,
+        build: Callable[[Order, Path], None] = build,
+        walk: Callable[[Path, Sequence[int], int], Walk] = compiled_walk,
+    ) -> None:
         super().__init__(unroll, large, cohort_size, gathers)
-        self._threads = threads
+        self._threads, self._build, self._walk = threads, build, walk
 
     def _built(self, step: LocalStep, given: tuple[State, State, Clients, Batch, Tensor]) -> Callable[[], Walk]:
         # One step tells graphs apart as well as U do, and is traced in an eighth of the time.
@@ -47,10 +58,10 @@ class CompiledBackend(TracedBackend):
             steps = f"{self.unroll} local step{'s' * (self.unroll > 1)}"
             rank_zero_info(f"Compiling {steps} into a graph, which takes about half a minute.")
             graph = without_unused(single if self.unroll == 1 else traced_steps(step, given), used)
-            build(Order(graph, inputs, self._threads, in_place=not self.large), path)
+            self._build(Order(graph, inputs, self._threads, in_place=not self.large), path)
 
-        path = _package(f"{self._name(digest(single), inputs)}.pt2", make)
-        return lambda: compiled_walk(path, used, self.unroll)
+        path = package(f"{self._name(digest(single), inputs)}.pt2", make)
+        return lambda: self._walk(path, used, self.unroll)
 
     def _name(self, graph: str, inputs: list[Tensor]) -> str:
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs]
@@ -58,8 +69,16 @@ class CompiledBackend(TracedBackend):
         return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
 
 
-def _package(name: str, make: Callable[[Path], None]) -> Path:
-    """A package that is there, whole and loaded."""
+def package(name: str, make: Callable[[Path], None]) -> Path:
+    """A package that is there, whole and loaded.
+
+    Args:
+        name: tells it apart from others.
+        make: is told where to write it.
+
+    Raises:
+        ConfigurationError: it cannot be built, written or loaded.
+    """
     try:
         path = kept(name, make)
         preload(path)
