@@ -34,8 +34,8 @@ class FederatedTask(LightningModule):
 
     Args:
         model: any `nn.Module`; its trainable parameters are the vector w that methods see.
-        metrics: torchmetrics by name, updated with (outputs, targets) over the pooled test set; one of several numbers, such as
-            the accuracy of each class, is logged by entry, `test/accuracies_0` and so on.
+        metrics: torchmetrics by name, updated with (outputs, targets) over all examples of a split; one of several numbers, such
+            as the accuracy of each class, is logged by entry, `test/accuracies_0` and so on.
         lr: learning rate of centralised training alone; a federated run takes the method's.
     """
 

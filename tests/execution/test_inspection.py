@@ -235,7 +235,7 @@ def test_batches_of_several_sizes_are_compiled_if_none_is_larger_than_batch_size
     traced = fit(task(), data(sizes, Widths), runner="traced")[0]
     torch.testing.assert_close(traced.server.x, loop.server.x, rtol=0, atol=1e-12)
     with pytest.raises(
-        ConfigurationError, match=r"at most `batch_size` = 3 where steps are graphs, but that of Widths gives 4"
+        ConfigurationError, match=r"at most 3 examples, .* where steps are graphs, but that of Widths gives 4"
     ):
         fit(task(), data(sizes, Widths, size=3), runner="traced")
 

@@ -157,8 +157,8 @@ class TracedBackend(Backend):
         size = data.largest_batch
         if plan.index.shape[1] > size:
             raise ConfigurationError(
-                f"`schedule` must give batches of at most `batch_size` = {size} where steps are graphs, but that of "
-                f'{type(data).__name__} gives {plan.index.shape[1]}; use a larger `batch_size`, or `runner="loop"`.'
+                f"`schedule` must give batches of at most {size} examples, as `batching` says, where steps are graphs, but that "
+                f'of {type(data).__name__} gives {plan.index.shape[1]}; use a larger `size` of Batching, or `runner="loop"`.'
             )
         return size
 
