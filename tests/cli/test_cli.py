@@ -50,7 +50,7 @@ def test_help_lists_the_chosen_methods_own_flags_with_their_meaning(capsys: pyte
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert (
-        "--mu MU weight μ of the proximal term; the paper tries 0.001, 0.01, 0.1, 1. (type: float, default: 0.01)"
+        "--mu MU weight μ of the proximal term; the paper tries 0.001, 0.01, 0.1, 1. (type: float, default: 1.0)"
         in text
     )
     assert "--lr LR learning rate η of the clients. (type: float, default: 0.01)" in text
@@ -256,7 +256,7 @@ def contents(path: Path) -> dict[str, bytes]:
         (["--name", "mine", "--resume", "last", "--lr", "0.5"], "`hyperparameters`"),
         (["--name", "mine", "--resume", "mine.ckpt", "--lr", "0.5"], "`hyperparameters`"),
         (["--name", "mine", "--slots", "1"], "holds a run"),
-        (["--name", "mine", "--slots", "cuda:77"], "Slot 'cuda:77/0' needs device cuda:77"),
+        (["--name", "mine", "--slots", "cuda:77"], "Slot 'cuda:77' needs device cuda:77"),
         (["--name", "notes", "--clients-per-round", "31"], "`clients_per_round` must be"),
         *((["--name", name, "--clients-per-round", "31"], "`--name` must be that of a folder, without") for name in ("", ".", "..", "a/b", "/tmp/a")),
     ],
