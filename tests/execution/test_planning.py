@@ -94,11 +94,12 @@ def test_what_was_drawn_before_the_round_is_taken_over(monkeypatch: pytest.Monke
 
 def test_what_was_drawn_for_another_round_is_not_taken_over() -> None:
     plan = plan_of_a_round()
-    assert plan.same_draws(replace(plan, local_steps=plan.local_steps))
-    assert not plan.same_draws(replace(plan, index=1))
-    assert not plan.same_draws(plan.of(GRADIENT))
-    assert not plan.same_draws(replace(plan, work=replace(plan.work, steps={1: 1})))
-    assert not plan.same_draws(plan.among(plan.clients[1:]))
+    work = plan.plan.work
+    assert plan.same_draws(PhasePlan(replace(plan.plan, work=replace(work))))
+    assert not plan.same_draws(PhasePlan(replace(plan.plan, index=1)))
+    assert not plan.same_draws(PhasePlan(plan.plan, GRADIENT))
+    assert not plan.same_draws(PhasePlan(replace(plan.plan, work=replace(work, steps={1: 1}))))
+    assert not plan.same_draws(PhasePlan(replace(plan.plan, work=replace(work, clients=work.clients[1:]))))
 
 
 def test_what_is_wrong_with_the_next_round_is_raised_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:

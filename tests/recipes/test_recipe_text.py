@@ -13,10 +13,9 @@ from recipe_runner import load, run
 
 from fedlightning import Batching, FederatedTask
 from fedlightning.cli.recipe import Run, run_recipe
-from fedlightning.contrib.fedprox_program import RoundSeeded
+from fedlightning.contrib.fedprox_program import RoundSeeded, RoundSeededStragglers
 from fedlightning.datasets.shakespeare import Shakespeare
 from fedlightning.methods import method_names
-from fedlightning.participation.stragglers import Stragglers
 from fedlightning.server.checkpoint import load_checkpoint
 
 QUICK = ["--clients-per-round", "3", "--local-steps", "2", "--rounds", "2", "--evaluate-every", "1", "--slots", "1"]
@@ -115,7 +114,7 @@ def test_stragglers_are_the_papers(recipe: str, request: pytest.FixtureRequest) 
         state, meta = load_checkpoint(path)
         found[name] = meta["identity"]["stragglers"], tuple(state.server.x.tolist())
         assert meta["identity"]["sampler"] == repr(RoundSeeded())
-    rules = [None, repr(Stragglers(0.5)), repr(Stragglers(0.9, partial=False))]
+    rules = [None, repr(RoundSeededStragglers(0.5)), repr(RoundSeededStragglers(0.9, partial=False))]
     assert [str(rule) for rule, _ in found.values()] == [str(rule) for rule in rules]
     assert len({x for _, x in found.values()}) == 3
 
