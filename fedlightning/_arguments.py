@@ -100,6 +100,25 @@ def check_fit(method: Any, task: Any, data: Any, state: Any, ckpt_path: Any) -> 
         raise ConfigurationError("`fit` must go on from one state, but has `state` and `ckpt_path`; leave one out.")
 
 
+def check_evaluation(name: str, task: Any, data: Any, ckpt_path: Any) -> None:
+    """Check the kinds of what `validate`, `test` or `predict` is given.
+
+    Raises:
+        ConfigurationError: they are others.
+    """
+    for value, kind in ((task, FederatedTask), (data, FederatedDataModule)):
+        argument, remedy = _KINDS[kind]
+        if not isinstance(value, kind):
+            raise ConfigurationError(
+                f"`{argument}` of `{name}` must be a {kind.__name__}, but is {shown(value)}; {remedy(value)}."
+            )
+    if not isinstance(ckpt_path, str | os.PathLike | None):
+        raise ConfigurationError(
+            f'`ckpt_path` of `{name}` must be a path, "last" or "best", but is {shown(ckpt_path)}; leave it out for the task as '
+            "it is."
+        )
+
+
 def _check_order(given: tuple[Any, ...]) -> None:
     """Refuse the right things in another order."""
     right = [next((value for value in given if isinstance(value, kind)), None) for kind in _KINDS]

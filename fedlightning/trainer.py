@@ -12,8 +12,9 @@ from typing import Any, Literal, Never
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
-from fedlightning._arguments import LIGHTNING, LIGHTNING_FIT, check_fit, refuse_unknown
+from fedlightning._arguments import LIGHTNING, LIGHTNING_FIT, check_evaluation, check_fit, refuse_unknown
 from fedlightning._checked import COUNT, checked
 from fedlightning._identity import identify
 from fedlightning._run_log import RunLog, open_folder
@@ -120,6 +121,7 @@ class FederatedTrainer:
         self._beginning: tuple[RoundState, RoundPlan] | None = None
         self.round = self.start_round = self.num_clients = self.clients_per_round = 0
         self.should_stop, self.stop_reason = False, ""
+        self._is_fitting = False
 
     # -- what one may ask for -----------------------------------------------------------------------------------------
     def fit(
@@ -170,7 +172,10 @@ class FederatedTrainer:
         """
         refuse_unknown("`fit`", others, FederatedTrainer.fit, LIGHTNING_FIT)
         check_fit(method, task, data, state, ckpt_path)
+        self._refuse_within_a_fit("fit")
         with ExitStack() as opened:
+            opened.callback(setattr, self, "_is_fitting", False)
+            self._is_fitting = True
             self._set_up(method, task, data, state, ckpt_path, opened)
             with stop_on_signal(self._stop_soon), self._way_out():
                 self._run_rounds(self._begin())
@@ -186,18 +191,20 @@ class FederatedTrainer:
             ConfigurationError, MethodError: as `fit`.
         """
         check_fit(method, task, data, None, None)
+        self._refuse_within_a_fit("check")
         alone = copy(self)  # the last fit of this trainer stays as it is
         with ExitStack() as opened:
             alone._set_up(method, task, data, None, None, opened, writes=False)
             alone._prepare()
-            alone.evaluation.rehearse(alone.state)
-            alone._check_callbacks()
+            alone._calls.check()
+            alone._check_callbacks(alone.evaluation.rehearse(alone.state))
 
     def identify(self, method: FedMethod, task: FederatedTask, data: FederatedDataModule) -> dict[str, Any]:
         """Everything that decides a run's numbers but its length, as plain JSON, with hashes in place of tensors.
 
         A checkpoint holds it, and a run goes on only where it is the same. A comparison knows its runs by it.
         """
+        check_fit(method, task, data, None, None)
         data.prepare_data()
         data.setup("fit")
         settings = {
@@ -226,15 +233,15 @@ class FederatedTrainer:
         Raises:
             ConfigurationError: there is no validation split, or the checkpoint is another model's.
         """
-        with evaluating_alone(self.strategy, task, data, "val") as evaluator:
-            return evaluator.score(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
+        with self._evaluating_alone("validate", task, data, "val", ckpt_path) as (evaluator, model):
+            return evaluator.score(*model)
 
     def test(
         self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None
     ) -> dict[str, float]:
         """Score a model on the test set, as `validate` does on the validation split: `test/…` and `test_clients/…`."""
-        with evaluating_alone(self.strategy, task, data, "test") as evaluator:
-            return evaluator.score(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
+        with self._evaluating_alone("test", task, data, "test", ckpt_path) as (evaluator, model):
+            return evaluator.score(*model)
 
     def predict(self, task: FederatedTask, data: FederatedDataModule, ckpt_path: str | Path | None = None) -> Any:
         """The model's outputs for the test set, in its order: a tensor [n, …] or a tree of tensors, on the CPU.
@@ -244,8 +251,8 @@ class FederatedTrainer:
             data: whose test set.
             ckpt_path: see `validate`.
         """
-        with evaluating_alone(self.strategy, task, data, "test") as evaluator:
-            return evaluator.predict(*model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks)))
+        with self._evaluating_alone("predict", task, data, "test", ckpt_path) as (evaluator, model):
+            return evaluator.predict(*model)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -523,6 +530,30 @@ class FederatedTrainer:
         self._calls.call("on_evaluation_progress", done, total)
         return monotonic() <= self._deadline
 
+    # -- evaluations outside of a run -----------------------------------------------------------------------------------
+    @contextmanager
+    def _evaluating_alone(
+        self, name: str, task: FederatedTask, data: FederatedDataModule, split: SplitName, ckpt_path: str | Path | None
+    ) -> Iterator[tuple[GlobalEvaluator, tuple[Tensor, Tensor]]]:
+        """An evaluator of a split, and the model: the checkpoint's, or the task as it is."""
+        check_evaluation(name, task, data, ckpt_path)
+        self._refuse_within_a_fit(name)
+        model = model_of(task, checkpoint_named(ckpt_path, self.log_dir, self.callbacks))
+        with evaluating_alone(self.strategy, task, data, split) as evaluator:
+            yield evaluator, model
+
+    def _refuse_within_a_fit(self, name: str) -> None:
+        """Refuse what would take the slots of a fit that goes on.
+
+        Raises:
+            ConfigurationError: a fit of this trainer goes on.
+        """
+        if self._is_fitting:
+            raise ConfigurationError(
+                f"`{name}` of a trainer must be called before or after its `fit`, but a `fit` goes on; use another trainer, or "
+                "let `evaluate_every` evaluate."
+            )
+
     # -- before the first round -----------------------------------------------------------------------------------------
     def _forget_the_last_fit(self) -> None:
         self.callbacks = in_order(self.callbacks)
@@ -556,11 +587,16 @@ class FederatedTrainer:
             plan, {GRADIENT: before, LOCAL: inputs} if self.server.wants_gradients else {LOCAL: inputs}
         )
 
-    def _check_callbacks(self) -> None:
-        """Let callbacks refuse, e.g. a metric that nothing logs, as far as that is known before the first round."""
+    def _check_callbacks(self, evaluated: Sequence[str] = ()) -> None:
+        """Let callbacks refuse, e.g. a metric that nothing logs, as far as that is known before the first round.
+
+        Args:
+            evaluated: names of what evaluations will log, where one was tried, `*` for any part of a name.
+        """
         known = ["train/loss", "communication/up_bytes", "communication/down_bytes"]
         known += ["round/stragglers"] if self.stragglers else []
-        known += [] if self._log.own else self.evaluation.names  # after an evaluation, what it logged is in `metrics`
+        if not self._log.own:  # after an evaluation, what it logged is in `metrics`
+            known += evaluated or self.evaluation.names
         for callback in self.callbacks:
             callback.check(self, known)
 

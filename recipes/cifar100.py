@@ -29,9 +29,7 @@ def main(run: Run, images: ImageFlags, *, model: str = "lenet", augment: bool = 
     """
     transform = None if crop is None else TFFCifar(crop)
     clients = images.load(CIFAR100, run, augment=augment, transform=transform)
-    network = build_model(
-        model, clients.shape, clients.classes, run.seed, groups=images.groups, positions=images.positions
-    )
+    network = build_model(model, clients.shape, clients.classes, run.seed, **images.details)
     run.fit(Classification(network, clients.classes), clients)
 
 

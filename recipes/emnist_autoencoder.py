@@ -26,9 +26,7 @@ def main(run: Run, images: ImageFlags, *, model: Autoencoder = "cnnautoencoder",
         augment: random crops by up to 2 pixels.
     """
     clients = images.load(EMNIST, run, augment=augment, target="image")
-    network = build_model(
-        model, clients.shape, clients.classes, run.seed, groups=images.groups, positions=images.positions
-    )
+    network = build_model(model, clients.shape, clients.classes, run.seed, **images.details)
     run.fit(Reconstruction(network), clients, monitor="loss", mode="min")
 
 

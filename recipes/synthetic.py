@@ -10,12 +10,7 @@ from typing import Literal
 
 from fedlightning import Classification, Dissimilarity
 from fedlightning.cli.recipe import Run, run_recipe
-from fedlightning.contrib.fedprox_program import (
-    ReplayedBatches,
-    ReplayedStragglers,
-    RoundSeeded,
-    RoundSeededStragglers,
-)
+from fedlightning.contrib import fedprox_program as program
 from fedlightning.datasets import Synthetic
 from fedlightning.models import LogisticRegression
 
@@ -42,18 +37,11 @@ def main(
     """
     devices = Synthetic(data_alpha, data_beta, iid, labels, seed=run.partition_seed, batching=run.batching)
     model = LogisticRegression.glorot(60, 10, seed=run.seed)
-    rule, policy = RoundSeededStragglers, None
+    rules = {"stragglers": program.RoundSeededStragglers}
     if replay == "fedprox":
-        rule, policy = ReplayedStragglers, ReplayedBatches()
+        rules = {"stragglers": program.ReplayedStragglers, "batching_policy": program.ReplayedBatches()}
     measured = [Dissimilarity()] if dissimilarity else []
-    run.fit(
-        Classification(model),
-        devices,
-        sampler=RoundSeeded(),
-        stragglers=rule,
-        batching_policy=policy,
-        callbacks=measured,
-    )
+    run.fit(Classification(model), devices, sampler=program.RoundSeeded(), callbacks=measured, **rules)
 
 
 if __name__ == "__main__":

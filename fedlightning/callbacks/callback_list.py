@@ -30,6 +30,11 @@ def in_order(callbacks: Collection[Callback]) -> list[Callback]:
                 f"`{unknown[0]}` of {type(callback).__name__} is no hook of a callback, and would never be called. "
                 f"{nearest(unknown[0], hooks)}"
             )
+        if callback.stage not in _STAGES:
+            raise ConfigurationError(
+                f"`stage` of {type(callback).__name__} must be one of {', '.join(map(repr, _STAGES))}, but is "
+                f"{callback.stage!r}; see `Callback`."
+            )
     return sorted(callbacks, key=lambda callback: _STAGES.index(callback.stage))
 
 

@@ -45,7 +45,7 @@ class RunFlags:
         name: name of the run's folder instead of version_N.
         label: the partition's name in the run's folder.
         resume: 'last', or the path of a checkpoint.
-        centralised: train on the pooled data under lightning.Trainer, as many steps as all clients together.
+        centralised: train on the pooled data under lightning.Trainer, as many steps a round as its clients take together.
         background: go on without the terminal, output to output.txt.
     """
 
@@ -93,6 +93,11 @@ class ImageFlags:
     positions: bool | None = None
     validation: float = 0.0
     data: Literal["real", "fake"] = "real"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What `build_model` is told besides the model's name: groups and positions."""
+        return {"groups": self.groups, "positions": self.positions}
 
     def load(self, images: type[ImageData], run: Run, **options: Any) -> ImageData:
         """The images of a data set, divided among the clients of the partition.

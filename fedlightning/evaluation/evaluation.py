@@ -51,14 +51,16 @@ class Evaluation:
         """
         return self._evaluator.score(state.model, state.buffers, self._goes_on)
 
-    def rehearse(self, state: RoundState) -> None:
+    def rehearse(self, state: RoundState) -> list[str]:
         """Evaluate two examples of each split, where the run evaluates at all, and throw the metrics away.
+
+        Returns:
+            The names of what an evaluation logs, `*` for any part of one.
 
         Raises:
             ConfigurationError: the model, the scores or the metrics do not fit the examples.
         """
-        if self._every:
-            self._evaluator.rehearse(state.model, state.buffers)
+        return [*self._evaluator.rehearse(state.model, state.buffers), "server/*"] if self._every else []
 
     def is_missing(self, t: int, row: Iterable[str]) -> bool:
         """Whether the model after t rounds was not evaluated, as after a run that ended between evaluations.
@@ -87,11 +89,14 @@ def evaluating_alone(
     """
     data.prepare_data()
     data.setup("fit")
-    if data.split_named(split) is None:
+    found = data.split_named(split)
+    if found is None or not len(found[0].targets):
+        kind, other = ("validation split", "test") if split == "val" else ("test set", "validate")
         raise ConfigurationError(
-            f"{type(data).__name__} must have a validation split for `validate`, but has none; give one, e.g. by "
-            "`validation=0.1` or `val=`, or use `test`."
+            f"{type(data).__name__} must have a {kind} that holds an example, but has none; give one, e.g. by "
+            f"`{'validation=0.1` or `val=' if split == 'val' else 'test='}`, or use `{other}`."
         )
+    task.check(*found[0])
     strategy.set_up_evaluation(task, Layout.of(task), data)
     try:
         yield GlobalEvaluator(strategy, task, data, (split,))

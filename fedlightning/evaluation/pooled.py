@@ -161,18 +161,24 @@ class GlobalEvaluator:
             done += len(split.clients.indices)
         return result
 
-    def rehearse(self, x: Tensor, buffers: Tensor) -> None:
+    def rehearse(self, x: Tensor, buffers: Tensor) -> list[str]:
         """Score two examples of each split on a CPU, for what is refused then.
+
+        Returns:
+            The names of the metrics, `*` for any part of one.
 
         Raises:
             ConfigurationError: the model, the scores or the metrics do not fit the examples.
         """
-        replica = self._strategy.replica(torch.device("cpu"))
+        replica, names = self._strategy.replica(torch.device("cpu")), list[str]()
         for split in self._splits:
             chunk = 0, min(2, len(split.clients.indices))
             scores, outputs, targets = evaluate_chunk(replica, self._data, split, chunk, x.cpu(), buffers.cpu())
             ClientSums(split).add(chunk, scores)
             self._update(self._task.metrics.clone(), outputs, targets)
+            names += [f"{split.prefix}{over}/{name}*" for name in scores for over in ("", "_clients")]
+            names += [f"{split.prefix}/{name}*" for name in map(str, self._task.metrics)]
+        return names
 
     def predict(self, x: Tensor, buffers: Tensor) -> Any:
         """The outputs for the first split, in the order of its examples: a tensor [n, …] or a tree of tensors, on the host."""

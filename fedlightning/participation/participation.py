@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
@@ -11,7 +11,7 @@ from numbers import Integral
 from fedlightning.data.module import FederatedDataModule, Schedule
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Round
-from fedlightning.participation.batching_policy import BatchingPolicy, FromData
+from fedlightning.participation.batching_policy import BatchingPolicy, CheckedBatches, FromData
 from fedlightning.participation.samplers import ClientSampler, UniformSampling, named_clients
 from fedlightning.participation.stragglers import Stragglers, Work
 
@@ -60,7 +60,9 @@ class Participation:
         self.stragglers.check(self)
         # A round is asked for by the trainer, by whoever draws ahead, and by an analysis; two are alive at a time.
         self.work = lru_cache(2)(self._work)
-        self.batches = (batching_policy or FromData()).bind(self)
+        bound = (batching_policy or FromData()).bind(self)
+        # The data module's own batches are looked at where they are drawn, and cost nothing more here.
+        self.batches = bound if batching_policy is None else CheckedBatches(bound, type(batching_policy).__name__, data)
 
     def plan(self, t: int) -> RoundPlan:
         """The plan of round t.
@@ -103,19 +105,32 @@ class Participation:
     def _work(self, t: int) -> Work:
         """Who trains in round t, as the stragglers' rule has it, checked."""
         name = f"{type(self.stragglers).__name__}.work"
-        found = self.stragglers.work(self.chosen(t), t, self)
-        if not isinstance(found, Work):
+        chosen = self.chosen(t)
+        found = self.stragglers.work(chosen, t, self)
+        if not isinstance(found, Work) or not isinstance(found.steps, Mapping):
             raise ConfigurationError(
                 f"`{name}` must give the `Work` of a round, but gives {found!r:.80} in round {t}; return `Work(clients)`."
             )
-        clients = set(named_clients(found.clients, name, t, self.num_clients))
+        clients = named_clients(found.clients, name, t, self.num_clients)
+        if strangers := sorted(set(clients) - set(chosen)):
+            raise ConfigurationError(
+                f"`{name}` must give work to clients that were chosen for round {t}, {chosen!r:.80}, but gives some to "
+                f"{strangers[0]}; pick from its argument `chosen`."
+            )
         for client, steps in found.steps.items():
-            if client not in clients or not isinstance(steps, Integral) or steps < 1:
+            most = self.data.num_steps(client, self.local_steps(t)) if client in clients else 0
+            if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= most:
                 raise ConfigurationError(
-                    f"`steps` of the `Work` of `{name}` must be a whole number from 1 on for clients of the round, but is "
-                    f"{steps!r} for client {client!r} in round {t}; leave out clients that do all their work, or nothing."
+                    f"`steps` of the `Work` of `{name}` must be a whole number from 1 to what is asked of the client, but is "
+                    f"{steps!r} for client {client!r} in round {t}, of whom {most} are asked; leave out clients that do all "
+                    "their work, or nothing."
                 )
-        return found
+        if not isinstance(found.stragglers, Integral) or not 0 <= found.stragglers <= len(chosen):
+            raise ConfigurationError(
+                f"`stragglers` of the `Work` of `{name}` must count some of the {len(chosen)} clients that were chosen for round "
+                f"{t}, but is {found.stragglers!r}; it is logged as `round/stragglers`."
+            )
+        return replace(found, clients=tuple(clients))
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def check_model(state: RoundState, model: Mapping[str, Any], owner: str) -> None
 def difference(
     saved: Mapping[str, Any], current: Mapping[str, Any], names: Iterable[str]
 ) -> tuple[str, str, str] | None:
-    """The first name whose values differ, and both, shortly; lists are told by their first entry that differs."""
+    """The first name whose values differ, and both; of lists and dictionaries the first entry that differs."""
     current = json.loads(json.dumps(dict(current)))  # tuples are lists on disk
     saved = json.loads(json.dumps(dict(saved)))
     for name in names:
@@ -79,5 +79,8 @@ def difference(
             k = next(unequal, min(len(there), len(here)))
             shown = [repr(values[k]) if k < len(values) else "shorter" for values in (there, here)]
             return name, f"{shown[0]} (entry {k})", shown[1]
+        if isinstance(there, dict) and isinstance(here, dict):
+            key = next(key for key in [*here, *there] if there.get(key) != here.get(key))
+            return key, repr(there.get(key)), repr(here.get(key))
         return name, repr(there), repr(here)
     return None

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from recipe_runner import RECIPES, run
 
-from fedlightning import Batching, ConfigurationError, Stragglers
+from fedlightning import Batching, ConfigurationError
 from fedlightning.cli.command import RUN, Command, Program
 from fedlightning.cli.early import Sources, read_program
 from fedlightning.cli.flags import Flag
@@ -95,12 +95,26 @@ def test_the_seeds_of_the_partition_and_of_the_training_are_apart() -> None:
     assert [identity["seed"] for identity in identities] == [1, 2, 2]
 
 
-def test_batches_and_stragglers() -> None:
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        ([], None),
+        (["--stragglers", "0.5"], "RoundSeededStragglers(fraction=0.5, partial=True)"),
+        (["--stragglers", "0.9", "--drop-stragglers"], "RoundSeededStragglers(fraction=0.9, partial=False)"),
+        (["--stragglers", "0.5", "--replay", "fedprox"], "ReplayedStragglers(fraction=0.5, partial=True)"),
+    ],
+)
+def test_stragglers_are_drawn_by_the_recipes_rule(
+    flags: list[str], rule: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("synthetic", "--rounds", "1", "--local-epochs", "2", *flags)
+    said = capsys.readouterr().out
+    assert (rule in said) if rule else ("Stragglers" not in said)
+
+
+def test_batches() -> None:
     assert made(batch_size=None, local_steps=3, drop_last=True).batching == Batching(None, steps=3, drop_last=True)
     assert made(batch_size=7).batching == Batching(7, epochs=1)
-    assert made().stragglers is None
-    assert made(stragglers=0.5).stragglers == Stragglers(0.5)
-    assert made(stragglers=0.9, drop_stragglers=True).stragglers == Stragglers(0.9, partial=False)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,9 @@ def test_an_evaluation_that_is_given_up_begins_no_more(monkeypatch: pytest.Monke
         def on_fit_start(self, trainer: FederatedTrainer) -> None:
             x, buffers = trainer.state.server.x, trainer.state.buffers
             with pytest.raises(EvaluationGivenUp):
-                pooled.Evaluation(trainer.strategy, task, data, ("test",)).run(x, buffers, lambda done, total: False)
+                pooled.GlobalEvaluator(trainer.strategy, task, data, ("test",)).score(
+                    x, buffers, lambda done, total: False
+                )
             list(trainer.strategy.map([lambda worker: None]))
             ended.append(len(seen.sizes))
 
