@@ -1,6 +1,7 @@
 """CIFAR-100 (Krizhevsky, 2009) over Dirichlet clients: 60,000 colour images of 32 x 32 pixels in 100 classes.
 
 python recipes/cifar100.py --method fedprox --mu 0.01
+python recipes/cifar100.py --validation 0.1  # ranks checkpoints by a tenth of each client's images
 
 FederatedX (Lei et al., 2025) trains larger models on windows of 24 pixels; its settings lie in configs/cifar100:
 

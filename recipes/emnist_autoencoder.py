@@ -1,4 +1,5 @@
 """An autoencoder of EMNIST (Cohen et al., 2017) over Dirichlet clients: digits and letters of 28 x 28 pixels, reconstructed.
+The target of an image is the image itself; its label only says who owns it.
 
 python recipes/emnist_autoencoder.py --method fedprox --mu 0.01
 
@@ -6,6 +7,7 @@ FederatedX (Lei et al., 2025) runs it over a thousand clients:
 
 python recipes/emnist_autoencoder.py --partition A0d05C1000 --batch-size 512 --local-epochs 10
 python recipes/emnist_autoencoder.py --preset A0d05C1000
+python recipes/emnist_autoencoder.py --model autoencoder
 """
 
 from typing import Literal

@@ -145,11 +145,11 @@ def _data(trainer: FederatedTrainer) -> str:
     text = f"{data.name or type(data).__name__}: {counted(trainer.num_clients, 'client')} with {each} training examples"
     found = [(name, data.split_named(name)) for name in trainer.evaluate_on]
     splits = [f"{len(split[0].targets):,} {name}" for name, split in found if split is not None]
-    text += "; the test set is the training set" if data.test is data.train and "test" in trainer.evaluate_on else ""
     if not (trainer.evaluate_every and splits):
         return f"{text}; not evaluated"
     often = "every round" if trainer.evaluate_every == 1 else f"every {trainer.evaluate_every} rounds"
-    return f"{text}; evaluated {often} on {', '.join(splits)}"
+    same = " (the test set is the training set)" if data.test is data.train and "test" in trainer.evaluate_on else ""
+    return f"{text}; evaluated {often} on {', '.join(splits)}{same}"
 
 
 def _rounds(trainer: FederatedTrainer) -> str:

@@ -84,6 +84,7 @@ def trainer_of(rounds: int, *callbacks: Callback, slots: int = 1, seed: int = 0,
 
 
 # -- the numbers ------------------------------------------------------------------------------------------------------
+@pytest.mark.quick
 @pytest.mark.parametrize("batch_size", [1000, 2])
 def test_closed_form_on_quadratics(batch_size: int) -> None:
     data, curvatures, optima = problem()
@@ -195,6 +196,7 @@ def test_without_dropout_or_augmentation_and_with_running_statistics() -> None:
     assert trace.found[2][1:] == pytest.approx(measure([g.double() for g in gradients], sizes), rel=1e-4)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("gradients", "variance", "b"),
     [([[0.0], [0.0]], 0.0, 1.0), ([[1.0], [-1.0]], 1.0, float("inf")), ([[2.0], [2.0]], 0.0, 1.0)],
@@ -239,6 +241,7 @@ def test_more_clients_than_there_are() -> None:
         trainer_of(1, Dissimilarity(num_clients=5)).fit(FedAvg(), Quadratics.task([0.0] * 3), problem()[0])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["every", "num_clients", "batch_size"])
 def test_numbers_are_checked(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"`{name}` of Dissimilarity must be at least 1, but is 0"):

@@ -27,6 +27,8 @@ from fedlightning.callbacks.progress import RoundText
 from fedlightning.errors import ConfigurationError
 from fedlightning.method import Round
 
+pytestmark = pytest.mark.quick
+
 NAN = float("nan")
 
 

@@ -24,6 +24,8 @@ from fedlightning import (
 )
 from fedlightning.errors import ConfigurationError
 
+pytestmark = pytest.mark.quick
+
 ASIDE = "There is no validation split, so `val/accuracy` is read from the test set as `test/accuracy`"
 
 

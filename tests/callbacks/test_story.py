@@ -60,7 +60,7 @@ def test_a_run_in_python_tells_what_will_run_and_how_it_went(capsys: pytest.Capt
     found = told(capsys, FedProx(lr=0.05, mu=2.0), stragglers=Stragglers(0.5))
     assert found["Method"] == "FedProx with lr 0.05, mu 2"
     assert found["Data"].endswith(
-        "3 clients with 4 to 8 (median 6) training examples; evaluated every round on 18 test"
+        "3 clients with 4 to 8 (median 6) training examples; evaluated every round on 18 test (the test set is the training set)"
     )
     assert found["Rounds"] == (
         "3, in each 2 of 3 clients, with 2 local steps in batches of 32; Stragglers(fraction=0.5, partial=True); 2 parameters"

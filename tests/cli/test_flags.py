@@ -27,6 +27,8 @@ from fedlightning.cli.flags import (
 from fedlightning.errors import ConfigurationError
 from fedlightning.methods import method_named, method_names
 
+pytestmark = pytest.mark.quick
+
 COMPILE = bool | Literal["auto", "trace"]
 STAGES = tuple[tuple[int, float], ...] | None
 

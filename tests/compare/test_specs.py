@@ -11,6 +11,8 @@ from fedlightning.compare.specs import Spec, lists
 from fedlightning.compare.sweeps import grids, points, with_alpha
 from fedlightning.methods import method_named
 
+pytestmark = pytest.mark.quick
+
 FLAGS = [Flag("tune", Gathered, [])]
 
 

@@ -15,6 +15,8 @@ from fedlightning.contrib.federatedx.__main__ import main
 from fedlightning.contrib.federatedx.tables import READ
 from fedlightning.methods import method_named, method_names
 
+pytestmark = pytest.mark.quick
+
 CONFIG: dict[str, Any] = {
     "workconfig": {"root_path": "./workspace/", "exname": "CIFAR100", "libs": "libs.CIFAR100.", "net_name": "resnet18"},
     "client_trainer_arguments": {"epoch": 10, "lr": 1e-3, "batch_size": 64, "minibatch": True},

@@ -13,6 +13,8 @@ from fedlightning import Batching, Examples, Partition, TensorData
 from fedlightning.errors import ConfigurationError
 from fedlightning.testing import Quadratics
 
+pytestmark = pytest.mark.quick
+
 
 def data(sizes: list[int], batching: Batching) -> TensorData:
     count = sum(sizes)

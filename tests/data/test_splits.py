@@ -30,6 +30,8 @@ from fedlightning.datasets import FakeImages
 from fedlightning.errors import ConfigurationError
 from fedlightning.loggers import run_loggers
 
+pytestmark = pytest.mark.quick
+
 SIZES = [1, 2, 10, 30, 7]
 
 

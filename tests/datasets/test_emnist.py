@@ -12,6 +12,8 @@ from emnist_files import letters, write_idx
 from fedlightning.datasets import CIFAR10, EMNIST
 from fedlightning.errors import ConfigurationError
 
+pytestmark = pytest.mark.quick
+
 
 def test_images_stand_upright_and_keep_their_labels(tmp_path):
     upright = letters(tmp_path)

@@ -8,6 +8,8 @@ from fedlightning import Batching
 from fedlightning.datasets import Synthetic, generate
 from fedlightning.errors import ConfigurationError
 
+pytestmark = pytest.mark.quick
+
 SETS = {"iid": (0.0, 0.0, True), "0_0": (0.0, 0.0, False), "0.5": (0.5, 0.5, False), "1_1": (1.0, 1.0, False)}
 
 # The first 16 digits of the SHA-256 of the inputs and of the labels, and how often each label occurs.

@@ -28,6 +28,8 @@ from fedlightning import (
 )
 from fedlightning.loggers import run_loggers
 
+pytestmark = pytest.mark.quick
+
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS, LABELS = torch.randn(90, 6, generator=GENERATOR), torch.randint(0, 3, (90,), generator=GENERATOR)
 

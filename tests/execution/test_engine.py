@@ -24,6 +24,7 @@ from fedlightning import (
 )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("cohort_size", [2, 3, 5, 7])
 @pytest.mark.parametrize("method", [FedAvg(), FedProx(mu=1.0), Scaffold()], ids=lambda m: type(m).__name__)
 def test_cohorts_of_unequal_clients_give_the_loops_numbers(method: FedMethod, cohort_size: int) -> None:
@@ -46,6 +47,7 @@ def test_full_batches_and_fixed_steps_agree_too(batching: dict[str, object]) -> 
     torch.testing.assert_close(cohort.server.x, loop.server.x, rtol=0, atol=1e-12)
 
 
+@pytest.mark.quick
 def test_the_loop_is_plain_sgd() -> None:
     """One client's round, against torch.optim.SGD on the same batches."""
     task, clients = small_task(), unequal_clients()
@@ -150,6 +152,7 @@ def test_running_statistics_are_refused_by_a_cohort() -> None:
         fit(FedAvg(), task, clients, cohort_size=2)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("cohort_size", [1, 3])
 def test_a_loss_that_is_not_finite_names_the_client_and_the_round(cohort_size: int) -> None:
     clients = unequal_clients()

@@ -15,6 +15,8 @@ from fedlightning.execution.runners.vmap import Dense
 from fedlightning.execution.step import GRADIENT
 from fedlightning.participation import Participation, RoundPlan, Work
 
+pytestmark = pytest.mark.quick
+
 CPU = torch.device("cpu")
 
 

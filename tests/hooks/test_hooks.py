@@ -26,6 +26,8 @@ from fedlightning import (
 from fedlightning.methods import FedAdam, Scaffold, method_named, method_names
 from fedlightning.testing import Quadratics, check_method
 
+pytestmark = pytest.mark.quick
+
 P = 83
 SPLITS = ("test", "train")
 

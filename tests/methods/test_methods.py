@@ -45,6 +45,7 @@ GOLDEN_PARTIAL = {
 }  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("cohort_size", "slots"), [(1, 1), (1, 3), (2, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize("name", GOLDEN)
 def test_full_participation_gives_the_golden_numbers(name: str, cohort_size: int, slots: int) -> None:
@@ -114,6 +115,7 @@ def test_fixed_point_of_fedprox_on_random_quadratics(mu: float, dim: int, steps:
     torch.testing.assert_close(after.server.x, fixed, rtol=0, atol=1e-10)
 
 
+@pytest.mark.quick
 def test_identities_hold_bit_for_bit() -> None:
     fedavg = run(FedAvg(), 3)
     assert torch.equal(run(FedProx(mu=0.0), 3), fedavg)
@@ -127,6 +129,7 @@ def test_server_lr_scales_the_mean_update() -> None:
     torch.testing.assert_close(half - x, 0.5 * (full - x), rtol=0, atol=1e-15)
 
 
+@pytest.mark.quick
 def test_clipping_weight_decay_and_lr_decay_follow_their_definitions() -> None:
     method = FedAvg(lr=0.05, lr_decay=0.5, clip_norm=0.3, weight_decay=0.1)
     x = torch.ones(2, dtype=torch.float64)

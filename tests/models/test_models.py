@@ -39,6 +39,7 @@ def size(model: nn.Module) -> int:
 
 
 # -- sizes and shapes -------------------------------------------------------------------------------------------------
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("model", "parameters"),
     [
@@ -93,6 +94,7 @@ def test_resnet_norms():
 
 
 # -- initial values ---------------------------------------------------------------------------------------------------
+@pytest.mark.quick
 def test_logistic_regression_starts_glorot_uniform_with_zero_bias():
     model = LogisticRegression(600, 100)
     limit = math.sqrt(6 / 700)
@@ -203,6 +205,7 @@ def test_all_or_nothing_and_evaluation():
     assert torch.equal(drop(1.0)(inputs), torch.zeros(4, 5))
 
 
+@pytest.mark.quick
 def test_masks_depend_on_key_and_salt_and_on_nothing_else():
     ones = torch.ones(64, 64)
     first = drop(0.5)(ones)

@@ -121,7 +121,9 @@ def test_predictions_may_be_a_tree() -> None:
 
 
 def test_a_split_that_is_not_there_cannot_be_validated_on() -> None:
-    with pytest.raises(ConfigurationError, match="must have a validation split for `validate`, but has none; give one"):
+    with pytest.raises(
+        ConfigurationError, match="must have a validation split that holds an example, but has none; give one"
+    ):
         FederatedTrainer().validate(task(), data())
 
 

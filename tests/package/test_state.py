@@ -15,6 +15,8 @@ from fedlightning.errors import nearest, require_within
 from fedlightning.layout import Layout
 from fedlightning.server.aggregation import OrderedMean
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_state_is_read_by_name_and_never_changed() -> None:
     state = State(w=torch.ones(2), c=torch.zeros(3))

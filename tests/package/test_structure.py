@@ -4,6 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import fedlightning
 
 PACKAGE = Path(fedlightning.__file__).parent
@@ -45,6 +47,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
         yield from ((node.lineno, name.split(".")[1]) for name in names if name.startswith("fedlightning."))
 
 
+@pytest.mark.quick
 def test_imports_go_only_downward() -> None:
     broken = []
     for path, part in modules():
@@ -65,6 +68,7 @@ def test_methods_fit_on_a_page() -> None:
     assert not [path.name for path in methods if len(path.read_text().splitlines()) >= 60]
 
 
+@pytest.mark.quick
 def test_public_names_are_pinned() -> None:
     names = """
     Batching Callback Classification ClientContext ClientError ConfigurationError Dirichlet Dissimilarity EarlyStopping Examples FedAvg

@@ -66,6 +66,7 @@ class Recorder(Callback):
         self.logged.append(dict(metrics))
 
 
+@pytest.mark.quick
 def test_hooks_come_in_the_order_drawn_in_the_contract() -> None:
     recorder = Recorder()
     strategy = SlotStrategy(1, cohort_size=2)
@@ -92,6 +93,7 @@ def test_an_evaluation_says_how_far_it_is_over_all_that_is_evaluated() -> None:
     assert {1200, 2400} < set(done)
 
 
+@pytest.mark.quick
 def test_what_is_logged_is_what_happened() -> None:
     recorder, method = Recorder(), Scaffold()
     trainer = FederatedTrainer(1, 4, SlotStrategy(1), [recorder], logger=False)
@@ -106,6 +108,7 @@ def test_what_is_logged_is_what_happened() -> None:
         assert f"test/{name}" in logged
 
 
+@pytest.mark.quick
 def test_evaluation_is_the_mean_over_examples_and_over_clients() -> None:
     recorder, data, model = Recorder(), clients(), task()
     trainer = FederatedTrainer(1, callbacks=[recorder], logger=False)

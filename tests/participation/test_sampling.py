@@ -7,12 +7,14 @@ import torch
 
 from fedlightning import Batching, Classification, Examples, FedAvg, FederatedTrainer, TensorData
 from fedlightning.contrib.fedprox_program import RoundSeeded, RoundSeededStragglers
-from fedlightning.data import Partition
+from fedlightning.data import Partition, Schedule
 from fedlightning.errors import ConfigurationError
 from fedlightning.models import MLP
-from fedlightning.participation import ClientSampler, FixedSchedule, Participation, UniformSampling
+from fedlightning.participation import BatchingPolicy, ClientSampler, FixedSchedule, Participation, UniformSampling
 from fedlightning.participation.samplers import SizeWeighted, named_clients
 from fedlightning.participation.stragglers import Stragglers, Work
+
+pytestmark = pytest.mark.quick
 
 
 def test_uniform_sampling_is_without_replacement_and_addressed():
@@ -288,10 +290,17 @@ def test_a_rule_of_stragglers_must_name_the_active_clients_among_the_chosen(acti
         (Work((0, 7)), "there is no client 7"),
         (
             Work((0, 1), {2: 1}),
-            "must be a whole number from 1 on for clients of the round, but is 1 for client 2 in round 0",
+            "must be a whole number from 1 to what is asked of the client, but is 1 for client 2 in round 0, of whom 0 are",
         ),
         (Work((0, 1), {1: 0}), "but is 0 for client 1"),
         (Work((0, 1), {1: 1.5}), "but is 1.5 for client 1"),
+        (Work((0, 1), {1: 7}), "but is 7 for client 1 in round 0, of whom 1 are asked"),
+        (
+            Work((0, 4)),
+            r"clients that were chosen for round 0, \[0, 1, 2\], but gives some to 4; pick from its argument",
+        ),
+        (Work((0, 1), {}, 9), "must count some of the 3 clients that were chosen for round 0, but is 9"),
+        (Work((0, 1), [1, 1]), "must give the `Work` of a round, but gives"),
         ([0, 1], r"must give the `Work` of a round, but gives \[0, 1\] in round 0"),
     ],
 )
@@ -301,7 +310,45 @@ def test_a_rule_of_stragglers_gives_work_that_clients_can_do(work, fault):
             return work
 
     with pytest.raises(ConfigurationError, match=fault):
-        participation(UniformSampling(), stragglers=Lazy(0.5)).work(0)
+        participation(Answers([0, 1, 2]), stragglers=Lazy(0.5)).work(0)
+
+
+def rows(*batches):
+    return Schedule(torch.tensor(batches), None)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (None, r"give a list with the schedule of each of 2 clients in round 3, but have None"),
+        ([rows([0, 1])], "give a list with the schedule of each of 2 clients"),
+        ([rows([0, 1]), rows([2, 3], [2, 3])], r"for client 1 in round 3, but have an index of .* \[2, 2\]"),
+        ([rows([0, 1]), rows([-1, -1])], "for client 1 in round 3, but have no example in batch 0"),
+        ([rows([0, 1]), rows([2, 1])], "for client 1 in round 3, but have an example that the client does not own"),
+        ([rows([0.0, 1.0]), rows([2, 3])], "for client 0 in round 3, but have an index of torch.float32"),
+        ([torch.tensor([[0, 1]]), rows([2, 3])], "for client 0 in round 3, but have .*; use `fedlightning.data.Schedule`"),
+    ],
+)  # fmt: skip
+def test_a_batching_policy_gives_batches_that_clients_can_train_on(given, fault):
+    class Mine(BatchingPolicy):
+        def bind(self, participation):
+            return lambda clients, num_steps, round: given
+
+    data = participation(UniformSampling()).data
+    bound = Participation(data, 2, batching_policy=Mine())
+    with pytest.raises(ConfigurationError, match="The batches of Mine must .*" + fault):
+        bound.batches([0, 1], [1, 1], 3)
+
+
+def test_a_batching_policy_binds_to_a_function():
+    class Mine(BatchingPolicy):
+        def bind(self, participation):
+            return 5
+
+    with pytest.raises(
+        ConfigurationError, match=r"`bind` of Mine must give a function of \(clients, num_steps, round\)"
+    ):
+        Participation(participation(UniformSampling()).data, 2, batching_policy=Mine())
 
 
 def test_a_hundred_thousand_clients_are_looked_at_in_no_time():

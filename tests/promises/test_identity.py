@@ -31,6 +31,8 @@ from fedlightning.methods import FedLESAM, FedNova
 from fedlightning.participation.samplers import ClientSampler
 from fedlightning.server.client_memory import ClientMemory
 
+pytestmark = pytest.mark.quick
+
 SIZE = 3000  # more than the thousand examples that were once looked at
 
 

@@ -63,6 +63,7 @@ def reference(request: pytest.FixtureRequest) -> tuple[FedMethod, RoundState]:
     return request.param, dropout_run(request.param)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("slots", [2, 4])
 def test_the_number_of_slots_changes_no_bit(reference: tuple[FedMethod, RoundState], slots: int) -> None:
     method, state = reference
@@ -91,6 +92,7 @@ class Kill(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("slots", [1, 2])
 def test_killed_in_the_fourth_round_and_resumed_changes_no_bit(
     reference: tuple[FedMethod, RoundState], slots: int, tmp_path: Path

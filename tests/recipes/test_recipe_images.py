@@ -61,6 +61,7 @@ def logged(folder: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path("logs", folder, "metrics.csv").read_text().splitlines()))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("recipe", "lr", "rounds"), [("mnist", 0.03, 100), ("femnist", 0.003, 200)])
 def test_the_defaults_are_the_papers(
     recipe: str, lr: float, rounds: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -92,6 +93,7 @@ def test_no_method_shares_a_flag_with_a_recipe(recipe: str, method: str, capsys:
     assert "--lr" in capsys.readouterr().out
 
 
+@pytest.mark.quick
 def test_mnist_shows_the_statistics_and_evaluates_on_both_parts(
     mnist: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +137,7 @@ def test_stragglers_do_less_or_are_dropped(mnist: ModuleType) -> None:
     assert not torch.equal(found["all"][0], found["none"][0])
 
 
+@pytest.mark.quick
 def test_stragglers_are_checked_before_anything_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_recipe(load("femnist").main, argv=["--stragglers", "1.0", "--data-dir", "nowhere"])

@@ -27,6 +27,8 @@ from fedlightning.server.checkpoint import load_checkpoint, save_checkpoint
 from fedlightning.server.client_memory import ClientMemory
 from fedlightning.testing import Quadratics
 
+pytestmark = pytest.mark.quick
+
 EYE = torch.eye(2)
 
 

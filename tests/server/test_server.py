@@ -13,6 +13,8 @@ from fedlightning.methods import FedDane, FedLESAM, FedRed
 from fedlightning.server.aggregation import OrderedMean
 from fedlightning.testing import Quadratics
 
+pytestmark = pytest.mark.quick
+
 P, N = 2, 4
 FLOAT = 8  # bytes of a number of float64
 

@@ -11,6 +11,8 @@ from recipes.benchmarks.rows import Row
 from recipes.benchmarks.table import MEASURES, Table
 from recipes.benchmarks.workloads import WORKLOADS
 
+pytestmark = pytest.mark.quick
+
 
 def test_rows_and_bounds_belong_together() -> None:
     assert len(set(rows.ROWS)) == len(rows.ROWS) == len({(row.workload, row.label) for row in rows.ROWS})

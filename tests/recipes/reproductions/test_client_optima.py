@@ -22,6 +22,7 @@ def test_the_floor_is_the_closed_form_and_grows_with_the_distance() -> None:
         assert two.predicted == pytest.approx(4 * one.predicted, rel=1e-9)
 
 
+@pytest.mark.quick
 def test_the_floor_by_an_independent_minimiser() -> None:
     curvatures, optima, sizes = client_optima.problem(1.0, 0)
     x = torch.zeros(client_optima.DIMENSIONS, dtype=torch.float64, requires_grad=True)
@@ -46,6 +47,7 @@ def test_the_oscillation_has_the_predicted_variance() -> None:
     assert found.error < 0.15 * found.predicted
 
 
+@pytest.mark.quick
 def test_the_predicted_variance_by_enumeration() -> None:
     """σ_S² as the variance over all pairs of clients, and the recursion v ← (1 − M)² v + M² σ_S² at its fixed point."""
     optima = client_optima.oscillating(0)

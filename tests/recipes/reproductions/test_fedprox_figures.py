@@ -88,6 +88,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # -- what is run --------------------------------------------------------------------------------------------------------
+@pytest.mark.quick
 def test_the_settings_are_the_paper_s() -> None:
     shown = {name: (s.lr, s.mu, s.rounds, s.stride) for name, s in paper.SETTINGS.items()}
     assert {shown.pop(name) for name in paper.SYNTHETIC} == {(0.01, 1, 200, 1)}
@@ -122,6 +123,7 @@ def test_adaptive_mu_starts_at_its_worst() -> None:
     assert starts == {"synthetic_iid": 1, "synthetic_0_0": 0, "synthetic_0.5_0.5": 0, "synthetic_1_1": 0}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("fields", "stragglers", "sampler", "weighting"),
     [
