@@ -15,6 +15,8 @@ pytestmark = pytest.mark.quick
 
 FLAGS = [Flag("tune", Gathered, [])]
 
+pytestmark = pytest.mark.quick
+
 
 def typed(words: str) -> list[str]:
     """The words of a flag as it is typed."""
