@@ -78,7 +78,7 @@ def test_no_private_name_of_the_package_is_read_or_patched(path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from fedlightning.analysis.optima import _Client",
+        "from fedlightning.data.module import _Pooled",
         "trainer._finished",
         "strategy.runner._backend.seconds",
         "monkeypatch.setattr(pool, '_start', None)",
