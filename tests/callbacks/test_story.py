@@ -51,9 +51,7 @@ def told(
     return {re.split(r" {2,}|(?<=Go on) ", line)[0].split()[0]: re.sub(r"^(Go on|\w+) +", "", line) for line in lines}
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_a_run_in_python_tells_what_will_run_and_how_it_went(capsys: pytest.CaptureFixture[str]) -> None:

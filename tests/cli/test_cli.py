@@ -31,9 +31,7 @@ from fedlightning.server.checkpoint import load_checkpoint
 QUICK = ["--local-steps", "2", "--rounds", "3"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def synthetic(*argv: str) -> None:

@@ -17,9 +17,7 @@ def synthetic(*argv: str) -> None:
     run("synthetic", *argv)
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_a_run_says_what_it_is_and_ends_with_two_commands(

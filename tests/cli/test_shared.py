@@ -24,9 +24,7 @@ from fedlightning.server.checkpoint import load_checkpoint
 NAMES = sorted(path.stem for path in RECIPES.glob("*.py") if "run_recipe(main" in path.read_text())
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def made(**flags: Any) -> Run:

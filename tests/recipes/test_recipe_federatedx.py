@@ -24,9 +24,7 @@ QUICK = ["--rounds", "1", "--local-steps", "1", "--clients-per-round", "2", "--e
 QUICK += ["--cohort-size", "1"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(autouse=True)

@@ -34,9 +34,7 @@ class Digits(PowerLawMNIST):
         return train, Partition.of_owners(torch.arange(108) % 12, 12), test, Partition.of_owners(torch.arange(12), 12)
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture

@@ -21,9 +21,7 @@ from fedlightning.server.checkpoint import load_checkpoint
 QUICK = ["--clients-per-round", "3", "--local-steps", "2", "--rounds", "2", "--evaluate-every", "1", "--slots", "1"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture
