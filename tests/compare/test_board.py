@@ -3,12 +3,15 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from fedlightning.compare import Outcome, Progress
 from fedlightning.compare.board import Board
 
 DONE = Outcome("a", 0, Path(), {0: 0.25}, 0, 1.0, 0.0, 0.0, None)
+
+pytestmark = pytest.mark.quick
 
 
 def test_the_board_is_a_table_in_a_terminal_and_lines_elsewhere() -> None:

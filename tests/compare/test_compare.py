@@ -38,6 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 
 # -- the numbers ---------------------------------------------------------------------------------------------------
+@pytest.mark.quick
 def test_the_table_is_what_the_runs_have_logged(whole: Table) -> None:
     assert whole.names == ["fedavg", "scaffold"]
     for row in whole.rows():
@@ -89,6 +90,7 @@ def test_final_best_and_rounds_to_the_target() -> None:
     assert curve.rounds_to(0.25, "min") == 10
 
 
+@pytest.mark.quick
 def test_how_the_table_looks() -> None:
     runs = (outcome({0: 0.1, 1: 0.5}, 0), outcome({0: 0.2, 1: 0.7}, 1), outcome({0: 0.2}, 2, "diverged"))
     table = Table(runs, target=0.6)
@@ -324,6 +326,7 @@ def test_mistakes(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     assert not list(tmp_path.rglob("last.ckpt"))
 
 
+@pytest.mark.quick
 def test_names() -> None:
     wanted = ["fedavg", "fedavg #2", "fedprox mu=0.5", "fedprox lr=1.0 mu=0.5", "mine", "fedavg #3"]
     given = [FedAvg(), FedAvg(), FedProx(mu=0.5), FedProx(lr=1.0, mu=0.5), ("mine", FedAvg()), ("FedAvg", FedAvg())]

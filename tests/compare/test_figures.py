@@ -9,6 +9,8 @@ from fedlightning.compare import Outcome, Table, figures
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra `figures`")
 
+pytestmark = pytest.mark.quick
+
 
 def outcome(name: str, seed: int, curve: dict[int, float], failure: str | None = None) -> Outcome:
     return Outcome(name, seed, Path(), curve, max(curve), 1.0, 0.0, 0.0, failure)

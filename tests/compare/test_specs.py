@@ -13,6 +13,8 @@ from fedlightning.methods import method_named
 
 FLAGS = [Flag("tune", Gathered, [])]
 
+pytestmark = pytest.mark.quick
+
 
 def typed(words: str) -> list[str]:
     """The words of a flag as it is typed."""

@@ -32,6 +32,7 @@ class Late(FedAvg):
         return grad(local.w) * (float("inf") if diverges else 1.0)
 
 
+@pytest.mark.quick
 def test_the_best_point_is_run_on_all_seeds(tmp_path: Path) -> None:
     told: list[Outcome] = []
     changed = {"tune": {"lr": LRS}, "tune_rounds": 2, "trainer": {"evaluate_every": 1}, "on_run_end": told.append}
