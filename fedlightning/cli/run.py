@@ -109,7 +109,7 @@ class Run:
         data.setup("fit")
         split = "test" if data.val is None else "val"
         watched = f"{split}/{monitor}" if monitor and self.flags.evaluate_every else None
-        checkpoint = self._open(folder or self._named(data))
+        checkpoint = self._open(self._labelled(folder or data.name or type(data).__name__, data))
         with self._opened:
             trainer = self._trainer(
                 [
@@ -181,9 +181,9 @@ class Run:
         print(*closing(clock(perf_counter() - began), course, self.folder, draws=True, command=None), sep="\n")  # noqa: T201
 
     # -- the folder -----------------------------------------------------------------------------------------------------
-    def _named(self, data: FederatedDataModule) -> str:
-        """What stands for the data in the run's folder: their name, in which `--label` replaces the partition's."""
-        name, partition = data.name or type(data).__name__, getattr(data, "partition", None)
+    def _labelled(self, name: str, data: FederatedDataModule) -> str:
+        """The data's name in the run's folder, in which `--label` replaces the partition's."""
+        partition = getattr(data, "partition", None)  # of data that a partitioner divides
         return name.replace(partition.name, self.flags.label) if self.flags.label and partition else name
 
     def _open(self, part: str) -> Path | None:
