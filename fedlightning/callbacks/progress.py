@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from rich.table import Column
 from fedlightning._checked import checked
 from fedlightning.callbacks.base import Callback, CohortResult
 from fedlightning.callbacks.story import Story, clock, opening
+from fedlightning.errors import ConfigurationError, shown
 from fedlightning.method import Round
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class RoundProgress(Callback):
         goes_on: gives the command that goes on with the run; None for the call in Python.
 
     Raises:
-        ConfigurationError: `refresh_rate` is not positive.
+        ConfigurationError: `refresh_rate` is not positive, or `goes_on` cannot be called with the trainer.
     """
 
     logs = ()
@@ -62,6 +64,11 @@ class RoundProgress(Callback):
         goes_on: Callable[..., str] | None = None,
     ) -> None:
         self.refresh_rate, self.metrics, self.console = refresh_rate, tuple(metrics), console
+        if goes_on is not None and not _takes_one(goes_on):
+            raise ConfigurationError(
+                f"`goes_on` of RoundProgress must be a function of the trainer that gives a command, but is {shown(goes_on)}; "
+                "leave it out for the call in Python."
+            )
         self.story, self.goes_on = story, goes_on
         self._pace = _Pace()
         self._told: Story | None = None
@@ -291,3 +298,12 @@ def _label(trainer: FederatedTrainer) -> str:
 def _print(console: Console, *lines: str) -> None:
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _takes_one(function: Callable[..., str]) -> bool:
+    """Whether a function can be called with one argument."""
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -251,8 +251,8 @@ def contents(path: Path) -> dict[str, bytes]:
     ("argv", "message"),
     [
         (["--name", "mine", "--resume", "Last"], "`--resume` must be 'last' or a checkpoint's path, but there is no file 'Last'"),
-        (["--name", "mine", "--resume", "last", "--lr", "0.5"], "`hyperparameters`"),
-        (["--name", "mine", "--resume", "mine.ckpt", "--lr", "0.5"], "`hyperparameters`"),
+        (["--name", "mine", "--resume", "last", "--lr", "0.5"], "`lr` is 0.01 in"),
+        (["--name", "mine", "--resume", "mine.ckpt", "--lr", "0.5"], "`lr` is 0.01 in"),
         (["--name", "mine", "--slots", "1"], "holds a run"),
         (["--name", "mine", "--slots", "cuda:77"], "Slot 'cuda:77' needs device cuda:77"),
         (["--name", "notes", "--clients-per-round", "31"], "`clients_per_round` must be"),

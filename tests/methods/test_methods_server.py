@@ -141,7 +141,7 @@ def test_fedexp_takes_a_whole_step_where_no_client_moves() -> None:
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_fedexp_is_evaluated_at_the_average_of_the_last_two_iterates(rounds: int) -> None:
     x = [torch.ones(2, dtype=torch.float64), *iterates(FedExP(), rounds)][-2:]
-    trainer = FederatedTrainer(rounds, callbacks=[], logger=False)
+    trainer = FederatedTrainer(rounds, callbacks=[], logger=False, evaluate_on=("train",))
     state = trainer.fit(FedExP(), Quadratics.task([1.0, 1.0]), Quadratics(A, B, N))
     middle = FedExP().evaluation_point(state.server)
     close(middle, (x[0] + x[1]) / 2)
@@ -404,7 +404,7 @@ def test_the_loss_has_a_floor_and_fedavg_stays_above_it() -> None:
     for weighting, losses in floor.items():
         name = "train_all_clients/loss_mean" if weighting == "uniform" else "train_all/loss"
         for cls, loss in zip((Scaffold, FedAvg), losses, strict=True):
-            trainer = FederatedTrainer(180, callbacks=[], logger=False, evaluate_every=180)
+            trainer = FederatedTrainer(180, callbacks=[], logger=False, evaluate_every=180, evaluate_on=("train",))
             trainer.fit(cls(weighting=weighting), Quadratics.task([1.0, 1.0]), Quadratics(A, B, N))
             assert trainer.metrics[name] == pytest.approx(loss, abs=1e-9)
 

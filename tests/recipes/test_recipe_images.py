@@ -129,8 +129,8 @@ def test_stragglers_do_less_or_are_dropped(mnist: ModuleType) -> None:
     for name in ("some", "none", "all"):
         state, meta = load_checkpoint(Path(f"logs/mnist/mnist_power_law/fedavg/{name}/checkpoints/last.ckpt"))
         found[name] = state.server.x, str(meta["identity"]["stragglers"])
-    assert found["some"][1] == "Stragglers(fraction=0.5, partial=True)"
-    assert found["none"][1] == "Stragglers(fraction=0.9, partial=False)"
+    assert found["some"][1] == "RoundSeededStragglers(fraction=0.5, partial=True)"
+    assert found["none"][1] == "RoundSeededStragglers(fraction=0.9, partial=False)"
     assert not torch.equal(found["all"][0], found["some"][0])
     assert not torch.equal(found["all"][0], found["none"][0])
 
