@@ -267,6 +267,12 @@ def test_what_is_set_aside_is_not_trained_on() -> None:
     assert torch.equal(evaluated(spoiled).state.server.x, seen)
 
 
+def test_a_validation_split_that_the_task_cannot_take_is_refused() -> None:
+    wrong = TensorData(examples(50), clients(), val=Examples(torch.zeros(5, 4), torch.full((5,), 7)))
+    with pytest.raises(ConfigurationError, match="Labels must be integers in 0…2"):
+        evaluated(wrong)
+
+
 def test_a_split_without_an_example_is_refused_where_it_is_evaluated() -> None:
     empty = TensorData(examples(50), clients(), val=Examples(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
     with pytest.raises(
