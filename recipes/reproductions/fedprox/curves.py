@@ -114,7 +114,6 @@ class Column:
         return f"{goes_on}to round {trainer.round} in {time.perf_counter() - began:.0f} s"
 
     def trainer(self, folder: Path, curve: Curve) -> FederatedTrainer:
-        """The trainer of a curve, which writes to its folder."""
         """The trainer of a curve, which logs to a folder."""
         return FederatedTrainer(
             max_rounds=self.rounds,
